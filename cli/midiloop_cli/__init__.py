@@ -1,0 +1,1 @@
+"""The commands `midiloop` and `audioloop`: parse, call one library function, report."""

@@ -1,0 +1,144 @@
+"""Commands on symbolic loops: extract, inspect, plot, export.
+
+The library is imported inside each command, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from midiloop_cli import report
+
+Command = Callable[..., Any]
+PATH = click.Path(path_type=Path)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Report as JSON on stdout.")
+rules_option = click.option(
+    "--rules",
+    "rules_name",
+    type=click.Choice(["paper", "open"]),
+    default="paper",
+    show_default=True,
+    help="paper: kick, crash and bass on the first step, 4/4 stated. "
+    "open: no crash needed, and no time signature means 4/4.",
+)
+
+
+def choice_options(command: Command) -> Command:
+    """Options that choose loops of a dataset."""
+    for option in (
+        click.option("--limit", type=click.IntRange(1), help="At most so many loops."),
+        click.option("--split", type=click.Choice(["train", "valid", "test"])),
+        click.option("--song", default="*", help="Songs whose path matches, as in '*/funk*'."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, type=PATH, metavar="SOURCE...")
+@click.option("-o", "--out", required=True, type=PATH, help="Folder for the loop dataset.")
+@rules_option
+@click.option(
+    "--stride-bars",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Look for a loop at every so many bars.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1, 256), help="Processes; default: all usable cores."
+)
+@click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
+@json_option
+def extract(
+    sources: tuple[Path, ...],
+    out: Path,
+    rules_name: str,
+    stride_bars: int,
+    workers: int | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Mine loops out of folders, MIDI files, .zip and .tar archives into a loop dataset.
+
+    Archives (also .tar.gz, .tar.xz, .tar.zst) are read in one stream, without unpacking.
+    """
+    from midiloop import extract, rules
+
+    settings = extract.Settings(rules.preset(rules_name), stride_bars)
+    with report.live_progress() as live:
+        result = extract.run(
+            sources, out, settings, n_workers=workers, resume=resume, on_progress=live.update
+        )
+    click.echo(report.to_json(result.manifest) if as_json else live.summary(result.manifest, out))
+    for broken in result.broken_sources:
+        detail = f"{broken.reason} ({broken.detail})"
+        click.echo(f"midiloop: error: {broken.file}: {detail}; fetch the archive anew", err=True)
+    sys.exit(1 if result.broken_sources else 0)
+
+
+@click.command()
+@click.argument("dataset", type=PATH, metavar="LOOPS")
+@json_option
+def inspect(dataset: Path, as_json: bool) -> None:
+    """Show what is in a loop dataset: counts, rejects, histograms, the paper's metrics."""
+    from midiloop import overview, store
+
+    found = overview.of(store.LoopDataset(dataset))
+    click.echo(report.to_json(found.as_json()) if as_json else report.overview(found, dataset))
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, type=PATH, metavar="LOOPS|MIDI...")
+@click.option("-o", "--out", required=True, type=PATH, help="Picture: .png, .svg or .pdf.")
+@click.option("--columns", type=click.IntRange(1, 12), default=3, show_default=True)
+@choice_options
+@json_option
+def plot(sources: tuple[Path, ...], out: Path, columns: int, as_json: bool, **choice: Any) -> None:
+    """Draw piano rolls: one loop large, several as a contact sheet.
+
+    Of a loop dataset, the first loop of each of 12 songs (--limit); of MIDI files, the first loop
+    of each, or its first 8 bars where it has none.
+    """
+    from midiloop import gallery
+
+    pictures = gallery.pictures(sources, **choice)
+    gallery.draw(pictures, out, columns=columns)
+    found = {"picture": str(out), "loops": [picture.title for picture in pictures]}
+    click.echo(report.to_json(found) if as_json else str(out))
+
+
+@click.command()
+@click.argument("dataset", type=PATH, metavar="LOOPS")
+@click.option("--midi", "midi_folder", type=PATH, help="New folder for one MIDI file a loop.")
+@click.option("--npz", "npz_file", type=PATH, help="One pypianoroll file of all loops.")
+@click.option("--distinct", is_flag=True, help="Each loop once, however often it comes.")
+@choice_options
+@json_option
+def export(
+    dataset: Path,
+    midi_folder: Path | None,
+    npz_file: Path | None,
+    as_json: bool,
+    **choice: Any,
+) -> None:
+    """Write loops as MIDI files that loop right in a DAW, or as one pypianoroll .npz."""
+    from midiloop import export, store
+
+    if (midi_folder is None) == (npz_file is None):
+        raise click.UsageError("Give one of --midi DIR and --npz FILE.")
+    loops = store.LoopDataset(dataset)
+    total = min(len(loops), choice["limit"] or len(loops))
+    if midi_folder:
+        with report.counting("loops", total) as count:
+            n_loops = len(export.to_midi(loops.select(**choice), midi_folder, on_loop=count))
+    elif npz_file:
+        n_loops = export.to_npz(loops.select(**choice), npz_file)
+    written = {"written": str(midi_folder or npz_file), "loops": n_loops}
+    click.echo(report.to_json(written) if as_json else f"{n_loops:,} loops in {written['written']}")

@@ -1,0 +1,10 @@
+"""midiloop: mine loops out of MIDI, learn to write new ones.
+
+The pipeline is one module a stop: `corpus`, `score`, `pianoroll`, `rules`, `extract`, `store`;
+`metrics` and `plot` look at what came out. Import them by name::
+
+    from midiloop import extract, score
+    rolls = extract.loops(score.read("song.mid"))
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,23 @@
+"""The errors that a caller may want to catch."""
+
+
+class LoopError(ValueError):
+    """Input that cannot be used; the message names the thing, the cause and the remedy."""
+
+
+class CallError(LoopError):
+    """A call that cannot be carried out as it stands; nothing was read or written."""
+
+
+class MidiError(LoopError):
+    """Bytes that hold no usable score.
+
+    Args:
+        reason: the machine-readable name of what is wrong, one of ``score.REASONS``.
+        detail: the same for people, with the figures.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

@@ -1,0 +1,342 @@
+"""Mine loops: out of one score, or out of a whole corpus into a dataset.
+
+`run` cuts the corpus into batches of files, has workers mine them, and commits each batch as a part
+beside the dataset to be; when all are there it seals them. A batch depends on the corpus alone, so
+neither the number of workers nor an interruption changes a byte of the dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midiloop import __version__, corpus, parts, pianoroll, rules, score, store, workers
+from midiloop.corpus import Item, Problem
+from midiloop.errors import CallError, LoopError, MidiError
+from midiloop.grid import LOOP, Grid, Roll
+from midiloop.rules import Rules
+from midiloop.score import Score
+
+BATCH_FILES = 128
+BATCH_BYTES = 4 << 20
+ITEM_TIMEOUT_S = 10.0
+
+REASONS = {
+    **corpus.REASONS,
+    **score.REASONS,
+    "not_4_4": "a time signature other than 4/4 is in force somewhere",
+    "no_meter": "no time signature is stated",
+    "no_bass": "no bass: no note of programs 32 to 39 from C1 to B7",
+    "no_drums": "no drums: no note of the nine drum columns on channel 10",
+    "no_loop": "no window keeps the loop rules",
+    "timeout": f"reading the file took over {ITEM_TIMEOUT_S:g} s",
+    "crashed": "reading the file ended the process",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides which loops are found.
+
+    Attributes:
+        rules: when a window is a loop.
+        stride_bars: windows start at every so many bars.
+    """
+
+    rules: Rules = rules.PRESETS["paper"]
+    stride_bars: int = 1
+    grid: Grid = LOOP
+
+
+PAPER = Settings()
+
+
+def loops(song: Score, settings: Settings = PAPER) -> list[Roll]:
+    """All loops of one song, as bool rolls (steps, columns).
+
+    Raises:
+        MidiError: the song cannot have any; ``reason`` is one of `REASONS`.
+    """
+    grid = settings.grid
+    roll = _usable_roll(song, settings)
+    starts = rules.find(roll, settings.rules, stride_bars=settings.stride_bars, grid=grid)
+    windows = (start * grid.steps_per_bar for start in starts.tolist())
+    return [roll[step : step + grid.steps] for step in windows]
+
+
+def _usable_roll(song: Score, settings: Settings) -> Roll:
+    if problem := rules.meter_problem(song, settings.rules):
+        raise MidiError(*problem)
+    programs = sorted({track.program for track in song.tracks if not track.is_drum})
+    if not pianoroll.bass_tracks(song):
+        raise MidiError("no_bass", f"programs {', '.join(map(str, programs)) or 'none'}")
+    if not pianoroll.drum_tracks(song):
+        raise MidiError("no_drums", "no note on channel 10")
+    roll = pianoroll.encode(song, settings.grid)
+    if not roll[:, settings.grid.n_drums :].any():
+        raise MidiError("no_bass", "all bass notes are outside C1 to B7")
+    if not roll[:, : settings.grid.n_drums].any():
+        raise MidiError("no_drums", "no note on channel 10 belongs to the nine drum columns")
+    return roll
+
+
+def mine(file: str, data: bytes, settings: Settings) -> parts.MinedSong:
+    """The loops of one file, as the dataset stores them.
+
+    Raises:
+        MidiError: there are none; ``reason`` is one of `REASONS`.
+    """
+    song, grid = score.read(data), settings.grid
+    roll = _usable_roll(song, settings)
+    starts = rules.find(roll, settings.rules, stride_bars=settings.stride_bars, grid=grid)
+    if not len(starts):
+        n_bars = len(roll) // grid.steps_per_bar
+        raise MidiError("no_loop", f"none of {max(0, n_bars - grid.bars + 1)} windows")
+    windows = starts[:, None] + np.arange(grid.bars)
+    bars = roll.reshape(-1, grid.cells_per_bar)
+    return parts.MinedSong(
+        file,
+        hashlib.md5(data, usedforsecurity=False).hexdigest(),
+        starts,
+        _median_tempos(song, windows, grid),
+        rules.bar_distances_cells(roll, grid)[starts],
+        np.packbits(bars[windows].reshape(len(starts), -1), axis=1),
+    )
+
+
+def _median_tempos(song: Score, windows: NDArray[np.int64], grid: Grid) -> NDArray[np.float64]:
+    """Median over each window's steps of the tempo in force; windows (n, bars of a loop)."""
+    if len(song.tempos) == 1 and song.tempos[0].tick == 0:
+        return np.full(len(windows), song.tempos[0].bpm)
+    steps = windows[:, :1] * grid.steps_per_bar + np.arange(grid.steps)
+    ticks = steps * song.ticks_per_quarter // grid.steps_per_beat
+    return np.median(song.tempo_bpm_at(ticks), axis=1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive files of a corpus: the unit of work, of commitment and of resumption."""
+
+    number: int
+    items: tuple[Item, ...]
+
+    def without(self, item: int, cause: str) -> Batch:
+        """The same batch with one file ruled out, which ended or held up a worker."""
+        ruled_out = replace(self.items[item], data=None, problem=Problem(cause, REASONS[cause]))
+        return replace(self, items=(*self.items[:item], ruled_out, *self.items[item + 1 :]))
+
+    def covers(self) -> str:
+        """What the batch holds, to recognise it by."""
+        digest = hashlib.blake2b(digest_size=16)
+        for item in self.items:
+            digest.update(f"{item.name}\\0{item.size}\\n".encode())
+        return digest.hexdigest()
+
+    def part(self, folder: Path) -> Path:
+        """Where its part is committed."""
+        return folder / f"{self.number:07d}.part"
+
+
+def batches(items: Iterator[Item]) -> Iterator[Batch]:
+    """Cut a corpus into batches of at most `BATCH_FILES` files and about `BATCH_BYTES`."""
+    number, batch, n_bytes = 0, list[Item](), 0
+    for item in items:
+        batch.append(item)
+        n_bytes += item.size
+        if len(batch) == BATCH_FILES or n_bytes >= BATCH_BYTES:
+            yield Batch(number, tuple(batch))
+            number, batch, n_bytes = number + 1, [], 0
+    if batch:
+        yield Batch(number, tuple(batch))
+
+
+def mine_batch(
+    batch: Batch, turn_to: Callable[[int], None], *, settings: Settings, folder: Path
+) -> parts.PartCounts:
+    """Mine every file of a batch and commit its part; what a worker runs."""
+    songs, rejects = [], []
+    for index, item in enumerate(batch.items):
+        turn_to(index)
+        try:
+            if item.problem:
+                raise MidiError(*item.problem)
+            songs.append(mine(item.name, item.read(), settings))
+        except MidiError as error:
+            rejects.append(store.Reject(item.name, error.reason, error.detail))
+        except Exception as error:  # a file we have no name for yet must not end the run
+            detail = f"{type(error).__name__}: {error}"
+            rejects.append(store.Reject(item.name, "crashed", detail))
+    turn_to(workers.BETWEEN_ITEMS)
+    parts.write_part(batch.part(folder), songs, rejects, batch.covers(), settings.grid)
+    n_loops = sum(len(song.start_bars) for song in songs)
+    return parts.PartCounts(len(songs), n_loops, Counter(reject.reason for reject in rejects))
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        files, songs, loops: done so far; songs are those with a loop.
+        rejects: files without a loop, by reason.
+        resumed_files: of the files, those that an earlier run did.
+        seen: share of the corpus's bytes that is done, 0 to 1.
+    """
+
+    files: int = 0
+    songs: int = 0
+    loops: int = 0
+    rejects: Counter[str] = field(default_factory=Counter)
+    resumed_files: int = 0
+    seen: float = 0.0
+
+    def add(self, batch: Batch, counts: parts.PartCounts) -> None:
+        """Count a batch that is done."""
+        self.files += len(batch.items)
+        self.songs += counts.songs
+        self.loops += counts.loops
+        self.rejects += counts.rejects
+        self.seen = max(self.seen, batch.items[-1].seen)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves.
+
+    Attributes:
+        manifest: of the dataset.
+        broken_sources: rejects that stand for a whole archive, which was read in part only.
+    """
+
+    manifest: dict[str, Any]
+    broken_sources: list[store.Reject]
+
+
+def run(
+    sources: Sequence[Path],
+    out: Path,
+    settings: Settings = PAPER,
+    *,
+    n_workers: int | None = None,
+    resume: bool = False,
+    on_progress: Callable[[Progress, int], None] = lambda *_: None,
+    item_timeout_s: float = ITEM_TIMEOUT_S,
+) -> Result:
+    """Mine every MIDI file of ``sources`` into the loop dataset ``out``.
+
+    Until the dataset is whole its parts lie in ``OUT.partial``; a run that was killed goes on from
+    there with ``resume``.
+
+    Args:
+        n_workers: processes; all usable cores unless told otherwise.
+        on_progress: called often, with what is done and the number of files in work beyond it.
+
+    Raises:
+        CallError: a source or ``out`` cannot be used.
+        LoopError: there is no MIDI file.
+        OSError: the disk is full or the like; what was committed stays for ``resume``.
+    """
+    corpus.check_sources(sources)
+    provenance = _provenance(sources, settings)
+    n_workers = n_workers or workers.usable_cores()
+    folder = out.with_name(out.name + ".partial")
+    if out.exists():
+        return _finished(out, folder, provenance, resume)
+    _open_partial(folder, out, provenance, resume)
+    progress, paths = Progress(), list[Path]()
+
+    def todo() -> Iterator[Batch]:
+        for batch in batches(corpus.walk(sources)):
+            paths.append(batch.part(folder))
+            if parts.part_covers(paths[-1]) != batch.covers():
+                yield batch
+                continue
+            progress.add(batch, parts.part_counts(paths[-1]))
+            progress.resumed_files += len(batch.items)
+
+    task = partial(mine_batch, settings=settings, folder=folder)
+    jobs = workers.run(
+        task,
+        todo(),
+        workers=n_workers,
+        item_timeout_s=item_timeout_s,
+        on_tick=lambda in_work: on_progress(progress, in_work),
+    )
+    for batch, counts in jobs:
+        progress.add(batch, counts)
+        on_progress(progress, 0)
+    if not paths:
+        shutil.rmtree(folder)
+        names = ", ".join(map(str, sources))
+        raise LoopError(
+            f"{names}: no MIDI file inside; they end in {', '.join(corpus.MIDI_SUFFIXES)}"
+        )
+    threads = min(n_workers, 4)
+    manifest = parts.seal(paths, out, provenance, grid=settings.grid, threads=threads)
+    shutil.rmtree(folder)
+    return _result(out, manifest)
+
+
+def _provenance(sources: Sequence[Path], settings: Settings) -> dict[str, Any]:
+    grid = settings.grid
+    return {
+        "midiloop_version": __version__,
+        "sources": [source.name for source in sources],
+        "rules": asdict(settings.rules),
+        "stride_bars": settings.stride_bars,
+        "grid": {
+            "bars": grid.bars,
+            "steps_per_beat": grid.steps_per_beat,
+            "columns": list(grid.column_names),
+        },
+    }
+
+
+def _finished(out: Path, folder: Path, provenance: dict[str, Any], resume: bool) -> Result:
+    """The result of an earlier run that ended, where resuming means there is nothing to do."""
+    if not resume:
+        raise CallError(f"{out}: exists already; choose another name, or remove it first")
+    manifest = store.LoopDataset(out).manifest
+    if provenance != {key: manifest.get(key) for key in provenance}:
+        raise CallError(f"{out}: was made with other settings; choose another name")
+    shutil.rmtree(folder, ignore_errors=True)
+    return _result(out, manifest)
+
+
+def _result(out: Path, manifest: dict[str, Any]) -> Result:
+    broken = {"broken_archive", "archive_bomb"}
+    if broken.isdisjoint(manifest["counts"]["rejects"]):
+        return Result(manifest, [])
+    rejects = store.LoopDataset(out).rejects()
+    return Result(manifest, [reject for reject in rejects if reject.reason in broken])
+
+
+def _open_partial(folder: Path, out: Path, provenance: dict[str, Any], resume: bool) -> None:
+    plan = folder / "plan.json"
+    text = json.dumps(provenance, indent=2) + "\\n"
+    if plan.exists():
+        if not resume:
+            raise CallError(
+                f"{folder}: left by a run that was interrupted; go on with --resume, or remove it"
+            )
+        if plan.read_text() != text:
+            raise CallError(
+                f"{folder}: was begun with other settings; use the same, or remove it to start anew"
+            )
+        return
+    if not out.parent.is_dir():
+        raise CallError(f"{out.parent}: no such folder; make it first")
+    folder.mkdir(exist_ok=True)
+    temporary = plan.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(plan)

@@ -1,0 +1,79 @@
+"""Choose what to draw, out of datasets and MIDI files, and draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from midiloop import corpus, extract, pianoroll, plot, rules, score, store
+from midiloop.errors import CallError, LoopError, MidiError
+from midiloop.grid import LOOP
+from midiloop.plot import Picture
+
+DEFAULT_LOOPS = 12
+OPEN = extract.Settings(rules.PRESETS["open"])
+
+
+def pictures(
+    sources: Sequence[Path],
+    *,
+    song: str = "*",
+    split: str | None = None,
+    limit: int | None = None,
+) -> list[Picture]:
+    """Loops to draw: of a dataset from songs evenly spread over it, of each MIDI file its first.
+
+    Raises:
+        CallError: a source is neither a dataset nor a MIDI file.
+        LoopError: one cannot be read, or nothing matches.
+    """
+    found: list[Picture] = []
+    for source in sources:
+        if not source.exists():
+            raise CallError(f"{source}: no such file or folder; check the path")
+        if source.is_dir():
+            dataset = store.LoopDataset(source)
+            found += _of_batch(dataset.spread(limit or DEFAULT_LOOPS, song=song, split=split))
+        elif source.name.lower().endswith(corpus.MIDI_SUFFIXES):
+            found.append(_of_midi(source))
+        else:
+            raise CallError(f"{source}: neither a loop dataset nor a MIDI file; give one of them")
+    if not found:
+        raise LoopError("no loop matches; widen the choice, 'midiloop inspect' shows what there is")
+    return found[:limit]
+
+
+def draw(found: Sequence[Picture], path: Path, *, columns: int = 3) -> None:
+    """Draw one loop large, several as a contact sheet.
+
+    Raises:
+        LoopError: see `plot.draw`.
+    """
+    if len(found) == 1:
+        plot.draw(found[0], path)
+    else:
+        plot.contact_sheet(found, path, columns=min(columns, len(found)))
+
+
+def _of_batch(batch: store.LoopBatch) -> list[Picture]:
+    loops = zip(batch.rolls, batch.songs, batch.start_bars, batch.tempos_bpm, strict=True)
+    return [
+        Picture(roll, f"{PurePosixPath(name).stem} · bar {start_bar + 1}", float(tempo_bpm))
+        for roll, name, start_bar, tempo_bpm in loops
+    ]
+
+
+def _of_midi(path: Path) -> Picture:
+    try:
+        song = score.read(path)
+    except MidiError as error:
+        raise LoopError(f"{path}: {error.reason}, {error.detail}; give another file") from error
+    tempo_bpm = song.tempos[0].bpm if song.tempos else score.DEFAULT_BPM
+    try:
+        starts = extract.mine(path.name, path.read_bytes(), OPEN).start_bars.tolist()
+    except MidiError:
+        starts = [0]  # no loop by the rules: show how it begins
+    roll = pianoroll.encode(song)[starts[0] * LOOP.steps_per_bar :][: LOOP.steps]
+    if not len(roll):
+        raise LoopError(f"{path}: shorter than half a step; give a longer file")
+    return Picture(roll, f"{path.stem} · bar {starts[0] + 1}", tempo_bpm)

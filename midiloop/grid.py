@@ -1,0 +1,160 @@
+"""The grid that every roll lives on: how many bars and steps, and what each column means.
+
+This module owns the numbers 128 and 93; everything else asks a `Grid`. `LOOP` is the grid of the
+paper: 8 bars of 4/4 at 16 steps a bar, nine drum instruments, then bass pitches C1 to B7.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midiloop.errors import LoopError
+
+Roll = NDArray[np.bool_]
+
+BEATS_PER_BAR = 4
+PITCH_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+
+
+@dataclass(frozen=True)
+class Drum:
+    """One drum column: its General MIDI pitch, and the pitches that are folded into it."""
+
+    name: str
+    pitch: int
+    folds: tuple[int, ...]
+
+
+KIT = (
+    Drum("kick", 35, (35, 36)),
+    Drum("snare", 38, (37, 38, 39, 40)),
+    Drum("closed hi-hat", 42, (42, 44)),
+    Drum("low tom", 45, (41, 43, 45)),
+    Drum("open hi-hat", 46, (46,)),
+    Drum("mid tom", 48, (47, 48)),
+    Drum("crash", 49, (49, 52, 55, 57)),
+    Drum("high tom", 50, (50,)),
+    Drum("ride", 51, (51, 53, 59)),
+)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The shape and meaning of a roll: bool (steps, columns), drums first, then bass pitches.
+
+    Attributes:
+        bars: bars in a loop.
+        steps_per_beat: grid steps in a quarter note.
+        drums: drum columns, left to right.
+        lowest_pitch, highest_pitch: MIDI pitches of the bass columns, both included.
+    """
+
+    bars: int = 8
+    steps_per_beat: int = 4
+    drums: tuple[Drum, ...] = field(default=KIT)
+    lowest_pitch: int = 24
+    highest_pitch: int = 107
+
+    @property
+    def steps_per_bar(self) -> int:
+        """Steps in a 4/4 bar."""
+        return self.steps_per_beat * BEATS_PER_BAR
+
+    @property
+    def steps(self) -> int:
+        """Steps in a loop."""
+        return self.bars * self.steps_per_bar
+
+    @property
+    def n_drums(self) -> int:
+        """Drum columns; the first bass column has this index."""
+        return len(self.drums)
+
+    @property
+    def n_pitches(self) -> int:
+        """Bass columns."""
+        return self.highest_pitch - self.lowest_pitch + 1
+
+    @property
+    def columns(self) -> int:
+        """All columns of a roll."""
+        return self.n_drums + self.n_pitches
+
+    @property
+    def cells_per_bar(self) -> int:
+        """Cells in one bar of a roll."""
+        return self.steps_per_bar * self.columns
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of a packed loop: its bits, C-ordered, eight to a byte."""
+        return (self.steps * self.columns + 7) // 8
+
+    @cached_property
+    def drum_columns(self) -> NDArray[np.int8]:
+        """Column of each of the 128 MIDI drum pitches, -1 where it is dropped."""
+        table = np.full(128, -1, dtype=np.int8)
+        for column, drum in enumerate(self.drums):
+            table[list(drum.folds)] = column
+        return table
+
+    @cached_property
+    def column_names(self) -> tuple[str, ...]:
+        """Name of each column: drum names, then pitch names as in ``C1``."""
+        pitches = range(self.lowest_pitch, self.highest_pitch + 1)
+        return tuple(d.name for d in self.drums) + tuple(pitch_name(p) for p in pitches)
+
+    def drum_column(self, name: str) -> int:
+        """Column of the drum called ``name``, for example ``"crash"``.
+
+        Raises:
+            LoopError: the kit has no such drum.
+        """
+        names = [drum.name for drum in self.drums]
+        if name not in names:
+            raise LoopError(f"no drum is called {name!r}; choose from {', '.join(names)}")
+        return names.index(name)
+
+    def check(self, roll: Roll) -> None:
+        """Raise `LoopError` unless ``roll`` is one loop on this grid."""
+        if roll.shape != (self.steps, self.columns) or roll.dtype != np.bool_:
+            raise LoopError(
+                f"expected a bool roll ({self.steps}, {self.columns}), got {roll.dtype} "
+                f"{roll.shape}; cut longer pieces with extract.loops()"
+            )
+
+    def pack(self, rolls: Roll) -> NDArray[np.uint8]:
+        """Pack rolls (…, steps, columns) into bytes (…, packed_bytes), C order, first bit high."""
+        cells = rolls.reshape(*rolls.shape[:-2], self.steps * self.columns)
+        return np.packbits(cells, axis=-1)
+
+    def unpack(self, packed: NDArray[np.uint8]) -> Roll:
+        """Undo `pack`: bytes (…, packed_bytes) to bool (…, steps, columns)."""
+        cells = np.unpackbits(packed, axis=-1, count=self.steps * self.columns)
+        return cells.view(np.bool_).reshape(*packed.shape[:-1], self.steps, self.columns)
+
+    def fingerprints(self, packed: NDArray[np.uint8]) -> NDArray[np.uint64]:
+        """A 64-bit hash of each packed roll (n, packed_bytes), the same on every machine.
+
+        Among a million different rolls two share one with a probability of 3e-8.
+        """
+        digests = (hashlib.blake2b(roll, digest_size=8).digest() for roll in packed)
+        return np.frombuffer(b"".join(digests), dtype="<u8")
+
+
+LOOP = Grid()
+
+
+def pitch_name(pitch: int) -> str:
+    """Name of a MIDI pitch with C1 = 24, as in ``"F#2"``."""
+    return f"{PITCH_NAMES[pitch % 12]}{pitch // 12 - 1}"
+
+
+def step_duration_s(tempo_bpm: float, steps_per_beat: int = 4) -> float:
+    """Duration of one grid step, in seconds, at ``tempo_bpm`` quarter notes a minute."""
+    return 60.0 / tempo_bpm / steps_per_beat

@@ -1,0 +1,217 @@
+"""Quantise a score onto the grid, and write a roll out as a score again.
+
+`encode` and `decode` are inverse to each other on rolls with at most one bass pitch a step.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midiloop.errors import LoopError
+from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
+from midiloop.score import Meter, Score, Tempo, Track
+
+if TYPE_CHECKING:
+    from pypianoroll import Multitrack
+
+BASS_PROGRAMS = range(32, 40)
+DRUM_VELOCITY = 100
+BASS_VELOCITY = 80
+DECODED_PROGRAM = 33  # electric bass (finger)
+TICKS_PER_QUARTER = 480
+MIN_BPM, MAX_BPM = 4.0, 1000.0
+SILENT = 127  # in a line of pitches: no note; above every pitch, so that the lowest one wins
+
+PIECE_CELLS = 1 << 20
+
+
+def encode(score: Score, grid: Grid = LOOP) -> Roll:
+    """Quantise the drums and the bass of a whole song.
+
+    A tick becomes the nearest step, ties up. A drum note fills the step of its onset, a bass note
+    all steps from its onset to its end, at least one; of several bass pitches the lowest stays.
+
+    Returns:
+        bool (bars · steps a bar, columns), from tick 0 to the step on which the song ends, rounded
+        up to a bar.
+    """
+    n_steps = int(to_steps(np.array(score.length_ticks), score.ticks_per_quarter, grid))
+    n_bars = -(-n_steps // grid.steps_per_bar)
+    roll = np.zeros((n_bars * grid.steps_per_bar, grid.columns), dtype=np.bool_)
+    _draw_drums(roll, drum_tracks(score), score.ticks_per_quarter, grid)
+    _draw_bass(roll, bass_tracks(score), score.ticks_per_quarter, grid)
+    return roll
+
+
+def drum_tracks(score: Score) -> list[Track]:
+    """All tracks on the drum channel."""
+    return [track for track in score.tracks if track.is_drum]
+
+
+def bass_tracks(score: Score) -> list[Track]:
+    """All tracks with a bass program."""
+    return [t for t in score.tracks if not t.is_drum and t.program in BASS_PROGRAMS]
+
+
+def to_steps(ticks: NDArray[np.integer[Any]], tpq: int, grid: Grid = LOOP) -> NDArray[np.int64]:
+    """Nearest step of each tick, ties up: floor(steps_per_beat · tick / tpq + 1/2)."""
+    return (2 * grid.steps_per_beat * ticks.astype(np.int64) + tpq) // (2 * tpq)
+
+
+def _draw_drums(roll: Roll, tracks: list[Track], tpq: int, grid: Grid) -> None:
+    for track in tracks:
+        columns = grid.drum_columns[track.pitches]
+        steps = to_steps(track.onsets, tpq, grid)
+        kept = (columns >= 0) & (steps < len(roll))
+        roll[steps[kept], columns[kept]] = True
+
+
+def _draw_bass(roll: Roll, tracks: list[Track], tpq: int, grid: Grid) -> None:
+    if not tracks:
+        return
+    pitches = np.concatenate([track.pitches for track in tracks])
+    starts = to_steps(np.concatenate([track.onsets for track in tracks]), tpq, grid)
+    ends = to_steps(np.concatenate([track.ends for track in tracks]), tpq, grid)
+    lengths = np.minimum(np.maximum(ends, starts + 1), len(roll)) - starts
+    kept = (pitches >= grid.lowest_pitch) & (pitches <= grid.highest_pitch) & (lengths > 0)
+    # From the highest pitch to the lowest, so that the lowest is drawn last.
+    order = np.flatnonzero(kept)
+    order = order[np.argsort(-pitches[order], kind="stable")]
+    line = np.full(len(roll), SILENT, dtype=np.int8)
+    filled = np.cumsum(lengths[order])
+    # In pieces, so that memory is bounded whatever the notes' number and length.
+    cuts = np.searchsorted(filled, np.arange(PIECE_CELLS, filled[-1:].sum(), PIECE_CELLS))
+    for piece in np.split(order, cuts):
+        steps = np.arange(lengths[piece].sum())
+        steps += np.repeat(
+            starts[piece] - np.cumsum(lengths[piece]) + lengths[piece], lengths[piece]
+        )
+        line[steps] = np.repeat(pitches[piece], lengths[piece])
+    sounding = np.flatnonzero(line != SILENT)
+    roll[sounding, grid.n_drums + line[sounding] - grid.lowest_pitch] = True
+
+
+def decode(roll: Roll, tempo_bpm: float = 120.0, *, name: str = "", grid: Grid = LOOP) -> Score:
+    """Write a roll as a score of two tracks, drums and bass, which ends at its last bar line.
+
+    Repeated steps of a bass pitch become one note; a drum hit lasts one step.
+
+    Args:
+        roll: bool (whole bars, columns).
+        tempo_bpm: quarter notes a minute.
+        name: put before the names of the tracks.
+
+    Raises:
+        LoopError: the roll is of another shape, or the tempo no MIDI file can state.
+    """
+    if roll.ndim != 2 or roll.shape[1] != grid.columns or len(roll) % grid.steps_per_bar:
+        raise LoopError(f"expected whole bars of {grid.columns} columns, got {roll.shape}")
+    if not MIN_BPM <= tempo_bpm <= MAX_BPM:
+        raise LoopError(f"expected a tempo from 4 to 1,000 bpm, got {tempo_bpm}")
+    drums = _decoded("drums", _hits(roll[:, : grid.n_drums]), DRUM_VELOCITY, name, grid)
+    bass = _decoded("bass", _runs(roll[:, grid.n_drums :]), BASS_VELOCITY, name, grid)
+    tempo = Tempo(0, tempo_bpm)
+    length_ticks = len(roll) * TICKS_PER_QUARTER // grid.steps_per_beat
+    meter = Meter(0, BEATS_PER_BAR, 4)
+    return Score(TICKS_PER_QUARTER, (drums, bass), (tempo,), (meter,), length_ticks)
+
+
+def _hits(roll: Roll) -> NDArray[np.int64]:
+    """Rows (column, start, end) of single steps, in order of start."""
+    steps, columns = np.nonzero(roll)
+    return np.stack([columns, steps, steps + 1])
+
+
+def _runs(roll: Roll) -> NDArray[np.int64]:
+    """Rows (column, start, end) of runs of steps in one column, in order of start."""
+    edges = np.diff(np.pad(roll.T.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    columns, starts = np.nonzero(edges == 1)
+    _, ends = np.nonzero(edges == -1)
+    order = np.argsort(starts, kind="stable")
+    return np.stack([columns, starts, ends])[:, order]
+
+
+def _decoded(part: str, notes: NDArray[np.int64], velocity: int, name: str, grid: Grid) -> Track:
+    columns, starts, ends = notes
+    is_drum = part == "drums"
+    kit = np.array([drum.pitch for drum in grid.drums])
+    ticks_per_step = TICKS_PER_QUARTER // grid.steps_per_beat
+    return Track(
+        name=f"{name} {part}".strip(),
+        program=0 if is_drum else DECODED_PROGRAM,
+        is_drum=is_drum,
+        onsets=(starts * ticks_per_step).astype(np.int32),
+        durations=((ends - starts) * ticks_per_step).astype(np.int32),
+        pitches=(kit[columns] if is_drum else columns + grid.lowest_pitch).astype(np.int8),
+        velocities=np.full(len(columns), velocity, dtype=np.int8),
+    )
+
+
+def to_multitrack(
+    roll: Roll, tempo_bpm: float | NDArray[np.float64] = 120.0, *, grid: Grid = LOOP
+) -> Multitrack:
+    """The roll as a ``pypianoroll.Multitrack`` of two tracks at the grid's resolution.
+
+    Args:
+        roll: bool (whole bars, columns).
+        tempo_bpm: one tempo, or one for each step (steps,).
+
+    Raises:
+        ImportError: pypianoroll is not installed.
+    """
+    pypianoroll = _pypianoroll()
+    drums = np.zeros((len(roll), 128), dtype=np.uint8)
+    drums[:, [drum.pitch for drum in grid.drums]] = roll[:, : grid.n_drums] * DRUM_VELOCITY
+    bass = np.zeros((len(roll), 128), dtype=np.uint8)
+    bass[:, grid.lowest_pitch : grid.highest_pitch + 1] = roll[:, grid.n_drums :] * BASS_VELOCITY
+    return pypianoroll.Multitrack(
+        resolution=grid.steps_per_beat,
+        tempo=np.broadcast_to(tempo_bpm, (len(roll),)).astype(np.float64).reshape(-1, 1),
+        downbeat=np.arange(len(roll)) % grid.steps_per_bar == 0,
+        tracks=[
+            pypianoroll.StandardTrack("drums", 0, True, drums),
+            pypianoroll.StandardTrack("bass", DECODED_PROGRAM, False, bass),
+        ],
+    )
+
+
+def from_multitrack(song: Multitrack, grid: Grid = LOOP) -> Roll:
+    """The drums and the bass of a ``pypianoroll.Multitrack``, as `encode` would draw them.
+
+    Returns:
+        bool (bars · steps a bar, columns), rounded up to a bar.
+
+    Raises:
+        LoopError: its resolution is not the grid's.
+    """
+    if song.resolution != grid.steps_per_beat:
+        raise LoopError(
+            f"expected {grid.steps_per_beat} steps a beat, got {song.resolution}; "
+            f"call set_resolution({grid.steps_per_beat}) first"
+        )
+    n_steps = max((len(track.pianoroll) for track in song.tracks), default=0)
+    n_bars = -(-n_steps // grid.steps_per_bar)
+    roll = np.zeros((n_bars * grid.steps_per_bar, grid.columns), dtype=np.bool_)
+    line = np.full(len(roll), SILENT)
+    for track in song.tracks:
+        steps, pitches = np.nonzero(track.pianoroll)
+        if track.is_drum:
+            columns = grid.drum_columns[pitches]
+            roll[steps[columns >= 0], columns[columns >= 0]] = True
+        elif track.program in BASS_PROGRAMS:
+            kept = (pitches >= grid.lowest_pitch) & (pitches <= grid.highest_pitch)
+            np.minimum.at(line, steps[kept], pitches[kept])
+    sounding = np.flatnonzero(line != SILENT)
+    roll[sounding, grid.n_drums + line[sounding] - grid.lowest_pitch] = True
+    return roll
+
+
+def _pypianoroll() -> Any:
+    try:
+        return importlib.import_module("pypianoroll")
+    except ImportError as error:
+        raise ImportError("pypianoroll is missing: pip install 'midiloop[interchange]'") from error

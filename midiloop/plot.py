@@ -1,0 +1,461 @@
+"""Pictures of loops: a drum lane above a bass lane, one loop large or many side by side.
+
+Everything drawn is a box or a text, placed in pixels of a page whose origin is its top left corner;
+matplotlib only turns the page into PNG, SVG or PDF. It comes with ``midiloop[plot]``, and importing
+this module does not load it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import io
+import math
+import threading
+import unicodedata
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from midiloop.errors import LoopError
+from midiloop.grid import LOOP, PITCH_NAMES, Grid, Roll
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.font_manager import FontProperties
+
+Box = tuple[float, float, float, float]  # left, top, width, height, in pixels
+
+# What would make the files of two runs differ is left out of them.
+FORMATS: dict[str, dict[str, None]] = {
+    ".png": {},
+    ".svg": {"Date": None},
+    ".pdf": {"CreationDate": None},
+}
+INCH_PX = 100  # pixels of a page in an inch
+PNG_DPI = 200  # two dots to a pixel: sharp on dense screens and on paper
+MAX_PAGE = 200 * INCH_PX  # a PDF page cannot be longer
+
+# Paul Tol's "bright" scheme, which colour-blind readers can tell apart. A drum belongs to the first
+# family whose key is part of its name; the order is that of the rows, from the bottom.
+FAMILIES = {
+    "kick": "#EE6677",
+    "snare": "#CCBB44",
+    "hat": "#66CCEE",
+    "tom": "#228833",
+    "": "#AA3377",  # cymbals
+}
+BASS = "#4477AA"
+INK, FAINT = "#2B303A", "#8F95A1"
+BAR_LINE, BEAT_LINE, ROW_LINE = "#AAB0BC", "#E0E3E8", "#EEF0F3"
+BLACK_KEY, TINT = "#2B303A0D", "#F5B80018"  # see-through, because the two meet
+SHORT_NAMES = {"kick": "K", "snare": "S", "ride": "RD"}
+OCTAVE = 12
+FONT = "DejaVu Sans"  # comes with matplotlib
+MISSING = "□"  # stands for a character that the font lacks
+
+_settings = threading.Lock()  # matplotlib's belong to the whole process
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One roll to draw: bool (T, columns), T any whole number of bars, and what to write over it.
+
+    Attributes:
+        title: any text, for example a file name; shortened where it does not fit.
+        tempo_bpm: quarter notes a minute, written beside the title.
+    """
+
+    roll: Roll
+    title: str = ""
+    tempo_bpm: float | None = None
+
+
+@dataclass(frozen=True)
+class _Style:
+    """Sizes of one tile, in pixels: a title and bar numbers over a drum lane over a bass lane."""
+
+    lane: float  # width of a lane
+    gutter: float  # width of the names left of it
+    margin: float  # around every tile
+    title: float  # heights, from the top down
+    numbers: float
+    drum_row: float
+    gap: float
+    bass: float
+    below: float  # for the legend
+    title_text: float  # sizes of letters
+    label: float
+    corner: float  # radius of a note's corners
+    inset: float  # between a note and the next cell
+    thinnest: float  # height of a note where many pitches share the bass lane
+    short_names: bool
+
+    def height(self, grid: Grid) -> float:
+        """Height of a tile."""
+        drums = self.drum_row * grid.n_drums
+        return self.title + self.numbers + drums + self.gap + self.bass + self.below
+
+
+LARGE = _Style(
+    lane=1152, gutter=96, margin=24,
+    title=28, numbers=20, drum_row=16, gap=12, bass=256, below=30,
+    title_text=18, label=12, corner=2.5, inset=1, thinnest=5, short_names=False,
+)  # fmt: skip
+SMALL = _Style(
+    lane=384, gutter=22, margin=12,
+    title=16, numbers=11, drum_row=8, gap=5, bass=78, below=0,
+    title_text=10.5, label=7.5, corner=0.75, inset=0.5, thinnest=2.5, short_names=True,
+)  # fmt: skip
+HEADING, HEADING_TEXT = 30, 17
+
+
+def draw(picture: Picture, path: Path, *, grid: Grid = LOOP) -> None:
+    """Draw one loop, large, to a .png, .svg or .pdf file.
+
+    Raises:
+        LoopError: the roll does not fit the grid, or the file cannot be called that.
+        ImportError: matplotlib is missing.
+    """
+    _check([picture], path, grid)
+    edge, lane = LARGE.margin, _lane_width([picture], LARGE)
+    left = edge + LARGE.gutter
+    with _page(path, left + lane + edge, LARGE.height(grid) + 2 * edge) as page:
+        _draw_tile(page, picture, LARGE, grid, left, edge, lane)
+        if len(picture.roll) == grid.steps:  # the rest has no tint to explain
+            y = page.height - edge - 5
+            for inset, colour in ((0, BAR_LINE), (1, "white"), (1, TINT)):
+                page.boxes([(left + inset, y - 6 + inset, 12 - 2 * inset, 12 - 2 * inset)], colour)
+            compared = f"bars 1 and {grid.bars // 2 + 1}: nearly equal in a loop"
+            page.text(left + 20, y, compared, LARGE.label, FAINT)
+
+
+def contact_sheet(
+    pictures: Sequence[Picture],
+    path: Path,
+    *,
+    columns: int = 3,
+    title: str = "",
+    grid: Grid = LOOP,
+) -> None:
+    """Draw many loops, small, in rows of ``columns``, to a .png, .svg or .pdf file.
+
+    Raises:
+        LoopError: there is nothing to draw or too much for one page, a roll does not fit the grid,
+            or the file cannot be called that.
+        ImportError: matplotlib is missing.
+    """
+    _check(pictures, path, grid)
+    if columns < 1:
+        raise LoopError(f"{path}: expected at least one column, got {columns}")
+    columns = min(columns, len(pictures))
+    edge, lane, heading = SMALL.margin, _lane_width(pictures, SMALL), HEADING if title else 0
+    across = SMALL.gutter + lane + 2 * edge
+    down = SMALL.height(grid) + 2 * edge
+    rows = -(-len(pictures) // columns)
+    with _page(path, across * columns, heading + down * rows) as page:
+        if title:
+            room = page.width - 2 * edge
+            page.text(edge, heading / 2 + edge / 2, title, HEADING_TEXT, INK, room=room, bold=True)
+        for number, picture in enumerate(pictures):
+            row, column = divmod(number, columns)
+            left = across * column + edge + SMALL.gutter
+            _draw_tile(page, picture, SMALL, grid, left, heading + down * row + edge, lane)
+
+
+def _check(pictures: Sequence[Picture], path: Path, grid: Grid) -> None:
+    if path.suffix.lower() not in FORMATS:
+        what = path.suffix or "a name without a suffix"
+        raise LoopError(f"{path}: cannot draw {what}; choose one of {', '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise LoopError(f"{path}: there is no folder {path.parent}; make it first")
+    if not pictures:
+        raise LoopError(f"{path}: there is no loop to draw; give at least one")
+    for picture in pictures:
+        roll = picture.roll
+        bars, rest = divmod(len(roll) if roll.ndim else 0, grid.steps_per_bar)
+        if roll.dtype != np.bool_ or roll.shape[1:] != (grid.columns,) or rest or not bars:
+            raise LoopError(
+                f"{path}: expected bool rolls (T, {grid.columns}) with T a multiple of "
+                f"{grid.steps_per_bar}, got {roll.dtype} {roll.shape} for {picture.title!r}; "
+                "cut or pad it to whole bars"
+            )
+
+
+def _lane_width(pictures: Sequence[Picture], style: _Style) -> float:
+    """Width of every lane on a page: the style's, or two pixels a step where a roll is long."""
+    return max(style.lane, *(2 * len(picture.roll) for picture in pictures))
+
+
+def _draw_tile(
+    page: _Page, picture: Picture, style: _Style, grid: Grid, left: float, top: float, width: float
+) -> None:
+    """Draw one roll; its lanes start at ``left`` and its title at ``top``."""
+    roll, steps = picture.roll, len(picture.roll)
+    drums_top = top + style.title + style.numbers
+    drums_height = style.drum_row * grid.n_drums
+    bass_top = drums_top + drums_height + style.gap
+    pitches = _pitch_range(roll, grid)
+    drums = _Lane(page, style, left, drums_top, width, drums_height, grid.n_drums, steps)
+    bass = _Lane(page, style, left, bass_top, width, style.bass, len(pitches), steps)
+    _draw_header(drums, picture, grid)
+    _draw_drums(drums, roll, grid)
+    _draw_bass(bass, roll, pitches, grid)
+
+
+def _pitch_range(roll: Roll, grid: Grid) -> range:
+    """Pitches of the bass lane: those in use and one on each side, an octave at least."""
+    used = np.flatnonzero(roll[:, grid.n_drums :].any(0)).tolist() or [0]
+    low, high = grid.lowest_pitch + used[0] - 1, grid.lowest_pitch + used[-1] + 1
+    low -= max(0, OCTAVE - (high - low)) // 2
+    low = max(grid.lowest_pitch, min(low, grid.highest_pitch - OCTAVE))
+    return range(low, min(grid.highest_pitch, max(high, low + OCTAVE)) + 1)
+
+
+def _draw_header(lane: _Lane, picture: Picture, grid: Grid) -> None:
+    """Write title, tempo and bar numbers above the uppermost lane."""
+    page, style, room = lane.page, lane.style, lane.width
+    y = lane.top - style.numbers - style.title / 2
+    if picture.tempo_bpm is not None:
+        tempo = f"{round(picture.tempo_bpm, 1):g} bpm"
+        right = lane.left + lane.width
+        room -= page.text(right, y, tempo, style.label, FAINT, align="right") + style.label
+    page.text(lane.left, y, picture.title, style.title_text, INK, room=room, bold=True)
+    bars = lane.steps // grid.steps_per_bar
+    stride = 1
+    while stride * lane.width / bars < 2.5 * style.label:
+        stride *= 2
+    for bar in range(0, bars, stride):
+        x = lane.x(bar * grid.steps_per_bar)
+        page.text(x, lane.top - style.numbers / 2, str(bar + 1), style.label, FAINT)
+
+
+def _draw_drums(lane: _Lane, roll: Roll, grid: Grid) -> None:
+    """Fill the drum lane, kick in the lowest row; the name of a silent drum is faint."""
+    ranks = [_family(drum.name) for drum in grid.drums]
+    columns = sorted(range(grid.n_drums), key=lambda c: (ranks[c], grid.drums[c].pitch))
+    lane.draw_ground(grid)
+    rows = [(lane.left, lane.y(row) - 0.5, lane.width, 1.0) for row in range(lane.rows - 1)]
+    lane.page.boxes(rows, ROW_LINE)
+    lane.draw_grid(grid)
+    for row, column in enumerate(columns):
+        name, colour = grid.drums[column].name, list(FAMILIES.values())[ranks[column]]
+        hits = np.flatnonzero(roll[:, column]).tolist()
+        lane.draw_notes([(step, step + 1, row) for step in hits], colour)
+        lane.name_row(row, _short(name) if lane.style.short_names else name, faint=not hits)
+
+
+def _family(drum: str) -> int:
+    """Rank of a drum's family, counted from the kick."""
+    return next(rank for rank, family in enumerate(FAMILIES) if family in drum)
+
+
+def _short(drum: str) -> str:
+    """One or two letters for a drum, as in ``"CH"``."""
+    words = drum.split()
+    initials = "".join(word[0] for word in words) if len(words) > 1 else drum[:2]
+    return SHORT_NAMES.get(drum, initials.upper())
+
+
+def _draw_bass(lane: _Lane, roll: Roll, pitches: range, grid: Grid) -> None:
+    """Fill the bass lane, each run of a pitch one bar; names where they fit, most used first."""
+    columns = np.array(pitches) - grid.lowest_pitch + grid.n_drums
+    cells = roll[:, columns].T  # (pitches, T)
+    lane.draw_ground(grid)
+    black = [row for row, pitch in enumerate(pitches) if "#" in PITCH_NAMES[pitch % OCTAVE]]
+    row_height = lane.height / lane.rows
+    lane.page.boxes([(lane.left, lane.y(row), lane.width, row_height) for row in black], BLACK_KEY)
+    lane.draw_grid(grid)
+    edges = np.diff(np.pad(cells, ((0, 0), (1, 1))).astype(np.int8))
+    rows, starts = np.nonzero(edges > 0)
+    ends = np.nonzero(edges < 0)[1]
+    lane.draw_notes(np.stack([starts, ends, rows], axis=1).tolist(), BASS)
+    used = cells.sum(1)
+    named: list[int] = []
+    for row in np.lexsort((np.array(pitches) % OCTAVE != 0, -used)):
+        apart = all(abs(row - other) * row_height >= 0.9 * lane.style.label for other in named)
+        if apart and (used[row] or pitches[row] % OCTAVE == 0):
+            lane.name_row(row, grid.column_names[columns[row]], faint=not used[row])
+            named.append(row)
+
+
+@dataclass(frozen=True)
+class _Lane:
+    """A rectangle of a page: steps from left to right, rows from the bottom up."""
+
+    page: _Page
+    style: _Style
+    left: float
+    top: float
+    width: float
+    height: float
+    rows: int
+    steps: int
+
+    def x(self, step: float) -> float:
+        """Left edge of a step."""
+        return self.left + self.width * step / self.steps
+
+    def y(self, row: float) -> float:
+        """Upper edge of a row, on a dot of the PNG so that it stays sharp."""
+        dots = INCH_PX / PNG_DPI
+        return self.top + dots * round(self.height * (1 - (row + 1) / self.rows) / dots)
+
+    def middle(self, row: float) -> float:
+        """Middle of a row."""
+        return self.y(row - 0.5)
+
+    def draw_ground(self, grid: Grid) -> None:
+        """Tint the first bar of each half, which the loop rule compares; longer rolls have none."""
+        if self.steps == grid.steps:
+            starts = (0, grid.bars // 2 * grid.steps_per_bar)
+            bar = self.width / grid.bars
+            self.page.boxes([(self.x(s), self.top, bar, self.height) for s in starts], TINT)
+
+    def draw_grid(self, grid: Grid) -> None:
+        """Draw beats thin and bars strong, the frame among them."""
+        for stride, colour in ((grid.steps_per_beat, BEAT_LINE), (grid.steps_per_bar, BAR_LINE)):
+            steps = range(0, self.steps + 1, stride)
+            self.page.boxes([(self.x(s) - 0.5, self.top, 1.0, self.height) for s in steps], colour)
+        ends = (self.top, self.top + self.height)
+        frame = [(self.left - 0.5, y - 0.5, self.width + 1, 1.0) for y in ends]
+        self.page.boxes(frame, BAR_LINE)
+
+    def draw_notes(self, notes: Sequence[Sequence[int]], colour: str) -> None:
+        """Draw notes (first step, step after the last, row) as rounded boxes."""
+        inset = min(self.style.inset, 0.15 * self.width / self.steps)
+        height = max(self.height / self.rows - 2 * inset, self.style.thinnest)
+        boxes = []
+        for start, end, row in notes:
+            x, y = self.x(start) + inset, self.middle(row) - height / 2
+            boxes.append((x, y, self.x(end) - inset / 2 - x, height))
+        self.page.boxes(boxes, colour, corner=self.style.corner)
+
+    def name_row(self, row: int, name: str, *, faint: bool) -> None:
+        """Write a name left of a row."""
+        x, colour = self.left - self.style.label / 2, FAINT if faint else INK
+        self.page.text(x, self.middle(row), name, self.style.label, colour, align="right")
+
+
+class _Page:
+    """A sheet of ``width`` × ``height`` pixels that takes boxes and texts, the first undermost."""
+
+    def __init__(self, width: float, height: float) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.transforms import Affine2D
+
+        self.width, self.height = width, height
+        self.figure = Figure((width / INCH_PX, height / INCH_PX), dpi=PNG_DPI, facecolor="white")
+        FigureCanvasAgg(self.figure)
+        inches = Affine2D().translate(0, -height).scale(1 / INCH_PX, -1 / INCH_PX)
+        self.transform = inches + self.figure.dpi_scale_trans
+
+    def boxes(self, boxes: Sequence[Box], colour: str, *, corner: float = 0) -> None:
+        """Fill boxes with one colour, their corners rounded with the radius ``corner``."""
+        from matplotlib.patches import BoxStyle, PathPatch
+        from matplotlib.path import Path as Outline
+
+        if not boxes:
+            return
+        # One path for all: far quicker to draw, and smaller in an SVG, than a patch for each.
+        outlines = []
+        for x, y, width, height in boxes:
+            radius = min(corner, width / 2, height / 2)
+            shape = BoxStyle.Round(0, radius) if radius else BoxStyle.Square(0)
+            outlines.append(shape(x, y, width, height, mutation_size=1))
+        outline = Outline.make_compound_path(*outlines)
+        self._add(PathPatch(outline, facecolor=colour, linewidth=0))
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        size: float,
+        colour: str,
+        *,
+        room: float = math.inf,
+        bold: bool = False,
+        align: Literal["left", "right"] = "left",
+    ) -> float:
+        """Write a line centred on ``y``, its middle left out where it is wider than ``room``.
+
+        Returns:
+            The width that it takes.
+        """
+        from matplotlib.font_manager import FontProperties
+        from matplotlib.text import Text
+        from matplotlib.textpath import text_to_path
+
+        points = size * 72 / INCH_PX
+        font = FontProperties(family=FONT, size=points, weight="bold" if bold else "normal")
+
+        def width(line: str) -> float:
+            measured = text_to_path.get_text_width_height_descent(line, font, ismath=False)
+            return float(measured[0]) * INCH_PX / 72
+
+        line = _shorten(_printable(text, font), lambda shorter: width(shorter) <= room)
+        baseline = y + 0.365 * size  # half the height of a capital below the middle
+        self._add(
+            Text(x, baseline, line, color=colour, fontproperties=font, ha=align, parse_math=False)
+        )
+        return width(line)
+
+    def _add(self, artist: Artist) -> None:
+        artist.set_transform(self.transform)
+        artist.set_figure(self.figure)
+        self.figure.add_artist(artist)
+
+
+def _printable(text: str, font: FontProperties) -> str:
+    """Make one line that the font can write, so that no name raises a warning."""
+    from matplotlib.font_manager import findfont, get_font
+
+    face = get_font(findfont(font))
+    composed = " ".join(unicodedata.normalize("NFC", text).split())
+    return "".join(c if face.get_char_index(ord(c)) else MISSING for c in composed)
+
+
+def _shorten(text: str, fits: Callable[[str], bool]) -> str:
+    """Leave out as much of the middle as it takes to fit, and put an ellipsis there."""
+    if fits(text):
+        return text
+
+    def cut(kept: int) -> str:
+        return text[: (kept + 1) // 2].rstrip() + "…" + text[len(text) - kept // 2 :].lstrip()
+
+    too_many = bisect.bisect_left(range(len(text)), True, lo=1, key=lambda n: not fits(cut(n)))
+    return cut(too_many - 1)
+
+
+@contextmanager
+def _page(path: Path, width: float, height: float) -> Iterator[_Page]:
+    """Give a page to draw on, then write it to ``path``, whole or not at all."""
+    if max(width, height) > MAX_PAGE:
+        raise LoopError(
+            f"{path}: a page of {width / INCH_PX:.0f} × {height / INCH_PX:.0f} inches is over "
+            f"{MAX_PAGE / INCH_PX:.0f}; draw fewer or shorter loops, or change the columns"
+        )
+    try:
+        from matplotlib import style
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'midiloop[plot]'") from error
+
+    suffix = path.suffix.lower()
+    drawn = io.BytesIO()
+    # The reader's own settings must not change the picture, nor a random salt the names in an SVG.
+    with _settings, style.context(["default", {"svg.hashsalt": "midiloop"}]):
+        page = _Page(width, height)
+        yield page
+        page.figure.savefig(drawn, format=suffix[1:], dpi=PNG_DPI, metadata=FORMATS[suffix])
+    partial = path.with_name(f".{uuid.uuid4().hex}{suffix}")
+    try:
+        partial.write_bytes(drawn.getvalue())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

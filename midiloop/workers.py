@@ -1,0 +1,213 @@
+"""Run jobs of many items in worker processes, and lose no more than the item that kills one.
+
+A worker that dies or stands still costs the item it was on: the job starts again without it. The
+module knows nothing of music.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol, TypeVar
+
+from midiloop.errors import LoopError
+
+POLL_S = 0.1
+MAX_FAILED_STARTS = 3
+BETWEEN_ITEMS = -1
+
+Result = TypeVar("Result")
+JobT = TypeVar("JobT", bound="Job")
+
+
+class Job(Protocol):
+    """Work on several items, which can be done again without one of them."""
+
+    def without(self: JobT, item: int, cause: str) -> JobT:
+        """The same job with ``item`` ruled out; ``cause`` is "crashed" or "timeout"."""
+
+
+# What a worker runs: the job, and a function to call with the index of each item it turns to.
+Task = Callable[[Any, Callable[[int], None]], Result]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run(
+    task: Task[Result],
+    jobs: Iterator[JobT],
+    *,
+    workers: int,
+    item_timeout_s: float,
+    on_tick: Callable[[int], None],
+) -> Iterator[tuple[JobT, Result]]:
+    """Run ``task`` on every job, and yield each with its result as they end.
+
+    Args:
+        task: a function that a worker process can import, or a partial of one.
+        jobs: drawn as workers need them, ``workers`` ahead at most.
+        item_timeout_s: a worker that stays on one item for longer is killed.
+        on_tick: called about ten times a second with the number of items in work that are done.
+
+    Raises:
+        LoopError: workers die before they begin.
+        OSError: whatever the task raised, as the task raised it.
+    """
+    crew: list[_Worker] = []
+    waiting: deque[JobT] = deque()
+    more = True
+    try:
+        while True:
+            busy = [worker for worker in crew if worker.job is not None]
+            # Walking an archive takes time: do it while every worker has something to do.
+            wanted = workers if len(busy) == workers else 1
+            if more and len(waiting) < wanted:
+                job = next(jobs, None)
+                more = job is not None
+                waiting.extend([] if job is None else [job])
+            if waiting and len(busy) < workers:
+                _idle(crew, task).begin(waiting.popleft())
+                continue
+            if not busy and not more:
+                return
+            ready = wait(
+                [w.connection for w in busy], 0 if more and len(waiting) < workers else POLL_S
+            )
+            on_tick(sum(worker.items_done for worker in busy))
+            for worker in busy:
+                done = worker.result() if worker.connection in ready else None
+                if done is not None:
+                    yield done
+                elif cause := worker.lost(item_timeout_s):
+                    waiting.appendleft(worker.blamed(cause))
+                    crew[crew.index(worker)] = worker.successor()
+    finally:
+        for worker in crew:
+            worker.stop()
+
+
+def _idle(crew: list[_Worker], task: Task[Any]) -> _Worker:
+    """A worker with nothing to do; a new one joins the crew where all are busy."""
+    for worker in crew:
+        if worker.job is None:
+            return worker
+    crew.append(_Worker(task))
+    return crew[-1]
+
+
+class _Worker:
+    """The parent's side of one worker process."""
+
+    def __init__(self, task: Task[Any], failed_starts: int = 0) -> None:
+        methods = multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context(
+            "forkserver" if "forkserver" in methods else "spawn"
+        )
+        if "forkserver" in methods:
+            # One process imports what all workers need, and they start as copies of it.
+            context.set_forkserver_preload([task_module(task)])
+        self.task = task
+        self.failed_starts = failed_starts
+        self.job: Any = None
+        self.at = context.RawValue("i", BETWEEN_ITEMS)
+        self.connection, child = context.Pipe()
+        self.process = context.Process(target=_serve, args=(task, child, self.at), daemon=True)
+        self.process.start()
+        child.close()
+
+    def begin(self, job: Any) -> None:
+        self.job, self.at.value = job, BETWEEN_ITEMS
+        self.stands_since, self.stands_at, self.looked = 0.0, BETWEEN_ITEMS, time.monotonic()
+        with suppress(BrokenPipeError, ConnectionResetError):  # it died: `lost` will say so
+            self.connection.send(job)
+
+    @property
+    def items_done(self) -> int:
+        return max(0, int(self.at.value))
+
+    def result(self) -> tuple[Any, Any] | None:
+        """The job and its result; None where the worker died instead of sending one."""
+        try:
+            outcome = self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join(1)
+            return None
+        if isinstance(outcome, BaseException):
+            raise outcome
+        job, self.job, self.failed_starts = self.job, None, 0
+        return job, outcome
+
+    def lost(self, item_timeout_s: float) -> str | None:
+        """Why the worker will not end its job, or None."""
+        if not self.process.is_alive():
+            return "crashed"
+        # Only time in which this process ran too counts: a suspended laptop is not a hang.
+        now, at = time.monotonic(), self.at.value
+        awake_s, self.looked = min(now - self.looked, 10 * POLL_S), now
+        if at != self.stands_at or at == BETWEEN_ITEMS:
+            self.stands_at, self.stands_since = at, 0.0
+        self.stands_since += awake_s
+        return "timeout" if self.stands_since > item_timeout_s else None
+
+    def blamed(self, cause: str) -> Any:
+        """The job to do again: without the item that the worker was on."""
+        self.stop()
+        item = self.at.value
+        if item != BETWEEN_ITEMS:
+            self.failed_starts = 0
+            return self.job.without(item, cause)
+        self.failed_starts += 1
+        if self.failed_starts >= MAX_FAILED_STARTS:
+            code = self.process.exitcode
+            raise LoopError(
+                f"worker processes end before they begin (exit code {code}); "
+                "free some memory, or run with fewer --workers"
+            )
+        return self.job
+
+    def successor(self) -> _Worker:
+        return _Worker(self.task, self.failed_starts)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def task_module(task: Task[Any]) -> str:
+    """Name of the module that defines ``task``, or the function that it is a partial of."""
+    return str(getattr(task, "func", task).__module__)
+
+
+def _serve(task: Task[Any], connection: Connection, at: Any) -> None:
+    """A worker's life: take a job, send its result, until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+
+    def turn_to(item: int) -> None:
+        at.value = item
+
+    while True:
+        try:
+            job = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            outcome = task(job, turn_to)
+        except OSError as error:
+            outcome = error
+        at.value = BETWEEN_ITEMS
+        try:
+            connection.send(outcome)
+        except (BrokenPipeError, ConnectionResetError):
+            return

@@ -1,0 +1,43 @@
+"""What tests share: a generator of random numbers, and the corpora where they are at hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from midiloop import corpus
+
+ROOT = Path(__file__).parents[1]
+CORPUS = Path(os.environ.get("MIDILOOP_CORPUS", ROOT.parent / "shared" / "corpus"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--mutations", type=int, default=500, help="damaged files to read")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(8)
+
+
+@pytest.fixture(scope="session")
+def archive() -> Callable[[str], Path]:
+    """An archive of real MIDI files, by name."""
+
+    def find(name: str) -> Path:
+        path = CORPUS / name
+        if not path.exists():
+            pytest.skip(f"{name} is not in {CORPUS}; set MIDILOOP_CORPUS to the folder it is in")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def real_files(archive: Callable[[str], Path]) -> list[corpus.Item]:
+    """Every eighth file of the real corpus, with its bytes."""
+    return [item for n, item in enumerate(corpus.walk([archive("dev.tar.xz")])) if n % 8 == 0]
