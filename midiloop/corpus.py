@@ -33,7 +33,7 @@ REASONS = {
     "archive_bomb": "the archive unfolds into more than a corpus holds",
 }
 
-MAX_FILE_BYTES = 8 << 20
+MAX_FILE_BYTES = 4 << 20
 
 # What the standard library raises on archives that are cut, damaged, encrypted or of another kind.
 BROKEN = (
@@ -358,5 +358,5 @@ def _is_archive(name: str) -> bool:
 
 
 def _text(path: str) -> str:
-    """A path as valid Unicode: bytes that are none are written as in ``\\xff``."""
+    """A path as valid Unicode; bytes that are none are written as backslash escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -292,7 +292,7 @@ def _provenance(sources: Sequence[Path], settings: Settings) -> dict[str, Any]:
     return {
         "midiloop_version": __version__,
         "sources": [source.name for source in sources],
-        "rules": asdict(settings.rules),
+        "rules": asdict(settings.rules) | {"first_step_drums": [*settings.rules.first_step_drums]},
         "stride_bars": settings.stride_bars,
         "grid": {
             "bars": grid.bars,

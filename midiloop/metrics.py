@@ -1,9 +1,9 @@
-"""What the paper measures on loops (Han, Ihm and Lim 2021,
-arXiv:2111.07657, *Musical Metrics*), as pure functions.
+"""What the paper measures on loops, as pure functions.
 
-Rolls are bool (n, steps, columns). A function of single loops gives one value for each, float (n,);
-the table shows its mean. `overlap` and `uniqueness` look at a whole set. For all but those two the
-best value of generated loops is that of the loops they learned from.
+Source: Han, Ihm and Lim 2021, arXiv:2111.07657, *Musical Metrics*. Rolls are bool (n, steps,
+columns). A function of single loops gives one value for each, float (n,); the table shows its mean.
+`overlap` and `uniqueness` look at a whole set. For all but those two the best value of generated
+loops is that of the loops they learned from.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The paper's rules of what a loop is, as data (Han, Ihm and Lim 2021, arXiv:2111.07657, *Data Preprocess*)."""
+"""The paper's rules of what a loop is, as data.
+
+Source: Han, Ihm and Lim 2021, arXiv:2111.07657, *Data Preprocess*.
+"""
 
 from __future__ import annotations
 

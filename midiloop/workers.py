@@ -13,14 +13,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, TypeVar
 
 from midiloop.errors import LoopError
 
 POLL_S = 0.1
-MAX_FAILED_STARTS = 3
+MAX_FAILURES = 3
 BETWEEN_ITEMS = -1
+FORKSERVER = "forkserver" in multiprocessing.get_all_start_methods()
 
 Result = TypeVar("Result")
 JobT = TypeVar("JobT", bound="Job")
@@ -44,6 +46,17 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def warm_up(module: str) -> None:
+    """Begin to import ``module`` in a process that workers then start as copies of.
+
+    It goes on beside what the caller does next, for example the same imports. Where processes
+    cannot be copied this does nothing.
+    """
+    if FORKSERVER:
+        multiprocessing.get_context("forkserver").set_forkserver_preload([module])
+        forkserver.ensure_running()
+
+
 def run(
     task: Task[Result],
     jobs: Iterator[JobT],
@@ -61,9 +74,10 @@ def run(
         on_tick: called about ten times a second with the number of items in work that are done.
 
     Raises:
-        LoopError: workers die before they begin.
+        LoopError: workers die without an item to blame.
         OSError: whatever the task raised, as the task raised it.
     """
+    warm_up(task_module(task))
     crew: list[_Worker] = []
     waiting: deque[JobT] = deque()
     more = True
@@ -109,16 +123,10 @@ def _idle(crew: list[_Worker], task: Task[Any]) -> _Worker:
 class _Worker:
     """The parent's side of one worker process."""
 
-    def __init__(self, task: Task[Any], failed_starts: int = 0) -> None:
-        methods = multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context(
-            "forkserver" if "forkserver" in methods else "spawn"
-        )
-        if "forkserver" in methods:
-            # One process imports what all workers need, and they start as copies of it.
-            context.set_forkserver_preload([task_module(task)])
+    def __init__(self, task: Task[Any], failures: int = 0, lost_item: int = BETWEEN_ITEMS) -> None:
+        context: Any = multiprocessing.get_context("forkserver" if FORKSERVER else "spawn")
         self.task = task
-        self.failed_starts = failed_starts
+        self.failures, self.lost_item = failures, lost_item
         self.job: Any = None
         self.at = context.RawValue("i", BETWEEN_ITEMS)
         self.connection, child = context.Pipe()
@@ -145,7 +153,8 @@ class _Worker:
             return None
         if isinstance(outcome, BaseException):
             raise outcome
-        job, self.job, self.failed_starts = self.job, None, 0
+        job, self.job = self.job, None
+        self.failures, self.lost_item = 0, BETWEEN_ITEMS
         return job, outcome
 
     def lost(self, item_timeout_s: float) -> str | None:
@@ -163,21 +172,24 @@ class _Worker:
     def blamed(self, cause: str) -> Any:
         """The job to do again: without the item that the worker was on."""
         self.stop()
-        item = self.at.value
-        if item != BETWEEN_ITEMS:
-            self.failed_starts = 0
+        item, before = int(self.at.value), self.lost_item
+        self.lost_item = item
+        if item not in (BETWEEN_ITEMS, before):
+            self.failures = 0
             return self.job.without(item, cause)
-        self.failed_starts += 1
-        if self.failed_starts >= MAX_FAILED_STARTS:
+        # Not an item's fault: it was on none, or on the one that it was to leave out.
+        self.failures += 1
+        if self.failures >= MAX_FAILURES:
             code = self.process.exitcode
             raise LoopError(
-                f"worker processes end before they begin (exit code {code}); "
+                f"worker processes end again and again (exit code {code}); "
                 "free some memory, or run with fewer --workers"
             )
         return self.job
 
     def successor(self) -> _Worker:
-        return _Worker(self.task, self.failed_starts)
+        """A new process in its place."""
+        return _Worker(self.task, self.failures, self.lost_item)
 
     def stop(self) -> None:
         self.process.kill()

@@ -31,9 +31,7 @@ def chunk(events: bytes, length: int | None = None) -> bytes:
     return b"MTrk" + struct.pack(">I", len(events) if length is None else length) + events
 
 
-def smf(
-    *tracks: bytes, division: int = TPQ, kind: int = 1, declared: int | None = None
-) -> bytes:
+def smf(*tracks: bytes, division: int = TPQ, kind: int = 1, declared: int | None = None) -> bytes:
     """A standard MIDI file of tracks, each given as its events."""
     count = len(tracks) if declared is None else declared
     header = b"MThd" + struct.pack(">IHHH", 6, kind, count, division)
@@ -73,7 +71,9 @@ def score(
     return Score(tpq, tracks, tuple(tempos), tuple(meters), end if length is None else length)
 
 
-def groove(n_bars: int, *, crash_every: int = 8, pitches: Sequence[int] = (33, 36, 31, 28)) -> Score:
+def groove(
+    n_bars: int, *, crash_every: int = 8, pitches: Sequence[int] = (33, 36, 31, 28)
+) -> Score:
     """A song that repeats every four bars, with a crash at the head of each section."""
     hits, line = [], []
     for bar in range(n_bars):

@@ -17,6 +17,7 @@ CORPUS = Path(os.environ.get("MIDILOOP_CORPUS", ROOT.parent / "shared" / "corpus
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--mutations", type=int, default=500, help="damaged files to read")
+    parser.addoption("--every", type=int, default=12, help="compare every so many real files")
 
 
 @pytest.fixture
@@ -38,6 +39,7 @@ def archive() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def real_files(archive: Callable[[str], Path]) -> list[corpus.Item]:
-    """Every eighth file of the real corpus, with its bytes."""
-    return [item for n, item in enumerate(corpus.walk([archive("dev.tar.xz")])) if n % 8 == 0]
+def real_files(archive: Callable[[str], Path], request: pytest.FixtureRequest) -> list[corpus.Item]:
+    """Files of the real corpus, evenly spread over it, with their bytes."""
+    every = request.config.getoption("--every")
+    return [item for n, item in enumerate(corpus.walk([archive("dev.tar.xz")])) if n % every == 0]

@@ -147,7 +147,7 @@ def find(song: Song, require_meter: bool, require_crash: bool, stride_bars: int 
 
     def starts() -> Iterator[int]:
         """The first bars of all windows; only a bar that opens with a kick can be one."""
-        bars = -(-max(note.end for note in song.notes) // (4 * song.tpq))
+        bars = -(-step_at(max(note.end for note in song.notes), song.tpq) // STEPS_A_BAR)
         kicks = (s // STEPS_A_BAR for s, c in drums if c == KICK and s % STEPS_A_BAR == 0)
         for start in sorted(kicks):
             if start % stride_bars or start + BARS > bars:

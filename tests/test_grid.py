@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from build import random_rolls
 
+from build import random_rolls
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP, Drum, Grid, pitch_name, step_duration_s
 

@@ -21,12 +21,16 @@ LAYERS = {
     "workers": {"errors"},
     "store": {"errors", "grid"},
     "parts": {"grid", "store"},
-    "extract": {"errors", "grid", "corpus", "score", "pianoroll", "rules", "workers", "store", "parts"},
+    "extract": {
+        "errors", "grid", "corpus", "score", "pianoroll", "rules", "workers", "store", "parts",
+    },
     "metrics": {"errors", "grid"},
     "overview": {"grid", "metrics", "store"},
     "export": {"errors", "grid", "score", "pianoroll", "store"},
     "plot": {"errors", "grid"},
-    "gallery": {"errors", "grid", "corpus", "score", "pianoroll", "rules", "extract", "store", "plot"},
+    "gallery": {
+        "errors", "grid", "corpus", "score", "pianoroll", "rules", "extract", "store", "plot",
+    },
 }  # fmt: skip
 
 
@@ -63,7 +67,9 @@ def test_the_order_has_no_cycle() -> None:
         assert all(order.index(other) < order.index(name) for other in allowed)
 
 
-@pytest.mark.parametrize("module", ["midiloop", "midiloop.extract", "midiloop.gallery", "audioloop"])
+@pytest.mark.parametrize(
+    "module", ["midiloop", "midiloop.extract", "midiloop.gallery", "audioloop"]
+)
 def test_importing_loads_neither_torch_nor_matplotlib(module: str) -> None:
     code = f"import sys, {module}; print(*{{n.split('.')[0] for n in sys.modules}})"
     loaded = subprocess.run(

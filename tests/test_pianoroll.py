@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pypianoroll
 import pytest
-from build import BAR, STEP, TPQ, groove, random_rolls, score, track
 
+from build import BAR, STEP, TPQ, groove, random_rolls, score, track
 from midiloop import pianoroll
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP

@@ -8,9 +8,9 @@ import mido
 import numpy as np
 import pretty_midi
 import pytest
+
 from build import BAR, END_OF_TRACK, FOUR_FOUR, TPQ, chunk, groove, note, smf, track, vlq
 from build import score as song_of
-
 from midiloop import corpus, pianoroll, score
 from midiloop.errors import LoopError, MidiError
 from midiloop.score import Meter, Score, Tempo
@@ -68,8 +68,8 @@ HOSTILE = {
         smf(note(0, 60, start=9_900_000) + END_OF_TRACK, division=1),
         "too_long",
     ),
-    "a million notes at once": (
-        smf(b"\0\x99\x24\x64" + b"\0\x24\0\0\x24\x64" * 1_000_000 + END_OF_TRACK),
+    "600,000 notes at once": (
+        smf(b"\0\x99\x24\x64" + b"\0\x24\0\0\x24\x64" * 300_000 + END_OF_TRACK),
         "too_many_notes",
     ),
     "notes that never end": (smf(b"\0\x90\x3c\x64" * 9999 + END_OF_TRACK), "no_notes"),
@@ -240,7 +240,7 @@ def test_a_pretty_midi_without_notes_is_refused() -> None:
 
 
 def test_real_files_survive_writing(real_files: list[corpus.Item]) -> None:
-    """Reading what we wrote of a real song gives the same roll; several hundred files."""
+    """Reading what we wrote of a real song gives the same drums."""
     same = 0
     for item in real_files[::4]:
         try:
@@ -255,7 +255,7 @@ def test_real_files_survive_writing(real_files: list[corpus.Item]) -> None:
             pianoroll.encode(song)[:steps, drums], pianoroll.encode(back)[:steps, drums]
         )
         same += 1
-    assert same > 150
+    assert same > len(real_files) / 6
 
 
 def test_chunk_lengths_are_what_the_builder_says() -> None:

@@ -41,7 +41,8 @@ class Live:
         counts, took_s = manifest["counts"], time.monotonic() - self.began_s
         mined = counts["files"] - self.resumed_files
         lines = [
-            f"{counts['files']:,} files in {took_s:.1f} s ({mined / took_s:,.0f} files/s)",
+            f"{counts['files']:,} files in {took_s:.1f} s"
+            + (f" ({mined / took_s:,.0f} files/s)" if mined > 1000 else ""),
             f"{counts['loops']:,} loops, {counts['distinct_loops']:,} of them distinct, "
             f"from {counts['songs']:,} songs (rules {manifest['rules']['name']})",
         ]

@@ -52,7 +52,10 @@ def choice_options(command: Command) -> Command:
     help="Look for a loop at every so many bars.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1, 256), help="Processes; default: all usable cores."
+    "--workers",
+    "n_workers",
+    type=click.IntRange(1, 256),
+    help="Processes; default: all usable cores.",
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
 @json_option
@@ -61,7 +64,7 @@ def extract(
     out: Path,
     rules_name: str,
     stride_bars: int,
-    workers: int | None,
+    n_workers: int | None,
     resume: bool,
     as_json: bool,
 ) -> None:
@@ -69,12 +72,15 @@ def extract(
 
     Archives (also .tar.gz, .tar.xz, .tar.zst) are read in one stream, without unpacking.
     """
+    from midiloop import workers
+
+    workers.warm_up("midiloop.extract")  # beside the imports here
     from midiloop import extract, rules
 
     settings = extract.Settings(rules.preset(rules_name), stride_bars)
     with report.live_progress() as live:
         result = extract.run(
-            sources, out, settings, n_workers=workers, resume=resume, on_progress=live.update
+            sources, out, settings, n_workers=n_workers, resume=resume, on_progress=live.update
         )
     click.echo(report.to_json(result.manifest) if as_json else live.summary(result.manifest, out))
     for broken in result.broken_sources:

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from midiloop import workers
+from midiloop.errors import LoopError
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A job of numbers to double. Negative ones stand for what goes wrong."""
+
+    number: int
+    items: tuple[int, ...]
+    lost: tuple[str, ...] = ()
+
+    def without(self, item: int, cause: str) -> Numbers:
+        items = (*self.items[:item], 0, *self.items[item + 1 :])
+        return replace(self, items=items, lost=(*self.lost, f"{item} {cause}"))
+
+
+SEGFAULT, HANG, KILLED, FULL_DISK, DEADLY = -1, -2, -3, -4, -5
+
+
+def double(job: Numbers, turn_to: Callable[[int], None]) -> list[int]:
+    for at, item in enumerate(job.items):
+        turn_to(at)
+        if item == SEGFAULT:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if item == HANG:
+            time.sleep(60)
+        if item == KILLED:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if item == FULL_DISK:
+            raise OSError(errno.ENOSPC, "No space left on device", "disk")
+    if DEADLY in job.items[:1] and len(job.items) == 2:
+        os._exit(7)
+    return [2 * item for item in job.items]
+
+
+def die_at_once(job: Numbers, turn_to: Callable[[int], None]) -> None:
+    os._exit(3)
+
+
+def run(
+    jobs: list[Numbers], n_workers: int, timeout_s: float = 5
+) -> dict[int, tuple[list[int], tuple[str, ...]]]:
+    done = workers.run(
+        double, iter(jobs), workers=n_workers, item_timeout_s=timeout_s, on_tick=lambda _: None
+    )
+    return {job.number: (result, job.lost) for job, result in done}
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 5])
+def test_every_job_is_done_once(n_workers: int) -> None:
+    jobs = [Numbers(n, (n, n + 1)) for n in range(23)]
+    assert run(jobs, n_workers) == {n: ([2 * n, 2 * n + 2], ()) for n in range(23)}
+
+
+def test_no_jobs_end_at_once() -> None:
+    assert run([], 2) == {}
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_a_worker_that_dies_costs_the_item_it_was_on(n_workers: int) -> None:
+    jobs = [Numbers(0, (1, SEGFAULT, 3, KILLED)), Numbers(1, (5,)), Numbers(2, (KILLED,))]
+    assert run(jobs, n_workers) == {
+        0: ([2, 0, 6, 0], ("1 crashed", "3 crashed")),
+        1: ([10], ()),
+        2: ([0], ("0 crashed",)),
+    }
+
+
+def test_an_item_that_hangs_is_cut_off() -> None:
+    done = run([Numbers(0, (1, HANG, 3)), Numbers(1, (4,))], 2, timeout_s=0.5)
+    assert done == {0: ([2, 0, 6], ("1 timeout",)), 1: ([8], ())}
+
+
+def test_large_jobs_and_results_pass_while_others_wait() -> None:
+    jobs = [Numbers(n, tuple(range(300_000))) for n in range(6)]
+    assert {n: len(result) for n, (result, _) in run(jobs, 2).items()} == dict.fromkeys(
+        range(6), 300_000
+    )
+
+
+def test_a_job_that_kills_every_worker_ends_the_run() -> None:
+    with pytest.raises(LoopError, match=r"again and again \(exit code 7\)"):
+        run([Numbers(0, (DEADLY, 1))], 2)
+
+
+def test_jobs_are_drawn_as_they_are_needed() -> None:
+    drawn = 0
+
+    def endless() -> Iterator[Numbers]:
+        nonlocal drawn
+        while True:
+            drawn += 1
+            yield Numbers(drawn, (drawn,))
+
+    done = workers.run(double, endless(), workers=2, item_timeout_s=5, on_tick=lambda _: None)
+    for ended, _ in enumerate(done, 1):
+        assert drawn <= ended + 5
+        if ended == 50:
+            break
+
+
+def test_what_the_task_raises_reaches_the_caller() -> None:
+    with pytest.raises(OSError, match="No space left on device"):
+        run([Numbers(0, (1, FULL_DISK))], 1)
+
+
+def test_workers_that_cannot_begin_end_the_run() -> None:
+    with pytest.raises(LoopError, match=r"end again and again \(exit code 3\)"):
+        list(
+            workers.run(
+                die_at_once, iter([Numbers(0, ())]), workers=1, item_timeout_s=5,
+                on_tick=lambda _: None,
+            )
+        )  # fmt: skip
+
+
+def test_no_process_is_left_behind() -> None:
+    import psutil
+
+    run([Numbers(0, (1, SEGFAULT)), Numbers(1, (2,))], 2)
+    family = psutil.Process().children(recursive=True)
+    serving = [p for p in family if p.status() != psutil.STATUS_ZOMBIE]
+    # only the process that workers are copies of, and the tracker of its resources
+    assert len(serving) <= 2
+
+
+def test_usable_cores_are_those_of_this_process() -> None:
+    assert 1 <= workers.usable_cores() <= (os.cpu_count() or 1)
+    assert Path(__file__).exists()
