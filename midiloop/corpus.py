@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
@@ -74,8 +74,7 @@ class Problem(NamedTuple):
     detail: str
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One MIDI file of a corpus.
 
     Attributes:
@@ -90,7 +89,7 @@ class Item:
     name: str
     size: int
     seen: float
-    path: Path | None = None
+    path: str | None = None
     data: bytes | None = None
     problem: Problem | None = None
 
@@ -104,7 +103,8 @@ class Item:
             return self.data
         assert self.path is not None
         try:
-            return self.path.read_bytes()
+            with open(self.path, "rb") as file:  # noqa: PTH123
+                return file.read()
         except OSError as error:
             raise MidiError("unreadable", error.strerror or str(error)) from error
 
@@ -134,14 +134,15 @@ def walk(sources: Sequence[Path], limits: Limits | None = None) -> Iterator[Item
     """
     limits = limits or Limits()
     check_sources(sources)
-    weights = [_packed_bytes(source) for source in sources]
+    # A source alone is the whole corpus, and what it weighs makes no difference.
+    weights = [_packed_bytes(s) for s in sources] if len(sources) > 1 else [1]
     total, before = max(1, sum(weights)), 0
     for source, weight in zip(sources, weights, strict=True):
         label = _text(source.as_posix()) if len(sources) > 1 else ""
         for item in _items(source, limits):
             name = "/".join(part for part in (label, item.name) if part)
             seen = (before + item.seen * weight) / total
-            yield replace(item, name=name or _text(source.name), seen=seen)
+            yield item._replace(name=name or _text(source.name), seen=seen)
         before += weight
 
 
@@ -150,56 +151,57 @@ def _items(source: Path, limits: Limits) -> Iterator[Item]:
     if source.is_dir():
         return _folder_items(source, limits)
     if _is_midi(source.name):
-        return iter([_file_item("", source, 1.0, limits)])
+        return iter([_file_item("", str(source), source.stat(), 1.0, limits)])
     members = _zip_members if source.name.lower().endswith(".zip") else _tar_members
     return _archive_items(source, members, limits)
 
 
 def _packed_bytes(source: Path) -> int:
     if source.is_dir():
-        return sum(_size(path) for path in _midi_files(source))
-    return _size(source)
+        return sum(_size(status) for _, status in _midi_files(str(source)))
+    return source.stat().st_size
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+def _size(status: os.stat_result | OSError) -> int:
+    return 0 if isinstance(status, OSError) else status.st_size
 
 
-def _midi_files(folder: Path) -> Iterator[Path]:
-    """MIDI files below a folder by path; links to folders are not followed."""
+def _midi_files(folder: str) -> Iterator[tuple[str, os.stat_result | OSError]]:
+    """MIDI files below a folder, by path; links to folders are not followed."""
     try:
         children = sorted(os.scandir(folder), key=lambda child: child.name)
     except OSError as error:
         raise LoopError(f"{folder}: {error.strerror}; make it readable") from error
     for child in children:
         if child.is_dir(follow_symlinks=False):
-            yield from _midi_files(Path(child.path))
+            yield from _midi_files(child.path)
         elif _is_midi(child.name):
-            yield Path(child.path)
+            try:
+                yield child.path, child.stat()
+            except OSError as error:
+                yield child.path, error
 
 
 def _folder_items(folder: Path, limits: Limits) -> Iterator[Item]:
     total, done = max(1, _packed_bytes(folder)), 0
-    for path in _midi_files(folder):
-        done += _size(path)
-        name = _text(path.relative_to(folder).as_posix())
-        yield _file_item(name, path, min(1.0, done / total), limits)
+    start = len(os.path.join(folder, ""))  # noqa: PTH118
+    for path, status in _midi_files(str(folder)):
+        done += _size(status)
+        name = _text(path[start:].replace(os.sep, "/"))
+        yield _file_item(name, path, status, min(1.0, done / total), limits)
 
 
-def _file_item(name: str, path: Path, seen: float, limits: Limits) -> Item:
+def _file_item(
+    name: str, path: str, status: os.stat_result | OSError, seen: float, limits: Limits
+) -> Item:
     problem = None
-    try:
-        status = path.stat()
-    except OSError as error:
-        return Item(name, 0, seen, problem=Problem("unreadable", error.strerror or str(error)))
-    if not stat.S_ISREG(status.st_mode):
+    if isinstance(status, OSError):
+        problem = Problem("unreadable", status.strerror or str(status))
+    elif not stat.S_ISREG(status.st_mode):
         problem = Problem("not_a_file", "not a regular file")
     elif status.st_size > limits.file_bytes:
         problem = _too_large(status.st_size, limits)
-    return Item(name, status.st_size, seen, path=path, problem=problem)
+    return Item(name, _size(status), seen, path=path, problem=problem)
 
 
 class _Member(NamedTuple):
@@ -221,7 +223,7 @@ def _archive_items(
     members: Callable[[IO[bytes], Limits], Iterator[_Member]],
     limits: Limits,
 ) -> Iterator[Item]:
-    total, share = max(1, _size(source)), 0.0
+    total, share = max(1, source.stat().st_size), 0.0
     try:
         with source.open("rb") as file:
             for count, member in enumerate(members(file, limits), 1):

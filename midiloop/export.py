@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from midiloop import pianoroll, score
+from midiloop import interchange, pianoroll, score
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP, Grid
 from midiloop.store import LoopBatch
@@ -93,7 +93,7 @@ def to_npz(batches: Iterable[LoopBatch], path: Path, *, grid: Grid = LOOP) -> in
     if not chosen:
         raise LoopError("no loop matches; widen the choice, 'midiloop inspect' shows what there is")
     loops = LoopBatch.joined(chosen)
-    song = pianoroll.to_multitrack(
+    song = interchange.to_multitrack(
         loops.rolls.reshape(-1, grid.columns), np.repeat(loops.tempos_bpm, grid.steps), grid=grid
     )
     temporary = path.with_name(f".{path.name}.part.npz")

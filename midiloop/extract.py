@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from midiloop import __version__, corpus, parts, pianoroll, rules, score, store, workers
+from midiloop import __version__, corpus, pianoroll, rules, score, workers
 from midiloop.corpus import Item, Problem
 from midiloop.errors import CallError, LoopError, MidiError
 from midiloop.grid import LOOP, Grid, Roll
+from midiloop.mined import Counts, MinedSong, Reject
 from midiloop.rules import Rules
 from midiloop.score import Score
 
@@ -60,6 +61,10 @@ class Settings:
 
 PAPER = Settings()
 
+# Arrow and the parser take as long to import as hundreds of files take to mine. Workers are copies
+# of a process that has them; the parent imports Arrow when they are at work.
+WORKERS_NEED = ("midiloop.extract", "midiloop.parts", "symusic.core")
+
 
 def loops(song: Score, settings: Settings = PAPER) -> list[Roll]:
     """All loops of one song, as bool rolls (steps, columns).
@@ -90,7 +95,7 @@ def _usable_roll(song: Score, settings: Settings) -> Roll:
     return roll
 
 
-def mine(file: str, data: bytes, settings: Settings) -> parts.MinedSong:
+def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
     """The loops of one file, as the dataset stores them.
 
     Raises:
@@ -104,12 +109,13 @@ def mine(file: str, data: bytes, settings: Settings) -> parts.MinedSong:
         raise MidiError("no_loop", f"none of {max(0, n_bars - grid.bars + 1)} windows")
     windows = starts[:, None] + np.arange(grid.bars)
     bars = roll.reshape(-1, grid.cells_per_bar)
-    return parts.MinedSong(
+    differ = bars[starts] != bars[starts + grid.bars // 2]
+    return MinedSong(
         file,
         hashlib.md5(data, usedforsecurity=False).hexdigest(),
         starts,
         _median_tempos(song, windows, grid),
-        rules.bar_distances_cells(roll, grid)[starts],
+        differ.sum(axis=1),
         np.packbits(bars[windows].reshape(len(starts), -1), axis=1),
     )
 
@@ -132,7 +138,7 @@ class Batch:
 
     def without(self, item: int, cause: str) -> Batch:
         """The same batch with one file ruled out, which ended or held up a worker."""
-        ruled_out = replace(self.items[item], data=None, problem=Problem(cause, REASONS[cause]))
+        ruled_out = self.items[item]._replace(data=None, problem=Problem(cause, REASONS[cause]))
         return replace(self, items=(*self.items[:item], ruled_out, *self.items[item + 1 :]))
 
     def covers(self) -> str:
@@ -162,8 +168,10 @@ def batches(items: Iterator[Item]) -> Iterator[Batch]:
 
 def mine_batch(
     batch: Batch, turn_to: Callable[[int], None], *, settings: Settings, folder: Path
-) -> parts.PartCounts:
+) -> Counts:
     """Mine every file of a batch and commit its part; what a worker runs."""
+    from midiloop import parts
+
     songs, rejects = [], []
     for index, item in enumerate(batch.items):
         turn_to(index)
@@ -172,14 +180,14 @@ def mine_batch(
                 raise MidiError(*item.problem)
             songs.append(mine(item.name, item.read(), settings))
         except MidiError as error:
-            rejects.append(store.Reject(item.name, error.reason, error.detail))
+            rejects.append(Reject(item.name, error.reason, error.detail))
         except Exception as error:  # a file we have no name for yet must not end the run
             detail = f"{type(error).__name__}: {error}"
-            rejects.append(store.Reject(item.name, "crashed", detail))
+            rejects.append(Reject(item.name, "crashed", detail))
     turn_to(workers.BETWEEN_ITEMS)
     parts.write_part(batch.part(folder), songs, rejects, batch.covers(), settings.grid)
     n_loops = sum(len(song.start_bars) for song in songs)
-    return parts.PartCounts(len(songs), n_loops, Counter(reject.reason for reject in rejects))
+    return Counts(len(songs), n_loops, Counter(reject.reason for reject in rejects))
 
 
 @dataclass
@@ -200,7 +208,7 @@ class Progress:
     resumed_files: int = 0
     seen: float = 0.0
 
-    def add(self, batch: Batch, counts: parts.PartCounts) -> None:
+    def add(self, batch: Batch, counts: Counts) -> None:
         """Count a batch that is done."""
         self.files += len(batch.items)
         self.songs += counts.songs
@@ -219,7 +227,7 @@ class Result:
     """
 
     manifest: dict[str, Any]
-    broken_sources: list[store.Reject]
+    broken_sources: list[Reject]
 
 
 def run(
@@ -258,21 +266,24 @@ def run(
     def todo() -> Iterator[Batch]:
         for batch in batches(corpus.walk(sources)):
             paths.append(batch.part(folder))
-            if parts.part_covers(paths[-1]) != batch.covers():
+            if resume and (counts := _counts_of_part(paths[-1], batch)):
+                progress.add(batch, counts)
+                progress.resumed_files += len(batch.items)
+            else:
                 yield batch
-                continue
-            progress.add(batch, parts.part_counts(paths[-1]))
-            progress.resumed_files += len(batch.items)
 
     task = partial(mine_batch, settings=settings, folder=folder)
     jobs = workers.run(
         task,
         todo(),
+        preload=WORKERS_NEED,
         workers=n_workers,
         item_timeout_s=item_timeout_s,
         on_tick=lambda in_work: on_progress(progress, in_work),
     )
     for batch, counts in jobs:
+        from midiloop import parts
+
         progress.add(batch, counts)
         on_progress(progress, 0)
     if not paths:
@@ -281,10 +292,18 @@ def run(
         raise LoopError(
             f"{names}: no MIDI file inside; they end in {', '.join(corpus.MIDI_SUFFIXES)}"
         )
+
     threads = min(n_workers, 4)
     manifest = parts.seal(paths, out, provenance, grid=settings.grid, threads=threads)
     shutil.rmtree(folder)
     return _result(out, manifest)
+
+
+def _counts_of_part(path: Path, batch: Batch) -> Counts | None:
+    """What an earlier run committed for just this batch, or None."""
+    from midiloop import parts
+
+    return parts.part_counts(path) if parts.part_covers(path) == batch.covers() else None
 
 
 def _provenance(sources: Sequence[Path], settings: Settings) -> dict[str, Any]:
@@ -306,7 +325,9 @@ def _finished(out: Path, folder: Path, provenance: dict[str, Any], resume: bool)
     """The result of an earlier run that ended, where resuming means there is nothing to do."""
     if not resume:
         raise CallError(f"{out}: exists already; choose another name, or remove it first")
-    manifest = store.LoopDataset(out).manifest
+    from midiloop.store import LoopDataset
+
+    manifest = LoopDataset(out).manifest
     if provenance != {key: manifest.get(key) for key in provenance}:
         raise CallError(f"{out}: was made with other settings; choose another name")
     shutil.rmtree(folder, ignore_errors=True)
@@ -317,7 +338,9 @@ def _result(out: Path, manifest: dict[str, Any]) -> Result:
     broken = {"broken_archive", "archive_bomb"}
     if broken.isdisjoint(manifest["counts"]["rejects"]):
         return Result(manifest, [])
-    rejects = store.LoopDataset(out).rejects()
+    from midiloop.store import LoopDataset
+
+    rejects = LoopDataset(out).rejects()
     return Result(manifest, [reject for reject in rejects if reject.reason in broken])
 
 

@@ -14,38 +14,27 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from midiloop.grid import Grid
-from midiloop.store import FORMAT, FORMAT_VERSION, REJECTS, SPLITS, Reject, schema
+from midiloop.mined import Counts, MinedSong, Reject
+from midiloop.store import (
+    FORMAT,
+    FORMAT_VERSION,
+    REJECTS,
+    SPLITS,
+    as_numpy,
+    numbers,
+    schema,
+    strings,
+)
 
 PARTS_PER_SHARD = 16
 VALID_FROM, TEST_FROM = 0.8, 0.9
-
-
-class MinedSong(NamedTuple):
-    """The loops of one song, n of them.
-
-    Attributes:
-        file: path inside the corpus.
-        md5: of the file's bytes, hexadecimal.
-        start_bars: int (n,), ascending.
-        tempos_bpm: float (n,), median over the loop's steps.
-        distances_cells: int (n,), cells in which bars 1 and 5 differ.
-        rolls: uint8 (n, packed_bytes), see `Grid.pack`.
-    """
-
-    file: str
-    md5: str
-    start_bars: NDArray[np.int64]
-    tempos_bpm: NDArray[np.float64]
-    distances_cells: NDArray[np.int64]
-    rolls: NDArray[np.uint8]
 
 
 def write_part(
@@ -56,18 +45,25 @@ def write_part(
     Args:
         covers: what the batch holds, to recognise it by when a run resumes.
     """
-    rolls = np.concatenate([song.rolls for song in songs] or [_no_rolls(grid)])
-    counts = [len(song.start_bars) for song in songs]
+    none = np.zeros((0, grid.packed_bytes), dtype=np.uint8)
+    rolls = np.concatenate([s.rolls for s in songs] or [none])
+    song = numbers(np.repeat(np.arange(len(songs)), [len(s.start_bars) for s in songs]), pa.int64())
+    roll_type = pa.binary(grid.packed_bytes)
+
+    def joined(kind: pa.DataType, field: str) -> pa.Array:
+        values = [getattr(s, field) for s in songs]
+        return numbers(np.concatenate(values or [np.zeros(0)]), kind)
+
     columns = {
         "roll": pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(grid.packed_bytes), len(rolls), [None, pa.py_buffer(rolls)]
+            roll_type, len(rolls), [None, pa.py_buffer(rolls)]
         ),
-        "song": _repeated([song.file for song in songs], counts),
-        "song_md5": _repeated([song.md5 for song in songs], counts),
-        "start_bar": _joined([song.start_bars for song in songs], pa.int32()),
-        "tempo_bpm": _joined([song.tempos_bpm for song in songs], pa.float64()),
-        "bar_distance_cells": _joined([song.distances_cells for song in songs], pa.int32()),
-        "fingerprint": pa.array(grid.fingerprints(rolls)),
+        "song": strings([s.file for s in songs]).take(song),
+        "song_md5": strings([s.md5 for s in songs]).take(song),
+        "start_bar": joined(pa.int32(), "start_bars"),
+        "tempo_bpm": joined(pa.float64(), "tempos_bpm"),
+        "bar_distance_cells": joined(pa.int32(), "distances_cells"),
+        "fingerprint": numbers(grid.fingerprints(rolls), pa.uint64()),
     }
     metadata = {"covers": covers, "songs": str(len(songs)), "rejects": json.dumps(rejects)}
     table = pa.table(columns).replace_schema_metadata(metadata)
@@ -81,19 +77,6 @@ def write_part(
     temporary.replace(path)
 
 
-def _no_rolls(grid: Grid) -> NDArray[np.uint8]:
-    return np.zeros((0, grid.packed_bytes), dtype=np.uint8)
-
-
-def _repeated(values: list[str], counts: list[int]) -> pa.Array:
-    index = np.repeat(np.arange(len(values)), counts)
-    return pa.array(values, pa.string()).take(pa.array(index))
-
-
-def _joined(arrays: list[Any], kind: pa.DataType) -> pa.Array:
-    return pa.array(np.concatenate(arrays or [np.zeros(0)]).astype(kind.to_pandas_dtype()))
-
-
 def part_covers(path: Path) -> str | None:
     """What the part at ``path`` covers; None where there is no such part."""
     if not path.exists():
@@ -105,20 +88,12 @@ def _open_part(path: Path) -> Any:
     return pa.ipc.open_file(pa.OSFile(str(path), "rb"))
 
 
-class PartCounts(NamedTuple):
-    """What one part adds to the totals."""
-
-    songs: int
-    loops: int
-    rejects: Counter[str]
-
-
-def part_counts(path: Path) -> PartCounts:
+def part_counts(path: Path) -> Counts:
     """Songs with loops, loops, and rejects by reason in one part."""
     part = _open_part(path)
     loops = sum(part.get_batch(i).num_rows for i in range(part.num_record_batches))
     rejects = Counter(reject.reason for reject in _part_rejects(part))
-    return PartCounts(int(part.schema.metadata[b"songs"]), loops, rejects)
+    return Counts(int(part.schema.metadata[b"songs"]), loops, rejects)
 
 
 def _part_rejects(part: Any) -> list[Reject]:
@@ -147,7 +122,7 @@ def seal(
         split_counts = list(pool.map(write, paths, groups))
     rejects = [reject for part in parts for reject in _part_rejects(_open_part(part))]
     pq.write_table(
-        pa.Table.from_pylist([reject._asdict() for reject in rejects], REJECTS),
+        pa.table([strings([r[field] for r in rejects]) for field in range(3)], REJECTS),
         building / "rejects.parquet",
         compression="zstd",
     )
@@ -187,11 +162,11 @@ def _splits(parts: Sequence[Path]) -> tuple[dict[str, str], int]:
     for path in parts:
         table = pa.ipc.open_file(pa.OSFile(str(path), "rb"), options=wanted).read_all()
         column = table["song_md5"].combine_chunks().dictionary_encode()
-        numbers = [
+        in_part = [
             number_of.setdefault(md5, len(number_of)) for md5 in column.dictionary.to_pylist()
         ]
-        songs.append(np.array(numbers, dtype=np.int64)[column.indices.to_numpy()])
-        hashes.append(table["fingerprint"].to_numpy())
+        songs.append(np.array(in_part, dtype=np.int64)[as_numpy(column.indices)])
+        hashes.append(as_numpy(table["fingerprint"].combine_chunks()))
     song, loop = np.concatenate(songs), np.concatenate(hashes)
     order = np.argsort(loop, kind="stable")
     same = np.flatnonzero(np.diff(loop[order]) == 0)
@@ -229,7 +204,7 @@ def _write_shard(
     """Write one shard and return its loops by split."""
     table = pa.concat_tables([_open_part(part).read_all() for part in parts])
     md5s = table["song_md5"].combine_chunks().dictionary_encode()
-    names = pa.array([split_of[md5] for md5 in md5s.dictionary.to_pylist()], pa.string())
+    names = strings([split_of[md5] for md5 in md5s.dictionary.to_pylist()])
     splits = names.take(md5s.indices)
     table = table.drop_columns(["fingerprint"]).append_column("split", splits)
     pq.write_table(

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +13,6 @@ from numpy.typing import NDArray
 from midiloop.errors import LoopError
 from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
 from midiloop.score import Meter, Score, Tempo, Track
-
-if TYPE_CHECKING:
-    from pypianoroll import Multitrack
 
 BASS_PROGRAMS = range(32, 40)
 DRUM_VELOCITY = 100
@@ -82,10 +78,7 @@ def _draw_bass(roll: Roll, tracks: list[Track], tpq: int, grid: Grid) -> None:
     order = np.flatnonzero(kept)
     order = order[np.argsort(-pitches[order], kind="stable")]
     line = np.full(len(roll), SILENT, dtype=np.int8)
-    filled = np.cumsum(lengths[order])
-    # In pieces, so that memory is bounded whatever the notes' number and length.
-    cuts = np.searchsorted(filled, np.arange(PIECE_CELLS, filled[-1:].sum(), PIECE_CELLS))
-    for piece in np.split(order, cuts):
+    for piece in _pieces(order, lengths):
         steps = np.arange(lengths[piece].sum())
         steps += np.repeat(
             starts[piece] - np.cumsum(lengths[piece]) + lengths[piece], lengths[piece]
@@ -93,6 +86,14 @@ def _draw_bass(roll: Roll, tracks: list[Track], tpq: int, grid: Grid) -> None:
         line[steps] = np.repeat(pitches[piece], lengths[piece])
     sounding = np.flatnonzero(line != SILENT)
     roll[sounding, grid.n_drums + line[sounding] - grid.lowest_pitch] = True
+
+
+def _pieces(order: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Notes in pieces of about `PIECE_CELLS` steps: bounded memory for any number and length."""
+    filled = np.cumsum(lengths[order])
+    if not len(order) or filled[-1] <= PIECE_CELLS:
+        return [order]
+    return np.split(order, np.searchsorted(filled, np.arange(PIECE_CELLS, filled[-1], PIECE_CELLS)))
 
 
 def decode(roll: Roll, tempo_bpm: float = 120.0, *, name: str = "", grid: Grid = LOOP) -> Score:
@@ -149,69 +150,3 @@ def _decoded(part: str, notes: NDArray[np.int64], velocity: int, name: str, grid
         pitches=(kit[columns] if is_drum else columns + grid.lowest_pitch).astype(np.int8),
         velocities=np.full(len(columns), velocity, dtype=np.int8),
     )
-
-
-def to_multitrack(
-    roll: Roll, tempo_bpm: float | NDArray[np.float64] = 120.0, *, grid: Grid = LOOP
-) -> Multitrack:
-    """The roll as a ``pypianoroll.Multitrack`` of two tracks at the grid's resolution.
-
-    Args:
-        roll: bool (whole bars, columns).
-        tempo_bpm: one tempo, or one for each step (steps,).
-
-    Raises:
-        ImportError: pypianoroll is not installed.
-    """
-    pypianoroll = _pypianoroll()
-    drums = np.zeros((len(roll), 128), dtype=np.uint8)
-    drums[:, [drum.pitch for drum in grid.drums]] = roll[:, : grid.n_drums] * DRUM_VELOCITY
-    bass = np.zeros((len(roll), 128), dtype=np.uint8)
-    bass[:, grid.lowest_pitch : grid.highest_pitch + 1] = roll[:, grid.n_drums :] * BASS_VELOCITY
-    return pypianoroll.Multitrack(
-        resolution=grid.steps_per_beat,
-        tempo=np.broadcast_to(tempo_bpm, (len(roll),)).astype(np.float64).reshape(-1, 1),
-        downbeat=np.arange(len(roll)) % grid.steps_per_bar == 0,
-        tracks=[
-            pypianoroll.StandardTrack("drums", 0, True, drums),
-            pypianoroll.StandardTrack("bass", DECODED_PROGRAM, False, bass),
-        ],
-    )
-
-
-def from_multitrack(song: Multitrack, grid: Grid = LOOP) -> Roll:
-    """The drums and the bass of a ``pypianoroll.Multitrack``, as `encode` would draw them.
-
-    Returns:
-        bool (bars · steps a bar, columns), rounded up to a bar.
-
-    Raises:
-        LoopError: its resolution is not the grid's.
-    """
-    if song.resolution != grid.steps_per_beat:
-        raise LoopError(
-            f"expected {grid.steps_per_beat} steps a beat, got {song.resolution}; "
-            f"call set_resolution({grid.steps_per_beat}) first"
-        )
-    n_steps = max((len(track.pianoroll) for track in song.tracks), default=0)
-    n_bars = -(-n_steps // grid.steps_per_bar)
-    roll = np.zeros((n_bars * grid.steps_per_bar, grid.columns), dtype=np.bool_)
-    line = np.full(len(roll), SILENT)
-    for track in song.tracks:
-        steps, pitches = np.nonzero(track.pianoroll)
-        if track.is_drum:
-            columns = grid.drum_columns[pitches]
-            roll[steps[columns >= 0], columns[columns >= 0]] = True
-        elif track.program in BASS_PROGRAMS:
-            kept = (pitches >= grid.lowest_pitch) & (pitches <= grid.highest_pitch)
-            np.minimum.at(line, steps[kept], pitches[kept])
-    sounding = np.flatnonzero(line != SILENT)
-    roll[sounding, grid.n_drums + line[sounding] - grid.lowest_pitch] = True
-    return roll
-
-
-def _pypianoroll() -> Any:
-    try:
-        return importlib.import_module("pypianoroll")
-    except ImportError as error:
-        raise ImportError("pypianoroll is missing: pip install 'midiloop[interchange]'") from error

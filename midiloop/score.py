@@ -9,26 +9,23 @@ data bytes above 127 (clamped).
 
 from __future__ import annotations
 
-import importlib
 import io
 import itertools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import mido
 import numpy as np
 from numpy.typing import NDArray
-from symusic.core import ScoreTick
 
 from midiloop.corpus import MAX_FILE_BYTES
-from midiloop.errors import LoopError, MidiError
+from midiloop.errors import MidiError
 
 if TYPE_CHECKING:
-    from pretty_midi import PrettyMIDI
+    from symusic.core import ScoreTick
 
 REASONS = {
     "not_midi": "no MIDI header in the file",
@@ -74,8 +71,7 @@ class Meter(NamedTuple):
     denominator: int
 
 
-@dataclass(frozen=True, eq=False)
-class Track:
+class Track(NamedTuple):
     """The notes of one instrument, as four arrays of one length, in order of onset.
 
     Attributes:
@@ -94,10 +90,12 @@ class Track:
     pitches: NDArray[np.int8]
     velocities: NDArray[np.int8]
 
-    def __len__(self) -> int:
+    @property
+    def n_notes(self) -> int:
+        """Notes in the track."""
         return len(self.onsets)
 
-    @cached_property
+    @property
     def ends(self) -> NDArray[np.int32]:
         """Tick at which each note ends."""
         return self.onsets + self.durations
@@ -124,7 +122,7 @@ class Score:
     @property
     def n_notes(self) -> int:
         """Notes in all tracks."""
-        return sum(len(track) for track in self.tracks)
+        return sum(track.n_notes for track in self.tracks)
 
     def tempo_bpm_at(self, ticks: NDArray[np.int64]) -> NDArray[np.float64]:
         """Tempo in force at each of ``ticks``, in quarter notes a minute; 120 before the first."""
@@ -177,6 +175,8 @@ def _what_it_looks_like(data: bytes) -> str:
 
 
 def _parse(data: bytes) -> ScoreTick:
+    from symusic.core import ScoreTick  # slow to import, and only needed to read
+
     # The parser needs about 5 kB for each track, and makes a track of every channel and program
     # that plays a note: 11 bytes of file. A bound on them, before it is too late.
     if len(data) > MAX_TRACKS * 6:
@@ -204,6 +204,8 @@ def _file_of(tracks: list[bytes], data: bytes) -> bytes:
 
 
 def _damaged_track(tracks: list[bytes], data: bytes) -> str:
+    from symusic.core import ScoreTick
+
     # The parser's own message depends on memory behind the file, into which it looks.
     for number, track in enumerate(tracks, 1):
         try:
@@ -272,10 +274,11 @@ def _tracks(parsed: ScoreTick) -> Iterator[Track]:
 
 def _tempos(parsed: ScoreTick) -> tuple[Tempo, ...]:
     found = parsed.tempos.numpy()
-    if not found["mspq"].all():
+    microseconds = found["mspq"].tolist()
+    if 0 in microseconds:
         raise MidiError("bad_tempo", "0 microseconds a quarter note")
-    bpm = (MICROSECONDS_PER_MINUTE / found["mspq"]).tolist()
-    return tuple(_in_order(Tempo(*at) for at in zip(found["time"].tolist(), bpm, strict=True)))
+    changes = zip(found["time"].tolist(), microseconds, strict=True)
+    return tuple(_in_order([Tempo(tick, MICROSECONDS_PER_MINUTE / us) for tick, us in changes]))
 
 
 def _meters(parsed: ScoreTick) -> tuple[Meter, ...]:
@@ -288,9 +291,9 @@ def _meters(parsed: ScoreTick) -> tuple[Meter, ...]:
     return tuple(_in_order(meters))
 
 
-def _in_order(changes: Any) -> Any:
+def _in_order(changes: list[Any]) -> list[Any]:
     """Changes by tick; those at one tick stay in file order, so that the last one counts."""
-    return sorted(changes, key=lambda change: change.tick)
+    return sorted(changes, key=itemgetter(0)) if len(changes) > 1 else changes
 
 
 def write(score: Score, path: Path | str) -> None:
@@ -310,8 +313,10 @@ def write(score: Score, path: Path | str) -> None:
 
 def to_bytes(score: Score) -> bytes:
     """The bytes that `write` writes."""
+    from mido import MidiFile  # slow to import, and only needed to write
+
     channels = itertools.cycle(channel for channel in range(16) if channel != DRUM_CHANNEL)
-    midi = mido.MidiFile(type=1, ticks_per_beat=score.ticks_per_quarter, charset="utf-8")
+    midi = MidiFile(type=1, ticks_per_beat=score.ticks_per_quarter, charset="utf-8")
     midi.tracks.append(_timed(_conductor(score), score.length_ticks))
     for track in score.tracks:
         channel = DRUM_CHANNEL if track.is_drum else next(channels)
@@ -321,24 +326,28 @@ def to_bytes(score: Score) -> bytes:
     return buffer.getvalue()
 
 
-def _conductor(score: Score) -> Iterator[tuple[int, mido.MetaMessage]]:
+def _conductor(score: Score) -> Iterator[tuple[int, Any]]:
+    from mido import MetaMessage
+
     for tempo in score.tempos:
         microseconds = round(MICROSECONDS_PER_MINUTE / tempo.bpm)
-        yield tempo.tick, mido.MetaMessage("set_tempo", tempo=microseconds)
+        yield tempo.tick, MetaMessage("set_tempo", tempo=microseconds)
     for tick, numerator, denominator in score.meters:
-        message = mido.MetaMessage("time_signature", numerator=numerator, denominator=denominator)
+        message = MetaMessage("time_signature", numerator=numerator, denominator=denominator)
         yield tick, message
 
 
 def _messages(track: Track, channel: int) -> Iterator[tuple[int, Any]]:
-    yield 0, mido.MetaMessage("track_name", name=track.name)
-    yield 0, mido.Message("program_change", channel=channel, program=track.program)
+    from mido import Message, MetaMessage
+
+    yield 0, MetaMessage("track_name", name=track.name)
+    yield 0, Message("program_change", channel=channel, program=track.program)
     notes = zip(track.onsets, track.ends, track.pitches, track.velocities, strict=True)
     ons: list[tuple[int, Any]] = []
     offs: list[tuple[int, Any]] = []
     for onset, end, pitch, velocity in (map(int, note) for note in notes):
-        on = mido.Message("note_on", channel=channel, note=pitch, velocity=velocity)
-        off = mido.Message("note_off", channel=channel, note=pitch, velocity=0)
+        on = Message("note_on", channel=channel, note=pitch, velocity=velocity)
+        off = Message("note_off", channel=channel, note=pitch, velocity=0)
         ons.append((onset, on))
         # A note of no length has to end after it began, every other one before the next begins.
         (ons if end == onset else offs).append((end, off))
@@ -346,84 +355,13 @@ def _messages(track: Track, channel: int) -> Iterator[tuple[int, Any]]:
     yield from ons
 
 
-def _timed(messages: Iterator[tuple[int, Any]], length_ticks: int) -> mido.MidiTrack:
+def _timed(messages: Iterator[tuple[int, Any]], length_ticks: int) -> Any:
     """A track of messages at absolute ticks, which ends at ``length_ticks``."""
-    track, now = mido.MidiTrack(), 0
+    from mido import MetaMessage, MidiTrack
+
+    track, now = MidiTrack(), 0
     for tick, message in sorted(messages, key=lambda timed: timed[0]):
         track.append(message.copy(time=tick - now))
         now = tick
-    track.append(mido.MetaMessage("end_of_track", time=max(0, length_ticks - now)))
+    track.append(MetaMessage("end_of_track", time=max(0, length_ticks - now)))
     return track
-
-
-def to_pretty_midi(score: Score) -> PrettyMIDI:
-    """The same song as a ``pretty_midi.PrettyMIDI``, whose times are in seconds.
-
-    ``from_pretty_midi`` gives the same ticks back.
-
-    Raises:
-        ImportError: pretty_midi is not installed.
-    """
-    pretty_midi = _pretty_midi()
-    song = pretty_midi.PrettyMIDI(resolution=score.ticks_per_quarter)
-    # A tempo map has no public setter; the library's own readers and pypianoroll set these two.
-    scales = {0: 60.0 / (DEFAULT_BPM * score.ticks_per_quarter)}
-    scales |= {t.tick: 60.0 / (t.bpm * score.ticks_per_quarter) for t in score.tempos}
-    song._tick_scales = list(scales.items())
-    song._update_tick_to_time(score.length_ticks + 1)
-    for tick, numerator, denominator in score.meters:
-        at_s = song.tick_to_time(tick)
-        song.time_signature_changes.append(pretty_midi.TimeSignature(numerator, denominator, at_s))
-    for track in score.tracks:
-        instrument = pretty_midi.Instrument(track.program, track.is_drum, track.name)
-        notes = zip(track.velocities, track.pitches, track.onsets, track.ends, strict=True)
-        instrument.notes = [
-            pretty_midi.Note(v, p, song.tick_to_time(start), song.tick_to_time(end))
-            for v, p, start, end in (map(int, note) for note in notes)
-        ]
-        song.instruments.append(instrument)
-    return song
-
-
-def from_pretty_midi(song: PrettyMIDI) -> Score:
-    """The song in a ``pretty_midi.PrettyMIDI`` as a score, to the nearest tick.
-
-    Raises:
-        LoopError: it has no notes.
-    """
-    tracks = []
-    for instrument in song.instruments:
-        notes = sorted(instrument.notes, key=lambda note: note.start)
-        onsets = np.array([song.time_to_tick(n.start) for n in notes], dtype=np.int32)
-        ends = np.array([song.time_to_tick(n.end) for n in notes], dtype=np.int32)
-        pitches = np.array([n.pitch for n in notes], dtype=np.int8)
-        velocities = np.array([n.velocity for n in notes], dtype=np.int8)
-        if notes:
-            tracks.append(
-                Track(
-                    instrument.name,
-                    instrument.program,
-                    instrument.is_drum,
-                    onsets,
-                    ends - onsets,
-                    pitches,
-                    velocities,
-                )
-            )
-    if not tracks:
-        raise LoopError("this PrettyMIDI has no notes; read a file that has some")
-    times, tempi = song.get_tempo_changes()
-    tempos = tuple(Tempo(song.time_to_tick(t), float(b)) for t, b in zip(times, tempi, strict=True))
-    meters = tuple(
-        Meter(song.time_to_tick(m.time), m.numerator, m.denominator)
-        for m in song.time_signature_changes
-    )
-    length_ticks = max(int(track.ends.max()) for track in tracks)
-    return Score(song.resolution, tuple(tracks), tempos, meters, length_ticks)
-
-
-def _pretty_midi() -> Any:
-    try:
-        return importlib.import_module("pretty_midi")
-    except ImportError as error:
-        raise ImportError("pretty_midi is missing: pip install 'midiloop[interchange]'") from error

@@ -9,10 +9,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, TypeVar
@@ -46,14 +47,14 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def warm_up(module: str) -> None:
-    """Begin to import ``module`` in a process that workers then start as copies of.
+def warm_up(modules: Sequence[str]) -> None:
+    """Begin to import ``modules`` in a process that workers then start as copies of.
 
     It goes on beside what the caller does next, for example the same imports. Where processes
     cannot be copied this does nothing.
     """
     if FORKSERVER:
-        multiprocessing.get_context("forkserver").set_forkserver_preload([module])
+        multiprocessing.get_context("forkserver").set_forkserver_preload([*modules])
         forkserver.ensure_running()
 
 
@@ -61,6 +62,7 @@ def run(
     task: Task[Result],
     jobs: Iterator[JobT],
     *,
+    preload: Sequence[str] = (),
     workers: int,
     item_timeout_s: float,
     on_tick: Callable[[int], None],
@@ -70,6 +72,7 @@ def run(
     Args:
         task: a function that a worker process can import, or a partial of one.
         jobs: drawn as workers need them, ``workers`` ahead at most.
+        preload: modules that the task needs, see `warm_up`.
         item_timeout_s: a worker that stays on one item for longer is killed.
         on_tick: called about ten times a second with the number of items in work that are done.
 
@@ -77,9 +80,10 @@ def run(
         LoopError: workers die without an item to blame.
         OSError: whatever the task raised, as the task raised it.
     """
-    warm_up(task_module(task))
+    warm_up(preload)
     crew: list[_Worker] = []
     waiting: deque[JobT] = deque()
+    done: deque[tuple[JobT, Result]] = deque()
     more = True
     try:
         while True:
@@ -93,16 +97,17 @@ def run(
             if waiting and len(busy) < workers:
                 _idle(crew, task).begin(waiting.popleft())
                 continue
+            while done:  # only now, so that no worker waits for what the caller does with them
+                yield done.popleft()
             if not busy and not more:
                 return
-            ready = wait(
-                [w.connection for w in busy], 0 if more and len(waiting) < workers else POLL_S
-            )
+            behind = more and len(waiting) < workers
+            ready = wait([worker.connection for worker in busy], 0 if behind else POLL_S)
             on_tick(sum(worker.items_done for worker in busy))
             for worker in busy:
-                done = worker.result() if worker.connection in ready else None
-                if done is not None:
-                    yield done
+                ended = worker.result() if worker.connection in ready else None
+                if ended is not None:
+                    done.append(ended)
                 elif cause := worker.lost(item_timeout_s):
                     waiting.appendleft(worker.blamed(cause))
                     crew[crew.index(worker)] = worker.successor()
@@ -131,7 +136,8 @@ class _Worker:
         self.at = context.RawValue("i", BETWEEN_ITEMS)
         self.connection, child = context.Pipe()
         self.process = context.Process(target=_serve, args=(task, child, self.at), daemon=True)
-        self.process.start()
+        with _main_hidden():
+            self.process.start()
         child.close()
 
     def begin(self, job: Any) -> None:
@@ -197,9 +203,19 @@ class _Worker:
         self.connection.close()
 
 
-def task_module(task: Task[Any]) -> str:
-    """Name of the module that defines ``task``, or the function that it is a partial of."""
-    return str(getattr(task, "func", task).__module__)
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Keep new processes from running the caller's script again: no task is defined there.
+
+    So a script needs no ``if __name__ == "__main__"`` around what starts workers.
+    """
+    main = sys.modules["__main__"]
+    hidden = {name: main.__dict__.pop(name, None) for name in ("__file__", "__spec__")}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update({name: value for name, value in hidden.items() if value is not None})
 
 
 def _serve(task: Task[Any], connection: Connection, at: Any) -> None:

@@ -67,7 +67,7 @@ def score(
     tpq: int = TPQ,
     length: int | None = None,
 ) -> Score:
-    end = max((int(t.ends.max()) for t in tracks if len(t)), default=0)
+    end = max((int(t.ends.max()) for t in tracks if t.n_notes), default=0)
     return Score(tpq, tracks, tuple(tempos), tuple(meters), end if length is None else length)
 
 
@@ -100,3 +100,23 @@ def random_rolls(rng: np.random.Generator, n: int, *, monophonic: bool = True) -
     if not monophonic:
         rolls[:, :, LOOP.n_drums :] |= rng.random((n, LOOP.steps, LOOP.n_pitches)) < 0.01
     return rolls
+
+
+def rows(song: Score) -> list[tuple[object, ...]]:
+    """Everything a score holds, track by track, in a form that compares."""
+    return [
+        (t.name, t.program, t.is_drum, *sorted(zip(t.onsets.tolist(), t.durations.tolist(),
+         t.pitches.tolist(), t.velocities.tolist(), strict=True)))
+        for t in song.tracks
+    ]  # fmt: skip
+
+
+def several_tracks() -> Score:
+    return score(
+        track([(0, 90, 36), (0, 90, 42), (480, 0, 38), (480, 100, 42)], drum=True, name="Kit é"),
+        track([(0, 960, 33), (960, 480, 33), (7 * BAR, 480, 40)], program=33, name="Bass"),
+        track([(5, 10, 60), (15, 10, 60)], program=80),
+        tempos=(Tempo(0, 97.35), Tempo(4 * BAR, 140.0)),
+        meters=(Meter(0, 4, 4), Meter(2 * BAR, 7, 8), Meter(4 * BAR, 4, 4)),
+        length=8 * BAR,
+    )

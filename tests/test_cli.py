@@ -15,7 +15,7 @@ import pypianoroll
 import pytest
 
 from build import BAR, groove, score, track
-from midiloop import export, pianoroll, store
+from midiloop import export, interchange, pianoroll, store
 from midiloop import score as scores
 from midiloop.errors import CallError
 
@@ -240,7 +240,7 @@ def test_exported_npz_holds_every_loop_in_order(loops: Path, tmp_path: Path) -> 
     done = midiloop("export", loops, "--npz", "loops.npz", "--limit", 9, "--json", cwd=tmp_path)
     assert json.loads(done.stdout) == {"written": "loops.npz", "loops": 9}
     song = pypianoroll.load(str(tmp_path / "loops.npz"))
-    rolls = pianoroll.from_multitrack(song).reshape(9, 128, 93)
+    rolls = interchange.from_multitrack(song).reshape(9, 128, 93)
     expected = next(store.LoopDataset(loops).batches()).rolls[:9]
     np.testing.assert_array_equal(rolls, expected)
 

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pypianoroll
 import pytest
 
-from build import BAR, STEP, TPQ, groove, random_rolls, score, track
+from build import BAR, STEP, TPQ, random_rolls, score, track
 from midiloop import pianoroll
 from midiloop.errors import LoopError
-from midiloop.grid import LOOP
 from midiloop.score import read, to_bytes
 
 C1 = 9  # column of the lowest bass pitch
@@ -115,49 +111,3 @@ def test_decode_refuses_other_shapes(shape: tuple[int, ...]) -> None:
 def test_decode_refuses_a_tempo_that_no_file_can_state(tempo_bpm: float) -> None:
     with pytest.raises(LoopError, match="tempo from 4 to"):
         pianoroll.decode(np.zeros((128, 93), dtype=np.bool_), tempo_bpm)
-
-
-def test_pypianoroll_there_and_back(rng: np.random.Generator, tmp_path: Path) -> None:
-    """Through the real library and its own file format."""
-    for number, roll in enumerate(random_rolls(rng, 10)):
-        song = pianoroll.to_multitrack(roll, 133.0)
-        path = tmp_path / f"{number}.npz"
-        song.save(str(path))
-        back = pypianoroll.load(str(path))
-        np.testing.assert_array_equal(pianoroll.from_multitrack(back), roll)
-        assert back.tempo.min() == back.tempo.max() == 133
-        assert np.flatnonzero(back.downbeat).tolist() == list(range(0, 128, 16))
-
-
-def test_pypianoroll_reads_our_files_as_we_do(tmp_path: Path) -> None:
-    """Two ways from a MIDI file to a roll: ours, and theirs with their own parser."""
-    path = tmp_path / "groove.mid"
-    path.write_bytes(to_bytes(groove(8)))
-    theirs = pypianoroll.read(str(path), resolution=4)
-    np.testing.assert_array_equal(
-        pianoroll.from_multitrack(theirs)[:128], pianoroll.encode(read(path))
-    )
-
-
-def test_a_multitrack_keeps_the_lowest_bass_and_folds_drums() -> None:
-    drums = np.zeros((20, 128), dtype=np.uint8)
-    drums[0, [36, 57, 70]] = 90
-    bass = np.zeros((20, 128), dtype=np.uint8)
-    bass[1, [40, 43]] = 90
-    piano = np.full((20, 128), 90, dtype=np.uint8)
-    song = pypianoroll.Multitrack(
-        resolution=4,
-        tracks=[
-            pypianoroll.StandardTrack("d", 0, True, drums),
-            pypianoroll.StandardTrack("b", 34, False, bass),
-            pypianoroll.StandardTrack("p", 0, False, piano),
-        ],
-    )
-    roll = pianoroll.from_multitrack(song)
-    assert roll.shape == (32, LOOP.columns)
-    assert cells(roll) == {(0, 0), (0, 6), (1, 9 + 16)}
-
-
-def test_another_resolution_is_refused_with_the_remedy() -> None:
-    with pytest.raises(LoopError, match=r"set_resolution\(4\)"):
-        pianoroll.from_multitrack(pypianoroll.Multitrack(resolution=24))

@@ -6,26 +6,29 @@ from pathlib import Path
 
 import mido
 import numpy as np
-import pretty_midi
 import pytest
 
-from build import BAR, END_OF_TRACK, FOUR_FOUR, TPQ, chunk, groove, note, smf, track, vlq
+from build import (
+    BAR,
+    END_OF_TRACK,
+    FOUR_FOUR,
+    TPQ,
+    chunk,
+    groove,
+    note,
+    rows,
+    several_tracks,
+    smf,
+    track,
+    vlq,
+)
 from build import score as song_of
 from midiloop import corpus, pianoroll, score
-from midiloop.errors import LoopError, MidiError
-from midiloop.score import Meter, Score, Tempo
+from midiloop.errors import MidiError
+from midiloop.score import Meter, Tempo
 
 NOTE = note(0, 60)
 PLAIN = smf(FOUR_FOUR + END_OF_TRACK, NOTE + END_OF_TRACK)
-
-
-def rows(song: Score) -> list[tuple[object, ...]]:
-    """Everything a score holds, track by track, in a form that compares."""
-    return [
-        (t.name, t.program, t.is_drum, *sorted(zip(t.onsets.tolist(), t.durations.tolist(),
-         t.pitches.tolist(), t.velocities.tolist(), strict=True)))
-        for t in song.tracks
-    ]  # fmt: skip
 
 
 def test_a_plain_file_is_read() -> None:
@@ -160,17 +163,6 @@ def test_of_several_tempi_at_one_tick_the_last_counts() -> None:
     np.testing.assert_array_equal(silent.tempo_bpm_at(ticks), [120] * 4)
 
 
-def several_tracks() -> Score:
-    return song_of(
-        track([(0, 90, 36), (0, 90, 42), (480, 0, 38), (480, 100, 42)], drum=True, name="Kit é"),
-        track([(0, 960, 33), (960, 480, 33), (7 * BAR, 480, 40)], program=33, name="Bass"),
-        track([(5, 10, 60), (15, 10, 60)], program=80),
-        tempos=(Tempo(0, 97.35), Tempo(4 * BAR, 140.0)),
-        meters=(Meter(0, 4, 4), Meter(2 * BAR, 7, 8), Meter(4 * BAR, 4, 4)),
-        length=8 * BAR,
-    )
-
-
 def test_what_is_written_reads_back_the_same() -> None:
     song = several_tracks()
     back = score.read(score.to_bytes(song))
@@ -206,37 +198,6 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         score.write(groove(1), tmp_path / "none" / "loop.mid")
     assert not list(tmp_path.iterdir())
-
-
-def test_pretty_midi_there_and_back_keeps_every_tick() -> None:
-    song = several_tracks()
-    back = score.from_pretty_midi(score.to_pretty_midi(song))
-    assert rows(back) == rows(song)
-    assert back.meters == song.meters
-    assert back.ticks_per_quarter == TPQ
-    assert [t.tick for t in back.tempos] == [0, 4 * BAR]
-    np.testing.assert_allclose([t.bpm for t in back.tempos], [97.35, 140.0], rtol=1e-9)
-
-
-def test_pretty_midi_reads_what_we_write_as_we_convert_it() -> None:
-    song = groove(8)
-    theirs = pretty_midi.PrettyMIDI(io.BytesIO(score.to_bytes(song)))
-    ours = score.to_pretty_midi(song)
-    assert theirs.get_end_time() == pytest.approx(ours.get_end_time())
-    for one, other in zip(theirs.instruments, ours.instruments, strict=True):
-        assert (one.program, one.is_drum) == (other.program, other.is_drum)
-        key = [(n.pitch, round(n.start, 6), round(n.end, 6), n.velocity) for n in one.notes]
-        assert sorted(key) == sorted(
-            (n.pitch, round(n.start, 6), round(n.end, 6), n.velocity) for n in other.notes
-        )
-    np.testing.assert_array_equal(
-        pianoroll.encode(score.from_pretty_midi(theirs)), pianoroll.encode(song)
-    )
-
-
-def test_a_pretty_midi_without_notes_is_refused() -> None:
-    with pytest.raises(LoopError, match="no notes"):
-        score.from_pretty_midi(pretty_midi.PrettyMIDI())
 
 
 def test_real_files_survive_writing(real_files: list[corpus.Item]) -> None:

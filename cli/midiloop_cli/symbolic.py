@@ -74,7 +74,8 @@ def extract(
     """
     from midiloop import workers
 
-    workers.warm_up("midiloop.extract")  # beside the imports here
+    # What workers need takes as long to import as the library here: both at one time.
+    workers.warm_up(("midiloop.extract", "midiloop.parts", "symusic.core"))
     from midiloop import extract, rules
 
     settings = extract.Settings(rules.preset(rules_name), stride_bars)
