@@ -8,6 +8,7 @@ neither the number of workers nor an interruption changes a byte of the dataset.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import shutil
 from collections import Counter
@@ -28,8 +29,8 @@ from midiloop.mined import Counts, MinedSong, Reject
 from midiloop.rules import Rules
 from midiloop.score import Score
 
-BATCH_FILES = 128
-BATCH_BYTES = 4 << 20
+BATCH_FILES = 64
+BATCH_BYTES = 2 << 20
 ITEM_TIMEOUT_S = 10.0
 
 REASONS = {
@@ -282,8 +283,7 @@ def run(
         on_tick=lambda in_work: on_progress(progress, in_work),
     )
     for batch, counts in jobs:
-        from midiloop import parts
-
+        importlib.import_module("midiloop.parts")  # Arrow: while the workers work
         progress.add(batch, counts)
         on_progress(progress, 0)
     if not paths:
@@ -292,6 +292,8 @@ def run(
         raise LoopError(
             f"{names}: no MIDI file inside; they end in {', '.join(corpus.MIDI_SUFFIXES)}"
         )
+
+    from midiloop import parts
 
     threads = min(n_workers, 4)
     manifest = parts.seal(paths, out, provenance, grid=settings.grid, threads=threads)

@@ -33,7 +33,7 @@ from midiloop.store import (
     strings,
 )
 
-PARTS_PER_SHARD = 16
+PARTS_PER_SHARD = 32
 VALID_FROM, TEST_FROM = 0.8, 0.9
 
 

@@ -5,6 +5,7 @@ The library is imported inside each command, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,8 @@ def extract(
     """
     from midiloop import workers
 
+    # NumPy would start a thread a core for products of matrices, in every process; there are none.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # What workers need takes as long to import as the library here: both at one time.
     workers.warm_up(("midiloop.extract", "midiloop.parts", "symusic.core"))
     from midiloop import extract, rules
