@@ -32,6 +32,7 @@ from midiloop.score import Score
 BATCH_FILES = 64
 BATCH_BYTES = 2 << 20
 ITEM_TIMEOUT_S = 10.0
+MAX_SEALING_THREADS = 2  # each holds a shard in memory
 
 REASONS = {
     **corpus.REASONS,
@@ -108,24 +109,24 @@ def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
     if not len(starts):
         n_bars = len(roll) // grid.steps_per_bar
         raise MidiError("no_loop", f"none of {max(0, n_bars - grid.bars + 1)} windows")
-    windows = starts[:, None] + np.arange(grid.bars)
     bars = roll.reshape(-1, grid.cells_per_bar)
+    loops = [bars[start : start + grid.bars].ravel() for start in starts.tolist()]
     differ = bars[starts] != bars[starts + grid.bars // 2]
     return MinedSong(
         file,
         hashlib.md5(data, usedforsecurity=False).hexdigest(),
         starts,
-        _median_tempos(song, windows, grid),
+        _median_tempos(song, starts, grid),
         differ.sum(axis=1),
-        np.packbits(bars[windows].reshape(len(starts), -1), axis=1),
+        np.stack([np.packbits(loop) for loop in loops]),
     )
 
 
-def _median_tempos(song: Score, windows: NDArray[np.int64], grid: Grid) -> NDArray[np.float64]:
-    """Median over each window's steps of the tempo in force; windows (n, bars of a loop)."""
+def _median_tempos(song: Score, starts: NDArray[np.int64], grid: Grid) -> NDArray[np.float64]:
+    """Median tempo over the steps of each loop; ``starts`` are the bars on which they start."""
     if len(song.tempos) == 1 and song.tempos[0].tick == 0:
-        return np.full(len(windows), song.tempos[0].bpm)
-    steps = windows[:, :1] * grid.steps_per_bar + np.arange(grid.steps)
+        return np.full(len(starts), song.tempos[0].bpm)
+    steps = starts[:, None] * grid.steps_per_bar + np.arange(grid.steps)
     ticks = steps * song.ticks_per_quarter // grid.steps_per_beat
     return np.median(song.tempo_bpm_at(ticks), axis=1)
 
@@ -295,8 +296,9 @@ def run(
 
     from midiloop import parts
 
-    threads = min(n_workers, 4)
-    manifest = parts.seal(paths, out, provenance, grid=settings.grid, threads=threads)
+    counts = Counts(progress.songs, progress.loops, progress.rejects)
+    threads = min(n_workers, MAX_SEALING_THREADS)
+    manifest = parts.seal(paths, out, provenance, counts, grid=settings.grid, threads=threads)
     shutil.rmtree(folder)
     return _result(out, manifest)
 

@@ -20,13 +20,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from midiloop import splits
 from midiloop.grid import Grid
 from midiloop.mined import Counts, MinedSong, Reject
+from midiloop.splits import SongLoops
 from midiloop.store import (
     FORMAT,
     FORMAT_VERSION,
     REJECTS,
-    SPLITS,
     as_numpy,
     numbers,
     schema,
@@ -34,7 +35,7 @@ from midiloop.store import (
 )
 
 PARTS_PER_SHARD = 32
-VALID_FROM, TEST_FROM = 0.8, 0.9
+LINK_COLUMNS = [2, 6]  # song_md5 and fingerprint
 
 
 def write_part(
@@ -84,8 +85,9 @@ def part_covers(path: Path) -> str | None:
     return str(_open_part(path).schema.metadata[b"covers"].decode())
 
 
-def _open_part(path: Path) -> Any:
-    return pa.ipc.open_file(pa.OSFile(str(path), "rb"))
+def _open_part(path: Path, columns: list[int] | None = None) -> Any:
+    options = pa.ipc.IpcReadOptions(included_fields=columns)
+    return pa.ipc.open_file(pa.OSFile(str(path), "rb"), options=options)
 
 
 def part_counts(path: Path) -> Counts:
@@ -100,8 +102,21 @@ def _part_rejects(part: Any) -> list[Reject]:
     return [Reject(*row) for row in json.loads(part.schema.metadata[b"rejects"])]
 
 
+def _part_loops(path: Path) -> SongLoops:
+    table = _open_part(path, LINK_COLUMNS).read_all()
+    md5s = table["song_md5"].combine_chunks().dictionary_encode()
+    fingerprints = as_numpy(table["fingerprint"].combine_chunks())
+    return SongLoops(md5s.dictionary.to_pylist(), as_numpy(md5s.indices), fingerprints)
+
+
 def seal(
-    parts: Sequence[Path], out: Path, provenance: dict[str, Any], *, grid: Grid, threads: int
+    parts: Sequence[Path],
+    out: Path,
+    provenance: dict[str, Any],
+    counts: Counts,
+    *,
+    grid: Grid,
+    threads: int,
 ) -> dict[str, Any]:
     """Make the dataset ``out`` of all parts, in their order, and return its manifest.
 
@@ -109,40 +124,36 @@ def seal(
 
     Args:
         provenance: what the manifest says of where the loops come from.
+        counts: of all parts together.
         threads: shards that are written at one time.
     """
     building = parts[0].parent / "sealed"
     shutil.rmtree(building, ignore_errors=True)
     (building / "loops").mkdir(parents=True)
-    split_of, n_distinct = _splits(parts)
+    split_of, n_distinct = splits.assign(lambda: map(_part_loops, parts), counts.loops)
     groups = [parts[at : at + PARTS_PER_SHARD] for at in range(0, len(parts), PARTS_PER_SHARD)]
     paths = [building / "loops" / f"{number:05d}.parquet" for number in range(len(groups))]
     with ThreadPoolExecutor(threads) as pool:
         write = partial(_write_shard, split_of=split_of, schema=schema(grid))
-        split_counts = list(pool.map(write, paths, groups))
-    rejects = [reject for part in parts for reject in _part_rejects(_open_part(part))]
-    pq.write_table(
-        pa.table([strings([r[field] for r in rejects]) for field in range(3)], REJECTS),
-        building / "rejects.parquet",
-        compression="zstd",
-    )
-    n_songs = sum(part_counts(part).songs for part in parts)
-    by_reason = Counter(reject.reason for reject in rejects)
+        by_split = list(pool.map(write, paths, groups))
+    _write_rejects(building / "rejects.parquet", groups)
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         **provenance,
         "counts": {
-            "files": n_songs + len(rejects),
-            "songs": n_songs,
-            "loops": sum(counts.total() for counts in split_counts),
+            "files": counts.songs + counts.rejects.total(),
+            "songs": counts.songs,
+            "loops": counts.loops,
             "distinct_loops": n_distinct,
-            "rejects": dict(sorted(by_reason.items(), key=lambda entry: (-entry[1], entry[0]))),
-            "splits": {name: sum(counts[name] for counts in split_counts) for name in SPLITS},
+            "rejects": dict(
+                sorted(counts.rejects.items(), key=lambda entry: (-entry[1], entry[0]))
+            ),
+            "splits": {name: sum(shard[name] for shard in by_split) for name in splits.SPLITS},
         },
         "shards": [
-            {"file": f"loops/{path.name}", "loops": counts.total()}
-            for path, counts in zip(paths, split_counts, strict=True)
+            {"file": f"loops/{path.name}", "loops": shard.total()}
+            for path, shard in zip(paths, by_split, strict=True)
         ],
     }
     (building / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -150,52 +161,12 @@ def seal(
     return manifest
 
 
-def _splits(parts: Sequence[Path]) -> tuple[dict[str, str], int]:
-    """The split of each song by its md5, and how many distinct loops there are.
-
-    Songs that share a loop are one group, and a group goes to one side; which one depends on the
-    smallest md5 in it, so neither on names nor on the order of files.
-    """
-    number_of: dict[str, int] = {}
-    songs, hashes = [], []
-    wanted = pa.ipc.IpcReadOptions(included_fields=[2, 6])
-    for path in parts:
-        table = pa.ipc.open_file(pa.OSFile(str(path), "rb"), options=wanted).read_all()
-        column = table["song_md5"].combine_chunks().dictionary_encode()
-        in_part = [
-            number_of.setdefault(md5, len(number_of)) for md5 in column.dictionary.to_pylist()
-        ]
-        songs.append(np.array(in_part, dtype=np.int64)[as_numpy(column.indices)])
-        hashes.append(as_numpy(table["fingerprint"].combine_chunks()))
-    song, loop = np.concatenate(songs), np.concatenate(hashes)
-    order = np.argsort(loop, kind="stable")
-    same = np.flatnonzero(np.diff(loop[order]) == 0)
-    links = np.unique(np.stack([song[order[same]], song[order[same + 1]]], axis=1), axis=0)
-    md5s = list(number_of)
-    keys = _smallest_in_group(md5s, links.tolist())
-    n_distinct = len(loop) - len(same)
-    return {md5: split_of_group(key) for md5, key in zip(md5s, keys, strict=True)}, n_distinct
-
-
-def _smallest_in_group(names: list[str], links: list[list[int]]) -> list[str]:
-    """For each name the smallest one that links lead to (union-find, the smaller name as root)."""
-    root = list(range(len(names)))
-
-    def find(node: int) -> int:
-        while root[node] != node:
-            root[node] = node = root[root[node]]
-        return node
-
-    for one, other in links:
-        low, high = sorted((find(one), find(other)), key=names.__getitem__)
-        root[high] = low
-    return [names[find(node)] for node in range(len(names))]
-
-
-def split_of_group(key: str) -> str:
-    """80 % train, 10 % valid, 10 % test, by a group's smallest md5 (hexadecimal)."""
-    place = int(key[:8], 16) / 2**32
-    return "train" if place < VALID_FROM else "valid" if place < TEST_FROM else "test"
+def _write_rejects(path: Path, groups: Sequence[Sequence[Path]]) -> None:
+    with pq.ParquetWriter(path, REJECTS, compression="zstd") as writer:
+        for group in groups:
+            rejects = [reject for part in group for reject in _part_rejects(_open_part(part))]
+            columns = [strings([reject[field] for reject in rejects]) for field in range(3)]
+            writer.write_table(pa.table(columns, REJECTS))
 
 
 def _write_shard(
@@ -204,9 +175,9 @@ def _write_shard(
     """Write one shard and return its loops by split."""
     table = pa.concat_tables([_open_part(part).read_all() for part in parts])
     md5s = table["song_md5"].combine_chunks().dictionary_encode()
-    names = strings([split_of[md5] for md5 in md5s.dictionary.to_pylist()])
-    splits = names.take(md5s.indices)
-    table = table.drop_columns(["fingerprint"]).append_column("split", splits)
+    song_splits = [split_of[md5] for md5 in md5s.dictionary.to_pylist()]
+    table = table.drop_columns(["fingerprint"])
+    table = table.append_column("split", strings(song_splits).take(md5s.indices))
     pq.write_table(
         table.replace_schema_metadata(None).cast(schema),
         path,
@@ -214,4 +185,8 @@ def _write_shard(
         use_dictionary=["song", "song_md5", "split"],
         write_statistics=["song", "start_bar", "split"],
     )
-    return Counter(splits.to_pylist())
+    loops_of_song = np.bincount(as_numpy(md5s.indices), minlength=len(song_splits)).tolist()
+    by_split: Counter[str] = Counter()
+    for split, n_loops in zip(song_splits, loops_of_song, strict=True):
+        by_split[split] += n_loops
+    return by_split

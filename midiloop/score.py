@@ -45,10 +45,10 @@ REASONS = {
 }
 
 # The caps keep a worker's memory under 250 MB whatever the file. The largest values in 6,899 real
-# files from the web are 1.9 MB, 256 tracks and 150,733 notes.
+# files from the web are 1.9 MB, 256 tracks, 150,733 notes and 1,230 bars.
 MAX_TRACKS = 16_000
 MAX_NOTES = 250_000
-MAX_BARS = 10_000
+MAX_BARS = 5_000
 
 DRUM_CHANNEL = 9
 DEFAULT_BPM = 120.0

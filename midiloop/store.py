@@ -29,7 +29,6 @@ from midiloop.mined import Reject
 
 FORMAT = "midiloop-loops"
 FORMAT_VERSION = 1
-SPLITS = ("train", "valid", "test")
 
 NUMPY_KINDS = {
     pa.int32(): np.int32,
@@ -202,7 +201,7 @@ class LoopDataset:
 
         Args:
             song: pattern that the song's path matches, as in ``"*/funk*.mid"``.
-            split: one of `SPLITS`.
+            split: one of `splits.SPLITS`.
             distinct: only the first of loops that are the same.
             limit: at most so many.
         """

@@ -22,7 +22,8 @@ LAYERS = {
     "workers": {"errors"},
     "mined": set(),
     "store": {"errors", "grid", "mined"},
-    "parts": {"grid", "mined", "store"},
+    "splits": set(),
+    "parts": {"grid", "mined", "splits", "store"},
     "extract": {
         "errors", "grid", "corpus", "score", "pianoroll", "rules", "workers", "mined", "store",
         "parts",

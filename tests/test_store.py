@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from build import groove
-from midiloop import extract, parts, rules, score, store
+from midiloop import extract, rules, score, splits, store
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP
 
@@ -87,18 +87,32 @@ def test_no_loop_stands_on_two_sides(dataset: store.LoopDataset) -> None:
 
 def test_songs_linked_by_others_are_one_group() -> None:
     names = ["d", "b", "c", "a", "e"]
-    links = [[0, 1], [1, 2]]  # d-b, b-c: one group, whose smallest name is b
-    assert parts._smallest_in_group(names, links) == ["b", "b", "b", "a", "e"]
+    links = [(0, 1), (1, 2)]  # d-b, b-c: one group, whose smallest name is b
+    assert list(splits.smallest_in_group(names, links)) == ["b", "b", "b", "a", "e"]
+
+
+def test_groups_do_not_depend_on_how_many_loops_fit_into_memory(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = []
+    for _ in range(5):
+        md5s = [f"{rng.integers(2**62):016x}" for _ in range(8)]
+        songs = rng.integers(0, 8, 40)
+        corpus.append(splits.SongLoops(md5s, songs, rng.integers(0, 300, 40).astype(np.uint64)))
+    whole = splits.assign(lambda: corpus, 200)
+    monkeypatch.setattr(splits, "LOOPS_AT_A_TIME", 17)
+    assert splits.assign(lambda: corpus, 200) == whole
+    assert whole[1] == len({f for part in corpus for f in part.fingerprints.tolist()})
 
 
 def test_groups_divide_as_80_10_10() -> None:
     rng = np.random.default_rng(0)
-    counts = Counter(parts.split_of_group(rng.bytes(16).hex()) for _ in range(20_000))
+    counts = Counter(splits.split_of_group(rng.bytes(16).hex()) for _ in range(20_000))
     assert abs(counts["train"] / 20_000 - 0.8) < 0.01
     assert abs(counts["valid"] / 20_000 - 0.1) < 0.01
-    assert parts.split_of_group("00" * 16) == "train"
-    assert parts.split_of_group("cc" + "cd" * 15) == "valid"
-    assert parts.split_of_group("ff" * 16) == "test"
+    assert splits.split_of_group("00" * 16) == "train"
+    assert splits.split_of_group("cc" + "cd" * 15) == "valid"
+    assert splits.split_of_group("ff" * 16) == "test"
 
 
 def test_a_choice_narrows_what_is_read(dataset: store.LoopDataset) -> None:
@@ -110,7 +124,7 @@ def test_a_choice_narrows_what_is_read(dataset: store.LoopDataset) -> None:
     assert songs(limit=7) == everything[:7]
     assert songs(song="s0*") == [song for song in everything if song.startswith("s0")]
     assert songs(song="none") == []
-    by_split = [songs(split=name) for name in store.SPLITS]
+    by_split = [songs(split=name) for name in splits.SPLITS]
     assert sorted(itertools.chain(*by_split)) == sorted(everything)
     distinct = songs(distinct=True)
     assert (
