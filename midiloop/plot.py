@@ -1,44 +1,24 @@
 """Pictures of loops: a drum lane above a bass lane, one loop large or many side by side.
 
-Everything drawn is a box or a text, placed in pixels of a page whose origin is its top left corner;
-matplotlib only turns the page into PNG, SVG or PDF. It comes with ``midiloop[plot]``, and importing
+Everything drawn is a box or a text on a `Page`. Matplotlib comes with ``midiloop[plot]``; importing
 this module does not load it.
 """
 
 from __future__ import annotations
 
-import bisect
-import io
-import math
-import threading
-import unicodedata
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP, PITCH_NAMES, Grid, Roll
+from midiloop.page import FORMATS, INCH_PX, PNG_DPI, Page, opened
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.font_manager import FontProperties
-
-Box = tuple[float, float, float, float]  # left, top, width, height, in pixels
-
-# What would make the files of two runs differ is left out of them.
-FORMATS: dict[str, dict[str, None]] = {
-    ".png": {},
-    ".svg": {"Date": None},
-    ".pdf": {"CreationDate": None},
-}
-INCH_PX = 100  # pixels of a page in an inch
-PNG_DPI = 200  # two dots to a pixel: sharp on dense screens and on paper
-MAX_PAGE = 200 * INCH_PX  # a PDF page cannot be longer
+    pass
 
 # Paul Tol's "bright" scheme, which colour-blind readers can tell apart. A drum belongs to the first
 # family whose key is part of its name; the order is that of the rows, from the bottom.
@@ -55,10 +35,6 @@ BAR_LINE, BEAT_LINE, ROW_LINE = "#AAB0BC", "#E0E3E8", "#EEF0F3"
 BLACK_KEY, TINT = "#2B303A0D", "#F5B80018"  # see-through, because the two meet
 SHORT_NAMES = {"kick": "K", "snare": "S", "ride": "RD"}
 OCTAVE = 12
-FONT = "DejaVu Sans"  # comes with matplotlib
-MISSING = "□"  # stands for a character that the font lacks
-
-_settings = threading.Lock()  # matplotlib's belong to the whole process
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +100,7 @@ def draw(picture: Picture, path: Path, *, grid: Grid = LOOP) -> None:
     _check([picture], path, grid)
     edge, lane = LARGE.margin, _lane_width([picture], LARGE)
     left = edge + LARGE.gutter
-    with _page(path, left + lane + edge, LARGE.height(grid) + 2 * edge) as page:
+    with opened(path, left + lane + edge, LARGE.height(grid) + 2 * edge) as page:
         _draw_tile(page, picture, LARGE, grid, left, edge, lane)
         if len(picture.roll) == grid.steps:  # the rest has no tint to explain
             y = page.height - edge - 5
@@ -157,7 +133,7 @@ def contact_sheet(
     across = SMALL.gutter + lane + 2 * edge
     down = SMALL.height(grid) + 2 * edge
     rows = -(-len(pictures) // columns)
-    with _page(path, across * columns, heading + down * rows) as page:
+    with opened(path, across * columns, heading + down * rows) as page:
         if title:
             room = page.width - 2 * edge
             page.text(edge, heading / 2 + edge / 2, title, HEADING_TEXT, INK, room=room, bold=True)
@@ -192,7 +168,7 @@ def _lane_width(pictures: Sequence[Picture], style: _Style) -> float:
 
 
 def _draw_tile(
-    page: _Page, picture: Picture, style: _Style, grid: Grid, left: float, top: float, width: float
+    page: Page, picture: Picture, style: _Style, grid: Grid, left: float, top: float, width: float
 ) -> None:
     """Draw one roll; its lanes start at ``left`` and its title at ``top``."""
     roll, steps = picture.roll, len(picture.roll)
@@ -287,7 +263,7 @@ def _draw_bass(lane: _Lane, roll: Roll, pitches: range, grid: Grid) -> None:
 class _Lane:
     """A rectangle of a page: steps from left to right, rows from the bottom up."""
 
-    page: _Page
+    page: Page
     style: _Style
     left: float
     top: float
@@ -339,123 +315,3 @@ class _Lane:
         """Write a name left of a row."""
         x, colour = self.left - self.style.label / 2, FAINT if faint else INK
         self.page.text(x, self.middle(row), name, self.style.label, colour, align="right")
-
-
-class _Page:
-    """A sheet of ``width`` × ``height`` pixels that takes boxes and texts, the first undermost."""
-
-    def __init__(self, width: float, height: float) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.transforms import Affine2D
-
-        self.width, self.height = width, height
-        self.figure = Figure((width / INCH_PX, height / INCH_PX), dpi=PNG_DPI, facecolor="white")
-        FigureCanvasAgg(self.figure)
-        inches = Affine2D().translate(0, -height).scale(1 / INCH_PX, -1 / INCH_PX)
-        self.transform = inches + self.figure.dpi_scale_trans
-
-    def boxes(self, boxes: Sequence[Box], colour: str, *, corner: float = 0) -> None:
-        """Fill boxes with one colour, their corners rounded with the radius ``corner``."""
-        from matplotlib.patches import BoxStyle, PathPatch
-        from matplotlib.path import Path as Outline
-
-        if not boxes:
-            return
-        # One path for all: far quicker to draw, and smaller in an SVG, than a patch for each.
-        outlines = []
-        for x, y, width, height in boxes:
-            radius = min(corner, width / 2, height / 2)
-            shape = BoxStyle.Round(0, radius) if radius else BoxStyle.Square(0)
-            outlines.append(shape(x, y, width, height, mutation_size=1))
-        outline = Outline.make_compound_path(*outlines)
-        self._add(PathPatch(outline, facecolor=colour, linewidth=0))
-
-    def text(
-        self,
-        x: float,
-        y: float,
-        text: str,
-        size: float,
-        colour: str,
-        *,
-        room: float = math.inf,
-        bold: bool = False,
-        align: Literal["left", "right"] = "left",
-    ) -> float:
-        """Write a line centred on ``y``, its middle left out where it is wider than ``room``.
-
-        Returns:
-            The width that it takes.
-        """
-        from matplotlib.font_manager import FontProperties
-        from matplotlib.text import Text
-        from matplotlib.textpath import text_to_path
-
-        points = size * 72 / INCH_PX
-        font = FontProperties(family=FONT, size=points, weight="bold" if bold else "normal")
-
-        def width(line: str) -> float:
-            measured = text_to_path.get_text_width_height_descent(line, font, ismath=False)
-            return float(measured[0]) * INCH_PX / 72
-
-        line = _shorten(_printable(text, font), lambda shorter: width(shorter) <= room)
-        baseline = y + 0.365 * size  # half the height of a capital below the middle
-        self._add(
-            Text(x, baseline, line, color=colour, fontproperties=font, ha=align, parse_math=False)
-        )
-        return width(line)
-
-    def _add(self, artist: Artist) -> None:
-        artist.set_transform(self.transform)
-        artist.set_figure(self.figure)
-        self.figure.add_artist(artist)
-
-
-def _printable(text: str, font: FontProperties) -> str:
-    """Make one line that the font can write, so that no name raises a warning."""
-    from matplotlib.font_manager import findfont, get_font
-
-    face = get_font(findfont(font))
-    composed = " ".join(unicodedata.normalize("NFC", text).split())
-    return "".join(c if face.get_char_index(ord(c)) else MISSING for c in composed)
-
-
-def _shorten(text: str, fits: Callable[[str], bool]) -> str:
-    """Leave out as much of the middle as it takes to fit, and put an ellipsis there."""
-    if fits(text):
-        return text
-
-    def cut(kept: int) -> str:
-        return text[: (kept + 1) // 2].rstrip() + "…" + text[len(text) - kept // 2 :].lstrip()
-
-    too_many = bisect.bisect_left(range(len(text)), True, lo=1, key=lambda n: not fits(cut(n)))
-    return cut(too_many - 1)
-
-
-@contextmanager
-def _page(path: Path, width: float, height: float) -> Iterator[_Page]:
-    """Give a page to draw on, then write it to ``path``, whole or not at all."""
-    if max(width, height) > MAX_PAGE:
-        raise LoopError(
-            f"{path}: a page of {width / INCH_PX:.0f} × {height / INCH_PX:.0f} inches is over "
-            f"{MAX_PAGE / INCH_PX:.0f}; draw fewer or shorter loops, or change the columns"
-        )
-    try:
-        from matplotlib import style
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'midiloop[plot]'") from error
-
-    suffix = path.suffix.lower()
-    drawn = io.BytesIO()
-    # The reader's own settings must not change the picture, nor a random salt the names in an SVG.
-    with _settings, style.context(["default", {"svg.hashsalt": "midiloop"}]):
-        page = _Page(width, height)
-        yield page
-        page.figure.savefig(drawn, format=suffix[1:], dpi=PNG_DPI, metadata=FORMATS[suffix])
-    partial = path.with_name(f".{uuid.uuid4().hex}{suffix}")
-    try:
-        partial.write_bytes(drawn.getvalue())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

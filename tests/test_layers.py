@@ -31,7 +31,8 @@ LAYERS = {
     "metrics": {"errors", "grid"},
     "overview": {"grid", "metrics", "store"},
     "export": {"errors", "grid", "score", "pianoroll", "interchange", "store"},
-    "plot": {"errors", "grid"},
+    "page": {"errors"},
+    "plot": {"errors", "grid", "page"},
     "gallery": {
         "errors", "grid", "corpus", "score", "pianoroll", "rules", "extract", "store", "plot",
     },

@@ -3,12 +3,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from midiloop import plot
+from midiloop import page, plot
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP, Drum, Grid, Roll
 
@@ -25,6 +26,10 @@ ODD_TITLES = (
     "e\u0301te\u0301, Привет, Ελλάδα, شكرا",
     "a name that is far too long for any tile " * 5,
 )
+
+
+def fits(room: int, line: str) -> bool:
+    return len(line) <= room
 
 
 def groove(bars: int = LOOP.bars, grid: Grid = LOOP) -> Roll:
@@ -86,13 +91,13 @@ def test_file_names_with_odd_characters(tmp_path: Path) -> None:
 def test_a_title_loses_its_middle_and_keeps_its_ends() -> None:
     text = "The beginning of a long name.mid"
     for room in range(1, len(text)):
-        short = plot._shorten(text, lambda line, room=room: len(line) <= room)  # type: ignore[misc]
+        short = page.shorten(text, partial(fits, room))
         head, tail = short.split("…")
         assert len(short) <= room
         assert text.startswith(head)
         assert text.endswith(tail)
         assert len(short) >= room - 2, "no more is lost than the blanks beside the ellipsis"
-    assert plot._shorten(text, lambda line: True) == text
+    assert page.shorten(text, lambda line: True) == text
 
 
 def test_rolls_of_every_kind(tmp_path: Path) -> None:
