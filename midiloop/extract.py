@@ -12,11 +12,12 @@ import importlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from midiloop.errors import CallError, LoopError, MidiError
 from midiloop.grid import LOOP, Grid, Roll
 from midiloop.mined import Counts, MinedSong, Reject
 from midiloop.rules import Rules
-from midiloop.score import Score
+from midiloop.score import Meter, Score
 
 BATCH_FILES = 64
 BATCH_BYTES = 2 << 20
@@ -81,18 +82,30 @@ def loops(song: Score, settings: Settings = PAPER) -> list[Roll]:
     return [roll[step : step + grid.steps] for step in windows]
 
 
-def _usable_roll(song: Score, settings: Settings) -> Roll:
-    if problem := rules.meter_problem(song, settings.rules):
+def _check_usable(
+    meters: Sequence[Meter],
+    length_ticks: int | None,
+    instruments: Collection[tuple[int, bool]],
+    settings: Settings,
+) -> None:
+    """Raise `MidiError` where a song of these meters and instruments has no loops."""
+    if problem := rules.meter_problem(meters, length_ticks, settings.rules):
         raise MidiError(*problem)
-    programs = sorted({track.program for track in song.tracks if not track.is_drum})
-    if not pianoroll.bass_tracks(song):
+    programs = sorted({program for program, is_drum in instruments if not is_drum})
+    if not any(program in pianoroll.BASS_PROGRAMS for program in programs):
         raise MidiError("no_bass", f"programs {', '.join(map(str, programs)) or 'none'}")
-    if not pianoroll.drum_tracks(song):
+    if not any(is_drum for _, is_drum in instruments):
         raise MidiError("no_drums", "no note on channel 10")
+
+
+def _usable_roll(song: Score, settings: Settings) -> Roll:
+    instruments = {(track.program, track.is_drum) for track in song.tracks}
+    _check_usable(song.meters, song.length_ticks, instruments, settings)
     roll = pianoroll.encode(song, settings.grid)
-    if not roll[:, settings.grid.n_drums :].any():
+    used: NDArray[np.bool_] = np.any(roll, axis=0)
+    if not used[settings.grid.n_drums :].any():
         raise MidiError("no_bass", "all bass notes are outside C1 to B7")
-    if not roll[:, : settings.grid.n_drums].any():
+    if not used[: settings.grid.n_drums].any():
         raise MidiError("no_drums", "no note on channel 10 belongs to the nine drum columns")
     return roll
 
@@ -103,7 +116,10 @@ def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
     Raises:
         MidiError: there are none; ``reason`` is one of `REASONS`.
     """
-    song, grid = score.read(data), settings.grid
+    parsed, grid = score.parse(data), settings.grid
+    # Half of all files end here: before their notes are turned into arrays.
+    _check_usable(parsed.meters, None, parsed.instruments(), settings)
+    song = parsed.score()
     roll = _usable_roll(song, settings)
     starts = rules.find(roll, settings.rules, stride_bars=settings.stride_bars, grid=grid)
     if not len(starts):
@@ -111,13 +127,12 @@ def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
         raise MidiError("no_loop", f"none of {max(0, n_bars - grid.bars + 1)} windows")
     bars = roll.reshape(-1, grid.cells_per_bar)
     loops = [bars[start : start + grid.bars].ravel() for start in starts.tolist()]
-    differ = bars[starts] != bars[starts + grid.bars // 2]
     return MinedSong(
         file,
         hashlib.md5(data, usedforsecurity=False).hexdigest(),
         starts,
         _median_tempos(song, starts, grid),
-        differ.sum(axis=1),
+        rules.bar_distances_cells(roll, starts, grid),
         np.stack([np.packbits(loop) for loop in loops]),
     )
 
@@ -147,7 +162,7 @@ class Batch:
         """What the batch holds, to recognise it by."""
         digest = hashlib.blake2b(digest_size=16)
         for item in self.items:
-            digest.update(f"{item.name}\\0{item.size}\\n".encode())
+            digest.update(f"{item.name}\0{item.size}\n".encode())
         return digest.hexdigest()
 
     def part(self, folder: Path) -> Path:
@@ -263,6 +278,7 @@ def run(
     if out.exists():
         return _finished(out, folder, provenance, resume)
     _open_partial(folder, out, provenance, resume)
+    lock = _locked(folder)
     progress, paths = Progress(), list[Path]()
 
     def todo() -> Iterator[Batch]:
@@ -300,6 +316,7 @@ def run(
     threads = min(n_workers, MAX_SEALING_THREADS)
     manifest = parts.seal(paths, out, provenance, counts, grid=settings.grid, threads=threads)
     shutil.rmtree(folder)
+    lock.close()
     return _result(out, manifest)
 
 
@@ -350,7 +367,7 @@ def _result(out: Path, manifest: dict[str, Any]) -> Result:
 
 def _open_partial(folder: Path, out: Path, provenance: dict[str, Any], resume: bool) -> None:
     plan = folder / "plan.json"
-    text = json.dumps(provenance, indent=2) + "\\n"
+    text = json.dumps(provenance, indent=2) + "\n"
     if plan.exists():
         if not resume:
             raise CallError(
@@ -367,3 +384,17 @@ def _open_partial(folder: Path, out: Path, provenance: dict[str, Any], resume: b
     temporary = plan.with_suffix(".tmp")
     temporary.write_text(text)
     temporary.replace(plan)
+
+
+def _locked(folder: Path) -> IO[str]:
+    """A file that says that a run is at work here, as long as it is open."""
+    file = (folder / "lock").open("w")
+    with suppress(ImportError):  # where there are no such locks, do without
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise CallError(f"{folder}: another run is at work here; let it end first") from error
+    return file

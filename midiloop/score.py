@@ -138,6 +138,16 @@ def read(source: Path | str | bytes) -> Score:
         MidiError: the file holds no usable score; ``reason`` is one of `REASONS`.
         OSError: the path cannot be read.
     """
+    return parse(source).score()
+
+
+def parse(source: Path | str | bytes) -> Parsed:
+    """Parse a file, and leave its notes for later: `Parsed.score` is what `read` gives.
+
+    Raises:
+        MidiError: as `read`, but for what only the notes can tell.
+        OSError: the path cannot be read.
+    """
     if not isinstance(source, bytes):
         size = Path(source).stat().st_size
         data = b"" if size > MAX_FILE_BYTES else Path(source).read_bytes()
@@ -145,7 +155,46 @@ def read(source: Path | str | bytes) -> Score:
         data, size = source, len(source)
     if size > MAX_FILE_BYTES:
         raise MidiError("too_large", f"{size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
-    return _checked(_parse(_unwrap(data)))
+    parsed = _parse(_unwrap(data))
+    n_notes = parsed.note_num()
+    if n_notes > MAX_NOTES:
+        raise MidiError("too_many_notes", f"{n_notes:,} notes; at most {MAX_NOTES:,} are read")
+    if n_notes == 0:
+        raise MidiError("no_notes", "the file holds no complete note")
+    return Parsed(parsed, _meters(parsed))
+
+
+class Parsed(NamedTuple):
+    """What a file says of itself before anyone looks at its notes.
+
+    Attributes:
+        file: what the parser found.
+        meters: in order of tick.
+    """
+
+    file: ScoreTick
+    meters: tuple[Meter, ...]
+
+    def instruments(self) -> set[tuple[int, bool]]:
+        """Program, and whether it is on the drum channel, of each track that has a note."""
+        return {(track.program, track.is_drum) for track in self.file.tracks if len(track.notes)}
+
+    def score(self) -> Score:
+        """The whole song, in arrays of our own.
+
+        Raises:
+            MidiError: its ticks or its tempi cannot be true.
+        """
+        tracks = tuple(_tracks(self.file))
+        onsets = np.concatenate([track.onsets for track in tracks])
+        ends = onsets + np.concatenate([track.durations for track in tracks])
+        # Ticks are 32-bit in the parser: what runs over comes back negative.
+        if onsets.min() < 0 or (ends < onsets).any():
+            raise MidiError("tick_out_of_range", "notes later than 2^31 ticks")
+        tpq, length_ticks = self.file.ticks_per_quarter, int(ends.max())
+        if length_ticks > MAX_BARS * 4 * tpq:
+            raise MidiError("too_long", f"{length_ticks // (4 * tpq):,} bars; at most {MAX_BARS:,}")
+        return Score(tpq, tracks, _tempos(self.file), self.meters, length_ticks)
 
 
 def _unwrap(data: bytes) -> bytes:
@@ -238,25 +287,6 @@ def _track_chunks(data: bytes) -> Iterator[bytes]:
         at += 8 + length
 
 
-def _checked(parsed: ScoreTick) -> Score:
-    """Our own arrays of what the parser found, or `MidiError` where they cannot be true."""
-    n_notes = parsed.note_num()
-    if n_notes > MAX_NOTES:
-        raise MidiError("too_many_notes", f"{n_notes:,} notes; at most {MAX_NOTES:,} are read")
-    if n_notes == 0:
-        raise MidiError("no_notes", "the file holds no complete note")
-    tracks = tuple(_tracks(parsed))
-    onsets = np.concatenate([track.onsets for track in tracks])
-    ends = onsets + np.concatenate([track.durations for track in tracks])
-    # Ticks are 32-bit in the parser: what runs over comes back negative.
-    if onsets.min() < 0 or (ends < onsets).any():
-        raise MidiError("tick_out_of_range", "notes later than 2^31 ticks")
-    tpq, length_ticks = parsed.ticks_per_quarter, int(ends.max())
-    if length_ticks > MAX_BARS * 4 * tpq:
-        raise MidiError("too_long", f"{length_ticks // (4 * tpq):,} bars; at most {MAX_BARS:,}")
-    return Score(tpq, tracks, _tempos(parsed), _meters(parsed), length_ticks)
-
-
 def _tracks(parsed: ScoreTick) -> Iterator[Track]:
     for track in parsed.tracks:
         notes = track.notes.numpy()
@@ -282,9 +312,7 @@ def _tempos(parsed: ScoreTick) -> tuple[Tempo, ...]:
 
 
 def _meters(parsed: ScoreTick) -> tuple[Meter, ...]:
-    found = parsed.time_signatures.numpy()
-    columns = (found[key].tolist() for key in ("time", "numerator", "denominator"))
-    meters = [Meter(*at) for at in zip(*columns, strict=True)]
+    meters = [Meter(m.time, m.numerator, m.denominator) for m in parsed.time_signatures]
     for meter in meters:
         if meter.denominator not in (1, 2, 4, 8, 16, 32, 64, 128) or meter.numerator == 0:
             raise MidiError("bad_meter", f"{meter.numerator}/{meter.denominator}")

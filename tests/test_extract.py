@@ -365,6 +365,18 @@ def test_a_rest_of_an_earlier_run_is_neither_used_nor_lost_unasked(
     assert list((tmp_path / "loops.partial").glob("*.part"))
 
 
+def test_two_runs_do_not_work_at_one_place(songs: Path, mined: Path, tmp_path: Path) -> None:
+    process = start(songs, tmp_path / "loops", "--workers", "1")
+    wait_for_parts(tmp_path / "loops", 1, process)
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(CallError, match="another run is at work"):
+        extract.run([songs], tmp_path / "loops", resume=True)
+    process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert digest(tmp_path / "loops") == digest(mined)
+
+
 def test_places_that_cannot_be_written_are_named(songs: Path, tmp_path: Path) -> None:
     with pytest.raises(CallError, match="no such folder"):
         extract.run([songs], tmp_path / "none" / "loops")
