@@ -278,7 +278,6 @@ def run(
     if out.exists():
         return _finished(out, folder, provenance, resume)
     _open_partial(folder, out, provenance, resume)
-    lock = _locked(folder)
     progress, paths = Progress(), list[Path]()
 
     def todo() -> Iterator[Batch]:
@@ -290,34 +289,41 @@ def run(
             else:
                 yield batch
 
-    task = partial(mine_batch, settings=settings, folder=folder)
-    jobs = workers.run(
-        task,
-        todo(),
-        preload=WORKERS_NEED,
-        workers=n_workers,
-        item_timeout_s=item_timeout_s,
-        on_tick=lambda in_work: on_progress(progress, in_work),
-    )
-    for batch, counts in jobs:
-        importlib.import_module("midiloop.parts")  # Arrow: while the workers work
-        progress.add(batch, counts)
-        on_progress(progress, 0)
-    if not paths:
-        shutil.rmtree(folder)
-        names = ", ".join(map(str, sources))
-        raise LoopError(
-            f"{names}: no MIDI file inside; they end in {', '.join(corpus.MIDI_SUFFIXES)}"
+    with _locked(folder):
+        jobs = workers.run(
+            partial(mine_batch, settings=settings, folder=folder),
+            todo(),
+            preload=WORKERS_NEED,
+            workers=n_workers,
+            item_timeout_s=item_timeout_s,
+            on_tick=lambda in_work: on_progress(progress, in_work),
         )
+        for batch, counts in jobs:
+            importlib.import_module("midiloop.parts")  # Arrow: while the workers work
+            progress.add(batch, counts)
+            on_progress(progress, 0)
+        if paths:
+            threads = min(n_workers, MAX_SEALING_THREADS)
+            manifest = _seal(paths, out, provenance, progress, settings.grid, threads)
+    shutil.rmtree(folder)
+    if not paths:
+        names, suffixes = ", ".join(map(str, sources)), ", ".join(corpus.MIDI_SUFFIXES)
+        raise LoopError(f"{names}: no MIDI file inside; they end in {suffixes}")
+    return _result(out, manifest)
 
+
+def _seal(
+    paths: list[Path],
+    out: Path,
+    provenance: dict[str, Any],
+    progress: Progress,
+    grid: Grid,
+    threads: int,
+) -> dict[str, Any]:
     from midiloop import parts
 
     counts = Counts(progress.songs, progress.loops, progress.rejects)
-    threads = min(n_workers, MAX_SEALING_THREADS)
-    manifest = parts.seal(paths, out, provenance, counts, grid=settings.grid, threads=threads)
-    shutil.rmtree(folder)
-    lock.close()
-    return _result(out, manifest)
+    return parts.seal(paths, out, provenance, counts, grid=grid, threads=threads)
 
 
 def _counts_of_part(path: Path, batch: Batch) -> Counts | None:
