@@ -1,0 +1,34 @@
+"""What the documentation says of the code is true of it."""
+
+from __future__ import annotations
+
+import re
+
+from conftest import ROOT
+
+from midiloop import extract, store
+from midiloop_cli.main import midiloop
+
+
+def test_every_reason_and_every_column_is_explained() -> None:
+    text = (ROOT / "docs" / "dataset.md").read_text()
+    for reason, meaning in extract.REASONS.items():
+        assert f"| `{reason}` | {meaning} |" in text
+    for column in store.schema().names:
+        assert f"| `{column}` |" in text
+
+
+def test_every_option_of_extract_is_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    options = {name for p in midiloop.commands["extract"].params for name in p.opts if "--" in name}
+    for option in options - {"--out"}:
+        assert option in text
+    for command in midiloop.commands:
+        assert f"midiloop {command}" in text
+
+
+def test_links_inside_the_repository_lead_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("datasets/*/*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page}: {target}"
