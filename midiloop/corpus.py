@@ -103,7 +103,7 @@ class Item(NamedTuple):
             return self.data
         assert self.path is not None
         try:
-            with open(self.path, "rb") as file:  # noqa: PTH123
+            with open(self.path, "rb", buffering=0) as file:  # noqa: PTH123
                 return file.read()
         except OSError as error:
             raise MidiError("unreadable", error.strerror or str(error)) from error
@@ -158,15 +158,22 @@ def _items(source: Path, limits: Limits) -> Iterator[Item]:
 
 def _packed_bytes(source: Path) -> int:
     if source.is_dir():
-        return sum(_size(status) for _, status in _midi_files(str(source)))
+        return sum(_size(_status(path)) for path in _midi_files(str(source)))
     return source.stat().st_size
+
+
+def _status(path: str) -> os.stat_result | OSError:
+    try:
+        return os.stat(path)  # noqa: PTH116 - a Path for each file takes as long as its stat
+    except OSError as error:
+        return error
 
 
 def _size(status: os.stat_result | OSError) -> int:
     return 0 if isinstance(status, OSError) else status.st_size
 
 
-def _midi_files(folder: str) -> Iterator[tuple[str, os.stat_result | OSError]]:
+def _midi_files(folder: str) -> Iterator[str]:
     """MIDI files below a folder, by path; links to folders are not followed."""
     try:
         children = sorted(os.scandir(folder), key=lambda child: child.name)
@@ -176,19 +183,15 @@ def _midi_files(folder: str) -> Iterator[tuple[str, os.stat_result | OSError]]:
         if child.is_dir(follow_symlinks=False):
             yield from _midi_files(child.path)
         elif _is_midi(child.name):
-            try:
-                yield child.path, child.stat()
-            except OSError as error:
-                yield child.path, error
+            yield child.path
 
 
 def _folder_items(folder: Path, limits: Limits) -> Iterator[Item]:
-    total, done = max(1, _packed_bytes(folder)), 0
+    n_files = sum(1 for _ in _midi_files(str(folder)))
     start = len(os.path.join(folder, ""))  # noqa: PTH118
-    for path, status in _midi_files(str(folder)):
-        done += _size(status)
+    for number, path in enumerate(_midi_files(str(folder)), 1):
         name = _text(path[start:].replace(os.sep, "/"))
-        yield _file_item(name, path, status, min(1.0, done / total), limits)
+        yield _file_item(name, path, _status(path), min(1.0, number / n_files), limits)
 
 
 def _file_item(

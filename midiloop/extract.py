@@ -76,6 +76,8 @@ def loops(song: Score, settings: Settings = PAPER) -> list[Roll]:
         MidiError: the song cannot have any; ``reason`` is one of `REASONS`.
     """
     grid = settings.grid
+    instruments = {(track.program, track.is_drum) for track in song.tracks}
+    _check_usable(song.meters, song.length_ticks, instruments, settings)
     roll = _usable_roll(song, settings)
     starts = rules.find(roll, settings.rules, stride_bars=settings.stride_bars, grid=grid)
     windows = (start * grid.steps_per_bar for start in starts.tolist())
@@ -99,8 +101,7 @@ def _check_usable(
 
 
 def _usable_roll(song: Score, settings: Settings) -> Roll:
-    instruments = {(track.program, track.is_drum) for track in song.tracks}
-    _check_usable(song.meters, song.length_ticks, instruments, settings)
+    """The roll of a song, or `MidiError` where there is no bass or there are no drums on it."""
     roll = pianoroll.encode(song, settings.grid)
     used: NDArray[np.bool_] = np.any(roll, axis=0)
     if not used[settings.grid.n_drums :].any():
@@ -120,6 +121,8 @@ def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
     # Half of all files end here: before their notes are turned into arrays.
     _check_usable(parsed.meters, None, parsed.instruments(), settings)
     song = parsed.score()
+    if problem := rules.meter_problem(song.meters, song.length_ticks, settings.rules):
+        raise MidiError(*problem)
     roll = _usable_roll(song, settings)
     starts = rules.find(roll, settings.rules, stride_bars=settings.stride_bars, grid=grid)
     if not len(starts):
