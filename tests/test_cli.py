@@ -14,7 +14,7 @@ import numpy as np
 import pypianoroll
 import pytest
 
-from build import BAR, groove, score, track
+from handmade import BAR, groove, score, track
 from midiloop import export, interchange, pianoroll, store
 from midiloop import score as scores
 from midiloop.errors import CallError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 from conftest import ROOT
-
 from midiloop import extract, store
 from midiloop_cli.main import midiloop
 

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-from build import BAR, TPQ, groove, note, score, smf, track
+from handmade import BAR, TPQ, groove, note, score, smf, track
 from midiloop import extract, pianoroll, rules, store
 from midiloop import score as scores
 from midiloop.errors import CallError, LoopError, MidiError

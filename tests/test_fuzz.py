@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from build import groove, note, smf
+from handmade import groove, note, smf
 from midiloop import corpus, extract, pianoroll, rules, score
 from midiloop.errors import MidiError
 

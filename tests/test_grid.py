@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from build import random_rolls
+from handmade import random_rolls
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP, Drum, Grid, pitch_name, step_duration_s
 

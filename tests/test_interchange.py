@@ -10,7 +10,7 @@ import pretty_midi
 import pypianoroll
 import pytest
 
-from build import BAR, TPQ, groove, random_rolls, rows, several_tracks
+from handmade import BAR, TPQ, groove, random_rolls, rows, several_tracks
 from midiloop import interchange, pianoroll
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from build import groove, random_rolls
+from handmade import groove, random_rolls
 from midiloop import extract, metrics
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP, Roll

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from build import BAR, STEP, TPQ, random_rolls, score, track
+from handmade import BAR, STEP, TPQ, random_rolls, score, track
 from midiloop import pianoroll
 from midiloop.errors import LoopError
 from midiloop.score import read, to_bytes

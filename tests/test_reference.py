@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import reference
 
-from build import groove
+import reference
+from handmade import groove
 from midiloop import corpus, extract, rules, score
 from midiloop.errors import MidiError
 from midiloop.grid import LOOP

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from build import BAR, groove, random_rolls, score, track
+from handmade import BAR, groove, random_rolls, score, track
 from midiloop import pianoroll, rules
 from midiloop.errors import LoopError
 from midiloop.score import Meter

@@ -8,7 +8,7 @@ import mido
 import numpy as np
 import pytest
 
-from build import (
+from handmade import (
     BAR,
     END_OF_TRACK,
     FOUR_FOUR,
@@ -22,7 +22,7 @@ from build import (
     track,
     vlq,
 )
-from build import score as song_of
+from handmade import score as song_of
 from midiloop import corpus, pianoroll, score
 from midiloop.errors import MidiError
 from midiloop.score import Meter, Tempo

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import mido
 import pytest
-from conftest import ROOT
 
+from conftest import ROOT
 from midiloop import extract, rules, score
 from midiloop.errors import MidiError
 

@@ -13,7 +13,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from build import groove
+from handmade import groove
 from midiloop import extract, rules, score, splits, store
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP
