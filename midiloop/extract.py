@@ -120,7 +120,7 @@ def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
     parsed, grid = score.parse(data), settings.grid
     # Half of all files end here: before their notes are turned into arrays.
     _check_usable(parsed.meters, None, parsed.instruments(), settings)
-    song = parsed.score()
+    song = parsed.score(pianoroll.is_drawn)
     if problem := rules.meter_problem(song.meters, song.length_ticks, settings.rules):
         raise MidiError(*problem)
     roll = _usable_roll(song, settings)

@@ -43,6 +43,11 @@ def encode(score: Score, grid: Grid = LOOP) -> Roll:
     return roll
 
 
+def is_drawn(program: int, is_drum: bool) -> bool:
+    """Whether `encode` looks at tracks of this program."""
+    return is_drum or program in BASS_PROGRAMS
+
+
 def drum_tracks(score: Score) -> list[Track]:
     """All tracks on the drum channel."""
     return [track for track in score.tracks if track.is_drum]

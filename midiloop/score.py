@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import itertools
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -25,7 +25,7 @@ from midiloop.corpus import MAX_FILE_BYTES
 from midiloop.errors import MidiError
 
 if TYPE_CHECKING:
-    from symusic.core import ScoreTick
+    from symusic.core import ScoreTick, TrackTick
 
 REASONS = {
     "not_midi": "no MIDI header in the file",
@@ -179,22 +179,35 @@ class Parsed(NamedTuple):
         """Program, and whether it is on the drum channel, of each track that has a note."""
         return {(track.program, track.is_drum) for track in self.file.tracks if len(track.notes)}
 
-    def score(self) -> Score:
-        """The whole song, in arrays of our own.
+    def score(self, keep: Callable[[int, bool], bool] = lambda *_: True) -> Score:
+        """The song, in arrays of our own.
+
+        Args:
+            keep: says of a program, and of whether it is on the drum channel, if its tracks are
+                wanted. The song's length, and what is checked, are those of all notes.
 
         Raises:
             MidiError: its ticks or its tempi cannot be true.
         """
-        tracks = tuple(_tracks(self.file))
-        onsets = np.concatenate([track.onsets for track in tracks])
-        ends = onsets + np.concatenate([track.durations for track in tracks])
+        from symusic.core import NoteTickList
+
+        tracks, rest = [], NoteTickList()
+        for track in self.file.tracks:
+            if not keep(track.program, track.is_drum):
+                rest.extend(track.notes)  # one array of all is quicker to make than many
+            elif track.notes:
+                tracks.append(_track(track))
+        others = rest.numpy()
+        onsets = np.concatenate([*(track.onsets for track in tracks), others["time"]])
+        durations = np.concatenate([*(track.durations for track in tracks), others["duration"]])
+        ends = onsets + durations
         # Ticks are 32-bit in the parser: what runs over comes back negative.
         if onsets.min() < 0 or (ends < onsets).any():
             raise MidiError("tick_out_of_range", "notes later than 2^31 ticks")
         tpq, length_ticks = self.file.ticks_per_quarter, int(ends.max())
         if length_ticks > MAX_BARS * 4 * tpq:
             raise MidiError("too_long", f"{length_ticks // (4 * tpq):,} bars; at most {MAX_BARS:,}")
-        return Score(tpq, tracks, _tempos(self.file), self.meters, length_ticks)
+        return Score(tpq, tuple(tracks), _tempos(self.file), self.meters, length_ticks)
 
 
 def _unwrap(data: bytes) -> bytes:
@@ -287,19 +300,17 @@ def _track_chunks(data: bytes) -> Iterator[bytes]:
         at += 8 + length
 
 
-def _tracks(parsed: ScoreTick) -> Iterator[Track]:
-    for track in parsed.tracks:
-        notes = track.notes.numpy()
-        if len(notes["time"]):
-            yield Track(
-                track.name,
-                track.program,
-                track.is_drum,
-                notes["time"],
-                notes["duration"],
-                notes["pitch"],
-                notes["velocity"],
-            )
+def _track(track: TrackTick) -> Track:
+    notes = track.notes.numpy()
+    return Track(
+        track.name,
+        track.program,
+        track.is_drum,
+        notes["time"],
+        notes["duration"],
+        notes["pitch"],
+        notes["velocity"],
+    )
 
 
 def _tempos(parsed: ScoreTick) -> tuple[Tempo, ...]:
