@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from midiloop import __version__, corpus, pianoroll, rules, score, workers
+from midiloop import __version__, corpus, parts, pianoroll, rules, score, workers
 from midiloop.corpus import Item, Problem
 from midiloop.errors import CallError, LoopError, MidiError
 from midiloop.grid import LOOP, Grid, Roll
@@ -64,9 +64,9 @@ class Settings:
 
 PAPER = Settings()
 
-# Arrow and the parser take as long to import as hundreds of files take to mine. Workers are copies
-# of a process that has them; the parent imports Arrow when they are at work.
-WORKERS_NEED = ("midiloop.extract", "midiloop.parts", "symusic.core")
+# Importing the parser takes as long as mining a hundred files: workers are copies of a process that
+# has it. Arrow, which seals the dataset, is imported by the parent while they work.
+WORKERS_NEED = ("midiloop.extract", "symusic.core")
 
 
 def loops(song: Score, settings: Settings = PAPER) -> list[Roll]:
@@ -190,8 +190,6 @@ def mine_batch(
     batch: Batch, turn_to: Callable[[int], None], *, settings: Settings, folder: Path
 ) -> Counts:
     """Mine every file of a batch and commit its part; what a worker runs."""
-    from midiloop import parts
-
     songs, rejects = [], []
     for index, item in enumerate(batch.items):
         turn_to(index)
@@ -205,7 +203,7 @@ def mine_batch(
             detail = f"{type(error).__name__}: {error}"
             rejects.append(Reject(item.name, "crashed", detail))
     turn_to(workers.BETWEEN_ITEMS)
-    parts.write_part(batch.part(folder), songs, rejects, batch.covers(), settings.grid)
+    parts.write(batch.part(folder), songs, rejects, batch.covers(), settings.grid)
     n_loops = sum(len(song.start_bars) for song in songs)
     return Counts(len(songs), n_loops, Counter(reject.reason for reject in rejects))
 
@@ -302,7 +300,7 @@ def run(
             on_tick=lambda in_work: on_progress(progress, in_work),
         )
         for batch, counts in jobs:
-            importlib.import_module("midiloop.parts")  # Arrow: while the workers work
+            importlib.import_module("midiloop.seal")  # and Arrow: while the workers work
             progress.add(batch, counts)
             on_progress(progress, 0)
         if paths:
@@ -323,17 +321,18 @@ def _seal(
     grid: Grid,
     threads: int,
 ) -> dict[str, Any]:
-    from midiloop import parts
+    from midiloop.seal import seal
 
     counts = Counts(progress.songs, progress.loops, progress.rejects)
-    return parts.seal(paths, out, provenance, counts, grid=grid, threads=threads)
+    return seal(paths, out, provenance, counts, grid=grid, threads=threads)
 
 
 def _counts_of_part(path: Path, batch: Batch) -> Counts | None:
     """What an earlier run committed for just this batch, or None."""
-    from midiloop import parts
-
-    return parts.part_counts(path) if parts.part_covers(path) == batch.covers() else None
+    if not path.exists():
+        return None
+    part = parts.read(path, 1)
+    return part.counts() if part.covers == batch.covers() else None
 
 
 def _provenance(sources: Sequence[Path], settings: Settings) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def extract(
     # NumPy would start a thread a core for products of matrices, in every process; there are none.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # What workers need takes as long to import as the library here: both at one time.
-    workers.warm_up(("midiloop.extract", "midiloop.parts", "symusic.core"))
+    workers.warm_up(("midiloop.extract", "symusic.core"))
     from midiloop import extract, rules
 
     settings = extract.Settings(rules.preset(rules_name), stride_bars)
