@@ -116,14 +116,14 @@ def _table(
         splits_of_songs, np.bincount(song, minlength=len(part.files)).tolist(), strict=True
     ):
         by_split[split] += n_loops
-    of_song = numbers(song, pa.int64())
+    of_song = song.tolist()
     columns = {
         "roll": pa.FixedSizeBinaryArray.from_buffers(
             schema.field("roll").type, len(rolls), [None, pa.py_buffer(rolls)]
         ),
-        "song": strings(part.files).take(of_song),
-        "song_md5": strings(part.md5s).take(of_song),
-        "split": strings(splits_of_songs).take(of_song),
+        "song": strings([part.files[index] for index in of_song]),
+        "song_md5": strings([part.md5s[index] for index in of_song]),
+        "split": strings([splits_of_songs[index] for index in of_song]),
     }
     for name in ("start_bar", "tempo_bpm", "bar_distance_cells"):
         columns[name] = numbers(part.columns[name], schema.field(name).type)

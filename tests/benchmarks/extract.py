@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -102,10 +103,10 @@ def run_symusic(files: list[Path]) -> int:
     return notes
 
 
-def run_extract(folder: Path, out: Path, n_workers: int) -> None:
+def run_extract(folder: Path, scratch: Path, n_workers: int) -> None:
+    out = scratch / uuid.uuid4().hex
     command = [*MIDILOOP, "extract", str(folder), "-o", str(out), "--workers", str(n_workers)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    shutil.rmtree(out)
 
 
 def import_all() -> None:
@@ -225,18 +226,18 @@ def measure(corpus: Path, n_baseline: int, repeats: int, scratch: Path) -> dict[
     # The interpreter and what it imports count for midiloop alone, which starts afresh each time.
     import_all()
     parse_s = cpu(lambda: run_symusic(files))
-    ours_s = cpu(lambda: run_extract(corpus, out, 1))
+    ours_s = cpu(lambda: run_extract(corpus, scratch, 1))
     one, two = [], []
     for _ in range(repeats):
-        one.append(timed(lambda: run_extract(corpus, out, 1)))
-        two.append(timed(lambda: run_extract(corpus, out, 2)))
+        one.append(timed(lambda: run_extract(corpus, scratch, 1)))
+        two.append(timed(lambda: run_extract(corpus, scratch, 2)))
     sample = files[:: max(1, len(files) // n_baseline)]
     usable = with_bass_and_drums(sample)
     sample_s = cpu_s_on_one_core(lambda: run_paper_way(sample))
     usable_s = cpu_s_on_one_core(lambda: run_paper_way(usable))
     usable_all = linked(with_bass_and_drums(files), scratch / "usable")
     n_usable = len(midi_files(usable_all))
-    ours_usable_s = cpu(lambda: run_extract(usable_all, out, 1))
+    ours_usable_s = cpu(lambda: run_extract(usable_all, scratch, 1))
     rate, usable_rate = len(files) / ours_s, n_usable / ours_usable_s
     return {
         "cores": os.cpu_count(),
