@@ -11,7 +11,7 @@ import click
 
 from midiloop import __version__
 from midiloop.errors import CallError, LoopError
-from midiloop_cli import symbolic
+from midiloop_cli import learned, symbolic
 
 
 class OneLineErrors(click.Group):
@@ -36,7 +36,7 @@ class OneLineErrors(click.Group):
             place = f"{error.filename}: " if error.filename else ""
             _fail(1, f"{place}{error.strerror or error}; mend that and run it again")
         except (KeyboardInterrupt, click.Abort):
-            _fail(1, "interrupted; 'midiloop extract' goes on with --resume")
+            _fail(1, "interrupted; 'extract', 'train' and 'compare' go on with --resume")
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -51,5 +51,12 @@ def midiloop() -> None:
     """Mine loops out of any MIDI corpus, look at them, and take them into your DAW."""
 
 
-for command in (symbolic.extract, symbolic.inspect, symbolic.plot, symbolic.export):
+for command in (
+    symbolic.extract,
+    symbolic.inspect,
+    symbolic.plot,
+    symbolic.export,
+    learned.train,
+    learned.evaluate,
+):
     midiloop.add_command(command)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from midiloop.extract import Progress as MiningProgress
+    from midiloop.fit import Progress as TrainingProgress
     from midiloop.overview import Histogram, Overview
+    from midiloop.train import Trained
 
 BAR_WIDTH = 40
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -101,6 +103,47 @@ def counting(noun: str, total: int) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(noun, total=total)
         yield lambda: bar.advance(task)
+
+
+@contextmanager
+def training() -> Iterator[Callable[[str, TrainingProgress], None]]:
+    """Show epochs, loss, validation error and speed, while a model trains."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.fields[stage]}"),
+        BarColumn(BAR_WIDTH),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def draw(stage: str, progress: TrainingProgress) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task("", total=progress.n_steps, stage=stage)
+            terms = " ".join(f"{name} {_figure(value)}" for name, value in progress.terms.items())
+            text = f"epoch {progress.epoch:.1f}, {terms}"
+            if progress.error == progress.error:  # nan before the first epoch's end
+                text += f", validation {_figure(progress.error)} (best {_figure(progress.best)})"
+            text += f", {progress.loops_per_s:,.0f} loops/s"
+            bar.update(tasks[stage], completed=progress.step, description=text)
+
+        yield draw
+
+
+def trained(stages: Sequence[Trained]) -> str:
+    """What a training run came to."""
+    return "\n".join(
+        f"{stage.folder}: {stage.result.epochs} epochs, lowest validation "
+        f"{stage.measure} {_figure(stage.result.best)}"
+        for stage in stages
+    )
 
 
 def _by_reason(rejects: Mapping[str, int]) -> str:

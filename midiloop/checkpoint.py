@@ -1,0 +1,149 @@
+"""Checkpoints: a folder with ``config.json`` and ``model.safetensors``. Nothing is unpickled.
+
+``config.json`` holds the model's kind and config, and whatever the trainer wants to be known of
+where the weights come from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from midiloop import models
+from midiloop.errors import LoopError
+from midiloop.models.layers import Model
+
+FORMAT = "midiloop-checkpoint"
+FORMAT_VERSION = 1
+
+
+class Checkpoint(NamedTuple):
+    """A model that was loaded, in evaluation mode, and what its ``config.json`` says."""
+
+    model: Model
+    kind: str
+    about: dict[str, Any]
+
+
+def save_model(
+    folder: Path, kind: str, model: Model, about: dict[str, Any], *, half: bool = False
+) -> None:
+    """Write a checkpoint, each of its files whole or not at all.
+
+    Args:
+        about: what else to say in ``config.json``.
+        half: store floats in 16 bits: half the size, three digits.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: tensor.half() if half and tensor.dtype == torch.float32 else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    config = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "config": models.to_json(model.config),
+        **about,
+    }
+    write_tensors(folder / "model.safetensors", tensors)
+    write_whole(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+
+
+def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        LoopError: the folder holds none, one of another kind or version, or a damaged one.
+    """
+    about = read_config(folder)
+    kind = about["kind"]
+    try:
+        config = models.from_json(kind, about["config"])
+    except LoopError as error:
+        raise LoopError(f"{folder / 'config.json'}: {error}; train it again") from None
+    tensors, _ = read_tensors(folder / "model.safetensors")
+    model = models.build(kind, config)
+    fresh = model.state_dict()
+    odd = sorted(
+        name
+        for name in tensors.keys() | fresh.keys()
+        if name not in tensors or name not in fresh or tensors[name].shape != fresh[name].shape
+    )
+    if odd:
+        raise LoopError(
+            f"{folder / 'model.safetensors'}: the weights are not those of the {kind} that "
+            f"config.json describes ({odd[0]} and {len(odd) - 1} more); copy both files anew"
+        )
+    model.load_state_dict(
+        {
+            name: tensor.float() if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        }
+    )
+    return Checkpoint(model.to(device or torch.device("cpu")).eval(), kind, about)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What ``config.json`` says of a checkpoint.
+
+    Raises:
+        LoopError: the folder holds no checkpoint, or one of another version.
+    """
+    path = folder / "config.json"
+    try:
+        about = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise LoopError(
+            f"{folder}: no config.json; give a folder that 'midiloop train' wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise LoopError(f"{path}: {error}; train it again") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise LoopError(f"{path}: not a checkpoint; give a folder that 'midiloop train' wrote")
+    if about["format_version"] != FORMAT_VERSION:
+        raise LoopError(
+            f"{path}: format version {about['format_version']}, this midiloop reads "
+            f"{FORMAT_VERSION}; train it again"
+        )
+    return about
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], about: Any = None) -> None:
+    """Write tensors, and anything that JSON holds, as one file, whole or not at all."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, save(plain, None if about is None else {"about": json.dumps(about)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Undo `write_tensors`.
+
+    Raises:
+        LoopError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            about = (file.metadata() or {}).get("about")
+    except FileNotFoundError:
+        raise LoopError(f"{path}: no such file; copy the whole folder, or train it again") from None
+    except (SafetensorError, OSError) as error:
+        raise LoopError(f"{path}: {error}; copy the file anew, or train it again") from error
+    return tensors, None if about is None else json.loads(about)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, bring it to the disk, and rename it."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,557 @@
+"""Judge loops beside a reference set: the paper's metrics, and distances of distributions.
+
+Loops of one song are near copies of each other, so every interval resamples songs, not loops;
+generated loops are a song each. `compare` measures three things:
+
+- the metrics of `midiloop.metrics`, of both sets;
+- for each of `FEATURES` the 1-Wasserstein distance of its values in both sets, in standard
+  deviations of the reference: 0 for the same distribution, 1 for one moved by a deviation;
+- one distance of all features together, the squared maximum mean discrepancy (`mmd2`).
+
+Each distance comes with its floor: that of the reference's songs, half of them against the rest.
+Chance alone puts a set of fewer songs than that further away, a set of more a little nearer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midiloop import metrics
+from midiloop.errors import LoopError
+from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
+from midiloop.metrics import Values
+
+Weights = NDArray[Any]
+
+N_RESAMPLES = 200
+N_HALVINGS = 50
+MIN_SONGS = 4  # so that each half of the reference has two
+MMD_LOOPS = 3_000  # of each set, drawn by chance: all pairs of them are looked at
+ROLLS_AT_A_TIME = 2_048
+INTERVAL = (0.025, 0.975)
+
+
+def reconstruction_error(rolls: Roll, reconstructed: Roll) -> Values:
+    """Share of a loop's cells that differ after coding and decoding it (the paper's table 1).
+
+    Range: 0, all are right, to 1, none is. Better: lower.
+
+    Args:
+        rolls, reconstructed: bool (n, steps, columns).
+
+    Returns:
+        float (n,).
+
+    Raises:
+        LoopError: the two are of different shapes.
+    """
+    if rolls.shape != reconstructed.shape:
+        raise LoopError(
+            f"expected reconstructions {rolls.shape}, got {reconstructed.shape}; "
+            "reconstruct each of the loops, in order"
+        )
+    return np.asarray((rolls != reconstructed).mean(axis=(1, 2)), dtype=np.float64)
+
+
+# Features: rolls (n, steps, columns) to one value a loop, float (n,).
+
+
+def drum_hits(rolls: Roll, grid: Grid = LOOP, drums: tuple[str, ...] = ("kick",)) -> Values:
+    """Hits of ``drums`` in a bar, mean over the bars. 0 to 16 for each of the drums."""
+    columns = [grid.drum_column(name) for name in drums]
+    return _float64(rolls[:, :, columns].sum(axis=(1, 2)) / grid.bars)
+
+
+def bass_notes(rolls: Roll, grid: Grid = LOOP) -> Values:
+    """Bass notes that begin in a bar, mean over the bars. 0 to 16 for a monophonic bass.
+
+    A note begins on a step whose pitch did not sound on the step before, and on the first step of
+    the loop: a roll holds no repetition of a pitch without a gap.
+    """
+    return _float64(_bass_onsets(rolls, grid).sum(axis=1) / grid.bars)
+
+
+def bass_range(rolls: Roll, grid: Grid = LOOP) -> Values:
+    """Semitones from the lowest to the highest bass pitch. 0, one pitch or none, to 83."""
+    used: Roll = np.any(rolls[:, :, grid.n_drums :], axis=1)
+    highest = grid.n_pitches - 1 - used[:, ::-1].argmax(axis=1)
+    return _float64(np.where(np.any(used, axis=1), highest - used.argmax(axis=1), 0))
+
+
+def pitch_entropy(rolls: Roll, grid: Grid = LOOP) -> Values:
+    """Entropy of the bass's pitch classes, each weighted by the steps it sounds on, in bits.
+
+    0, one class or none, to log2(12) = 3.58, all twelve alike.
+    """
+    steps = rolls[:, :, grid.n_drums :].sum(axis=1)
+    classes = (np.arange(grid.lowest_pitch, grid.highest_pitch + 1) % 12)[:, None] == np.arange(12)
+    share = steps @ classes / np.maximum(steps.sum(axis=1), 1)[:, None]
+    return _float64(-(share * np.log2(np.where(share > 0, share, 1))).sum(axis=1) + 0.0)
+
+
+def distinct_bars(rolls: Roll, grid: Grid = LOOP) -> Values:
+    """How many different bars the loop is made of. 1, always the same, to 8."""
+    cells = rolls.reshape(len(rolls), grid.bars, grid.cells_per_bar)
+    bars = np.packbits(cells, axis=2)
+    same = (bars[:, :, None] == bars[:, None]).all(axis=3)
+    return _float64(grid.bars - np.tril(same, -1).any(axis=2).sum(axis=1))
+
+
+def off_beat_share(rolls: Roll, grid: Grid = LOOP) -> Values:
+    """Share of drum hits and bass onsets that do not fall on a beat. 0, also in silence, to 1."""
+    onsets = rolls[:, :, : grid.n_drums].sum(axis=2) + _bass_onsets(rolls, grid)
+    total = onsets.sum(axis=1)
+    on_beat = onsets[:, :: grid.steps_per_bar // BEATS_PER_BAR].sum(axis=1)
+    return _float64((total - on_beat) / np.maximum(total, 1))
+
+
+def _bass_onsets(rolls: Roll, grid: Grid) -> NDArray[np.int64]:
+    """Bass notes that begin on each step, int (n, steps)."""
+    bass = rolls[:, :, grid.n_drums :]
+    begun = bass[:, 1:] & ~bass[:, :-1]
+    first = bass[:, :1].sum(axis=2)
+    return np.concatenate([first, begun.sum(axis=2)], axis=1).astype(np.int64)
+
+
+def _float64(values: Any) -> Values:
+    return np.asarray(values, dtype=np.float64)
+
+
+Measure = Callable[[Roll, Grid], Values]
+
+FEATURES: dict[str, Measure] = {
+    "HD": metrics.bar_distance,
+    "UP": metrics.used_pitches,
+    "ND": metrics.note_density,
+    "kick hits": partial(drum_hits, drums=("kick",)),
+    "snare hits": partial(drum_hits, drums=("snare",)),
+    "hat hits": partial(drum_hits, drums=("closed hi-hat", "open hi-hat")),
+    "bass notes": bass_notes,
+    "bass range": bass_range,
+    "pitch entropy": pitch_entropy,
+    "distinct bars": distinct_bars,
+    "off-beat share": off_beat_share,
+}
+# Loops are mined for a bar distance of next to nothing: in deviations of that, a single wrong cell
+# would drown all else that `mmd2` looks at.
+EMBEDDED = tuple(name for name in FEATURES if name != "HD")
+TABLE = ("HD", "FND", "FND kick", "FNB", "DB", "OS", "US", "UP", "ND")
+OF_ONE_LOOP: dict[str, Measure] = {
+    **metrics.OF_ONE_LOOP,
+    "FND kick": partial(metrics.first_note_drum, drums=("kick",)),
+    **FEATURES,
+}
+
+
+class LoopSet(NamedTuple):
+    """Loops to judge, n of them.
+
+    Attributes:
+        rolls: bool (n, steps, columns).
+        songs: the song of each, (n,) of any type that sorts; None where each stands alone, as
+            generated loops do.
+    """
+
+    rolls: Roll
+    songs: NDArray[Any] | None = None
+
+
+class Profile(NamedTuple):
+    """What is measured of each of n loops; they are in an order that no shuffling changes.
+
+    Attributes:
+        songs: int (n,), the song of each loop, numbered from 0.
+        fingerprints: uint64 (n,).
+        values: float (n,) for each name in `OF_ONE_LOOP`.
+        by_song: whether the songs are known; otherwise each loop stands alone.
+    """
+
+    songs: NDArray[np.int64]
+    fingerprints: NDArray[np.uint64]
+    values: dict[str, Values]
+    by_song: bool
+
+    @property
+    def n_songs(self) -> int:
+        """How many songs there are."""
+        return int(self.songs.max()) + 1
+
+
+class Estimate(NamedTuple):
+    """A value, and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Metric(NamedTuple):
+    """A metric of the loops, and of the reference."""
+
+    loops: Estimate
+    reference: float
+
+
+class Distance(NamedTuple):
+    """A distance of the loops from the reference.
+
+    Attributes:
+        loops: the distance.
+        floor: that of half the reference's songs from the rest: mean of `N_HALVINGS` ways to halve
+            them, and the interval in which 95 % of those lie. What a perfect generator can reach.
+    """
+
+    loops: Estimate
+    floor: Estimate
+
+
+class Size(NamedTuple):
+    """How large a set is; ``songs`` is None where they are not known."""
+
+    loops: int
+    songs: int | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `compare` finds.
+
+    Attributes:
+        loops, reference: sizes of the two sets.
+        metrics: by the names in `TABLE`.
+        means, reference_means: of each of `FEATURES`, in its own unit.
+        distances: 1-Wasserstein, for each of `FEATURES`, in deviations of the reference.
+        mmd2: of all `EMBEDDED` features.
+    """
+
+    loops: Size
+    reference: Size
+    metrics: dict[str, Metric]
+    means: dict[str, float]
+    reference_means: dict[str, float]
+    distances: dict[str, Distance]
+    mmd2: Distance
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as JSON holds it."""
+        return {
+            "loops": self.loops._asdict(),
+            "reference": self.reference._asdict(),
+            "metrics": {
+                name: {**metric.loops._asdict(), "reference": metric.reference}
+                for name, metric in self.metrics.items()
+            },
+            "distances": {
+                name: {
+                    "mean": self.means[name],
+                    "reference_mean": self.reference_means[name],
+                    **_flat(distance),
+                }
+                for name, distance in self.distances.items()
+            },
+            "mmd2": _flat(self.mmd2),
+        }
+
+
+def _flat(distance: Distance) -> dict[str, Any]:
+    return {**distance.loops._asdict(), "floor": distance.floor._asdict()}
+
+
+def compare(
+    loops: LoopSet, reference: LoopSet, rng: np.random.Generator, *, grid: Grid = LOOP
+) -> Evaluation:
+    """Judge ``loops`` beside ``reference``; sets beyond memory: `compare_profiles`.
+
+    Raises:
+        LoopError: one of them has under `MIN_SONGS` songs, or is of another shape.
+    """
+    return compare_profiles(profile([loops], grid), profile([reference], grid), rng)
+
+
+def profile(sets: Iterable[LoopSet], grid: Grid = LOOP) -> Profile:
+    """Measure each loop of one set that comes in pieces; all of them name songs, or none does.
+
+    Raises:
+        LoopError: there are no loops, or they are of another shape.
+    """
+    found: defaultdict[str, list[Values]] = defaultdict(list)
+    names: list[NDArray[Any]] = []
+    prints: list[NDArray[np.uint64]] = []
+    for rolls, songs in _pieces(sets, grid):
+        prints.append(grid.fingerprints(grid.pack(rolls)))
+        for name, measure in OF_ONE_LOOP.items():
+            found[name].append(measure(rolls, grid))
+        if songs is not None:
+            names.append(songs)
+    if not prints:
+        raise LoopError("no loops to measure; extract or generate some first")
+    fingerprints = np.concatenate(prints)
+    if names:
+        codes = np.unique(np.concatenate(names), return_inverse=True)[1].astype(np.int64)
+        order = np.lexsort((fingerprints, codes))
+        codes = codes[order]
+    else:
+        order = np.argsort(fingerprints, kind="stable")
+        codes = np.arange(len(order), dtype=np.int64)
+    values = {name: np.concatenate(pieces)[order] for name, pieces in found.items()}
+    return Profile(codes, fingerprints[order], values, by_song=bool(names))
+
+
+def _pieces(sets: Iterable[LoopSet], grid: Grid) -> Iterator[LoopSet]:
+    """Loops in pieces that fit into memory together with what is computed of them."""
+    for rolls, songs in sets:
+        if rolls.ndim != 3:
+            raise LoopError(f"expected rolls (n, steps, columns), got {rolls.shape}; stack them")
+        if songs is not None and len(songs) != len(rolls):
+            raise LoopError(f"{len(rolls)} loops, but {len(songs)} songs; name the song of each")
+        for start in range(0, len(rolls), ROLLS_AT_A_TIME):
+            at = slice(start, start + ROLLS_AT_A_TIME)
+            grid.check(rolls[start])
+            yield LoopSet(rolls[at], None if songs is None else songs[at])
+
+
+def compare_profiles(loops: Profile, reference: Profile, rng: np.random.Generator) -> Evaluation:
+    """Judge loops beside a reference, both of them measured already.
+
+    Raises:
+        LoopError: one of them has loops of under `MIN_SONGS` songs, or next to none of the others.
+    """
+    for of, what in ((loops, "set to evaluate"), (reference, "reference")):
+        if of.n_songs < MIN_SONGS:
+            raise LoopError(
+                f"the {what} has loops of {of.n_songs} song(s), intervals need {MIN_SONGS}; "
+                "widen the choice, or give more loops"
+            )
+    draws, reference_draws = _draws(loops.n_songs, rng), _draws(reference.n_songs, rng)
+    halves = _halves(reference.n_songs, rng)
+    rows = _metric_rows(loops, draws, reference)
+    reference_rows = _metric_rows(reference, reference_draws[:1], reference)
+    return Evaluation(
+        _size(loops),
+        _size(reference),
+        {
+            name: Metric(
+                # pitches are counted, the others are shares
+                _estimate(rows[name], highest=np.inf if name == "UP" else 1.0),
+                float(reference_rows[name][0]),
+            )
+            for name in TABLE
+        },
+        {name: float(loops.values[name].mean()) for name in FEATURES},
+        {name: float(reference.values[name].mean()) for name in FEATURES},
+        _wassersteins(loops, draws, reference, reference_draws, halves),
+        _mmd2s(loops, draws, reference, reference_draws, halves, rng),
+    )
+
+
+def _size(of: Profile) -> Size:
+    return Size(len(of.songs), of.n_songs if of.by_song else None)
+
+
+# Resampling: how often each song counts, int (rows, songs). Row 0 counts each once, so that what is
+# computed of it is the value itself, and what is computed of the other rows its resamples.
+
+
+def _draws(n_songs: int, rng: np.random.Generator) -> Weights:
+    drawn = (
+        np.bincount(rng.integers(n_songs, size=n_songs), minlength=n_songs)
+        for _ in range(N_RESAMPLES)
+    )
+    return np.stack([np.ones(n_songs, dtype=np.uint16), *(row.astype(np.uint16) for row in drawn)])
+
+
+def _halves(n_songs: int, rng: np.random.Generator) -> Weights:
+    """Half of the songs, at random, int (N_HALVINGS, songs) of 0 and 1."""
+    first = np.arange(n_songs) < n_songs // 2
+    return np.stack([rng.permutation(first) for _ in range(N_HALVINGS)]).astype(np.uint16)
+
+
+def _estimate(rows: Values, *, lowest: float = 0.0, highest: float = np.inf) -> Estimate:
+    """The first row, and an interval from the others.
+
+    The interval is that of the resamples, moved so that their median is the value: resampling adds
+    noise, and noise alone drives distributions apart.
+    """
+    value, resamples = rows[0], rows[1:][np.isfinite(rows[1:])]
+    moved = value + np.quantile(resamples, INTERVAL) - np.median(resamples)
+    low, high = np.clip(moved, lowest, highest)
+    return Estimate(float(value), min(float(low), float(value)), max(float(high), float(value)))
+
+
+def _floor(rows: Values) -> Estimate:
+    rows = rows[np.isfinite(rows)]
+    low, high = np.quantile(rows, INTERVAL)
+    return Estimate(float(rows.mean()), float(low), float(high))
+
+
+def _metric_rows(of: Profile, draws: Weights, reference: Profile) -> dict[str, Values]:
+    """Each metric by resample, float (rows,)."""
+    _, first, inverse, counts = np.unique(
+        of.fingerprints, return_index=True, return_inverse=True, return_counts=True
+    )
+    # Drawing a song twice makes no copies. What a song adds to the distinct loops is those that no
+    # other has; the rest are there whichever songs are drawn.
+    shared = np.zeros(len(first), dtype=np.bool_)
+    shared[inverse[of.songs != of.songs[first][inverse]]] = True
+    per_loop = {name: of.values[name] for name in TABLE if name in of.values}
+    per_loop["OS"] = _float64(np.isin(of.fingerprints, reference.fingerprints))
+    per_loop["US"] = np.where(shared, 0, 1 / counts)[inverse]
+    sums = np.stack([np.bincount(of.songs, values) for values in per_loop.values()], axis=1)
+    n_loops = draws @ np.bincount(of.songs)
+    rows = dict(zip(per_loop, (draws @ sums / n_loops[:, None]).T, strict=True))
+    rows["US"] = np.minimum(rows["US"] + shared.sum() / n_loops, 1)
+    return rows
+
+
+def wasserstein(
+    values: Values,
+    others: Values,
+    weights: Weights | None = None,
+    other_weights: Weights | None = None,
+) -> Values:
+    """1-Wasserstein distance of two samples: the area between their distribution functions.
+
+    Range: 0, the same distribution, upwards, in the unit of the values; one moved by x is x away.
+
+    Args:
+        values: float (n,).
+        others: float (m,).
+        weights, other_weights: not negative, (rows, n) and (rows, m): one distance for each row.
+            One row of ones unless told otherwise.
+
+    Returns:
+        float (rows,).
+    """
+    weights = np.ones((1, len(values))) if weights is None else weights
+    other_weights = np.ones((1, len(others))) if other_weights is None else other_weights
+    places, inverse = np.unique(np.concatenate([values, others]), return_inverse=True)
+    at, other_at, gaps = inverse[: len(values)], inverse[len(values) :], np.diff(places)
+    distances = []
+    for row, other_row in zip(weights, other_weights, strict=True):
+        surplus = np.bincount(at, row, len(places)) / row.sum()
+        surplus -= np.bincount(other_at, other_row, len(places)) / other_row.sum()
+        distances.append(np.abs(np.cumsum(surplus)[:-1]) @ gaps)
+    return _float64(distances)
+
+
+def _deviation(values: Values) -> float:
+    """Standard deviation; 1 where all are the same, which leaves them in their own unit."""
+    return float(values.std()) if np.ptp(values) > 0 else 1.0
+
+
+def _wassersteins(
+    loops: Profile, draws: Weights, reference: Profile, reference_draws: Weights, halves: Weights
+) -> dict[str, Distance]:
+    weights, reference_weights = draws[:, loops.songs], reference_draws[:, reference.songs]
+    half = halves[:, reference.songs]
+    found = {}
+    for name in FEATURES:
+        values, reference_values = loops.values[name], reference.values[name]
+        unit = _deviation(reference_values)
+        apart = wasserstein(values, reference_values, weights, reference_weights) / unit
+        floor = wasserstein(reference_values, reference_values, half, 1 - half) / unit
+        found[name] = Distance(_estimate(apart), _floor(floor))
+    return found
+
+
+class Points(NamedTuple):
+    """Loops as points, n of them in d dimensions.
+
+    Attributes:
+        places: float (n, d).
+        songs: int (n,), column of the weights of each.
+    """
+
+    places: Values
+    songs: NDArray[np.int64]
+
+
+def mmd2(points: Points, others: Points, draws: Weights, other_draws: Weights) -> Values:
+    """Squared maximum mean discrepancy of two samples of songs, unbiased.
+
+    With k(x, y) = exp(-|x - y|² / 2d): the mean of k over pairs of one sample, plus that over pairs
+    of the other, less twice that over pairs across. Pairs of one song do not count. Gretton et al.,
+    *A Kernel Two-Sample Test*, JMLR 13 (2012), lemma 6, with songs in the place of points.
+
+    Range: about 0, the same distribution (by chance a little below it), to 2.
+
+    Args:
+        points, others: what the samples hold.
+        draws, other_draws: how often each song counts, (rows, songs): one value for each row.
+
+    Returns:
+        float (rows,), nan where a row counts fewer than two songs.
+    """
+    weights, other_weights = draws[:, points.songs], other_draws[:, others.songs]
+    return (
+        _mean_within(points, weights, weights)
+        + _mean_within(others, other_weights, other_weights)
+        - 2 * _pair_mean(_kernel(points.places, others.places), None, weights, other_weights)
+    )
+
+
+def _kernel(places: Values, others: Values) -> Values:
+    squares = (places**2).sum(axis=1)[:, None] + (others**2).sum(axis=1)
+    squares -= 2 * places @ others.T
+    return _float64(np.exp(squares / (-2 * places.shape[1])))
+
+
+def _mean_within(points: Points, weights: Weights, others: Weights) -> Values:
+    apart = _float64(points.songs[:, None] != points.songs)
+    return _pair_mean(_kernel(points.places, points.places), apart, weights, others)
+
+
+def _pair_mean(kernel: Values, apart: Values | None, weights: Weights, others: Weights) -> Values:
+    """Weighted mean of a kernel over its pairs, those only that are ``apart``; float (rows,)."""
+    if apart is None:
+        pairs = weights.sum(axis=1, dtype=float) * others.sum(axis=1, dtype=float)
+    else:
+        kernel *= apart
+        pairs = ((weights @ apart) * others).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return _float64(((weights @ kernel) * others).sum(axis=1) / pairs)
+
+
+def _mmd2s(
+    loops: Profile,
+    draws: Weights,
+    reference: Profile,
+    reference_draws: Weights,
+    halves: Weights,
+    rng: np.random.Generator,
+) -> Distance:
+    points, others = _points(loops, reference, rng), _points(reference, reference, rng)
+    apart = mmd2(points, others, draws, reference_draws)
+    half = halves[:, others.songs]
+    rest = 1 - half
+    floor = (
+        _mean_within(others, half, half)
+        + _mean_within(others, rest, rest)
+        - 2 * _mean_within(others, half, rest)
+    )
+    return Distance(_estimate(apart, lowest=-np.inf), _floor(floor))
+
+
+def _points(of: Profile, reference: Profile, rng: np.random.Generator) -> Points:
+    """At most `MMD_LOOPS` loops: their embedded features, less the reference's mean, in deviations.
+
+    Raises:
+        LoopError: they are of under `MIN_SONGS` songs.
+    """
+    size = min(MMD_LOOPS, len(of.songs))
+    chosen = np.sort(rng.choice(len(of.songs), size, replace=False))
+    if len(np.unique(of.songs[chosen])) < MIN_SONGS:
+        raise LoopError("nearly all loops are of the same song; evaluate loops of more songs")
+    places = [
+        (of.values[name][chosen] - reference.values[name].mean())
+        / _deviation(reference.values[name])
+        for name in EMBEDDED
+    ]
+    return Points(np.stack(places, axis=1), of.songs[chosen])

@@ -1,0 +1,365 @@
+"""A prior that knows the form: which bar repeats which, and what the bars are that do not.
+
+Its codec's span is a bar (see `vq_vae`), so equal bars have equal codes. A loop is then a sentence:
+for each bar of the drums and of the bass a form token, the bar that it repeats or itself, and after
+a bar that is new its codes. A causal transformer (Vaswani et al. 2017, arXiv:1706.03762, with norms
+before the layers) reads such sentences. What is repeated is never drawn twice, so it is repeated
+exactly, and a form that a user writes is one more thing that is known beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from midiloop.grid import LOOP
+from midiloop.models.layers import CodeModel, Loss
+from midiloop.models.sampling import draw
+
+BARS = LOOP.bars
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class FormPriorConfig:
+    """Sizes of the transformer.
+
+    Attributes:
+        codebook_size: K, codes in each stream's dictionary.
+        streams: S, rows of codes.
+        bar_codes: codes of a bar in one stream.
+        dim, layers, heads: of the transformer; its inner layers are four times as wide.
+        dropout: of embeddings and of what the inner layers add.
+        shuffled: share of the training loops whose segments come in random order, so that any bars
+            can be drawn after any others.
+    """
+
+    codebook_size: int = 512
+    streams: int = 2
+    bar_codes: int = 8
+    dim: int = 128
+    layers: int = 6
+    heads: int = 4
+    dropout: float = 0.15
+    shuffled: float = 0.5
+
+    @property
+    def segments(self) -> int:
+        """Bars of all streams."""
+        return self.streams * BARS
+
+    @property
+    def words(self) -> int:
+        """Values of a token: form tokens, then the codes of each stream."""
+        return BARS + self.streams * self.codebook_size
+
+
+class Sentence(NamedTuple):
+    """Tokens of loops, and where each stands: int64 (B, L), padded at the end.
+
+    Attributes:
+        words: value of each token.
+        places: segment · (bar_codes + 1) + slot; slot 0 is the form token.
+        valid: bool, False on padding.
+    """
+
+    words: Tensor
+    places: Tensor
+    valid: Tensor
+
+
+class Layer(nn.Module):
+    """Attention to what came before, then two linear layers: (B, L, D) to the same."""
+
+    def __init__(self, config: FormPriorConfig) -> None:
+        super().__init__()
+        d = config.dim
+        self.heads = config.heads
+        self.norm_attention, self.norm_inner = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.qkv = nn.Linear(d, 3 * d)
+        self.mix = nn.Linear(d, d)
+        self.inner = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All tokens at once."""
+        q, k, v = self._heads(x)  # (B, H, L, D / H)
+        # Written out, because PyTorch's fused attention takes three times as long on a CPU to go
+        # back through sentences as short as these.
+        length = x.shape[1]
+        later = torch.full((length, length), -torch.inf, device=x.device, dtype=q.dtype).triu(1)
+        scores = (q * q.shape[3] ** -0.5) @ k.mT + later  # (B, H, L, L)
+        return self._add(x, scores.softmax(3).to(v.dtype) @ v)
+
+    def step(self, x: Tensor, past: Tensor, at: int) -> Tensor:
+        """One token (B, 1, D) more; ``past`` (2, B, H, L, D / H) takes up its keys and values."""
+        q, k, v = self._heads(x)
+        past[0, :, :, at], past[1, :, :, at] = k[:, :, 0], v[:, :, 0]
+        heard = F.scaled_dot_product_attention(q, past[0, :, :, : at + 1], past[1, :, :, : at + 1])
+        return self._add(x, heard)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = self.qkv(self.norm_attention(x))
+        q, k, v = rearrange(qkv, "b l (n h d) -> n b h l d", n=3, h=self.heads)
+        return q, k, v
+
+    def _add(self, x: Tensor, heard: Tensor) -> Tensor:
+        x = x + self.mix(rearrange(heard, "b h l d -> b l (h d)"))
+        added: Tensor = x + self.dropout(self.inner(self.norm_inner(x)))
+        return added
+
+
+class FormPrior(CodeModel):
+    """Codes int64 (B, S, T) as sentences of form and codes."""
+
+    def __init__(self, config: FormPriorConfig) -> None:
+        super().__init__()
+        self.config: FormPriorConfig = config
+        c, d = config, config.dim
+        places = c.segments * (c.bar_codes + 1)
+        self.word = nn.Embedding(c.words + 1, d)  # the last one begins a sentence
+        self.place = nn.Embedding(places + 1, d)  # of a token; the last one is before the first
+        self.target = nn.Embedding(places, d)  # of the token to come
+        self.dropout = nn.Dropout(c.dropout)
+        self.layers = nn.ModuleList(Layer(c) for _ in range(c.layers))
+        self.norm = nn.LayerNorm(d)
+        sizes = [BARS] + [c.codebook_size] * c.streams
+        self.heads = nn.ModuleList(nn.Linear(d, size) for size in sizes)  # one for a sort of words
+        for parameter in self.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            for last in (layer.mix, layer.inner[2]):  # what all layers add up
+                assert isinstance(last, nn.Linear)
+                nn.init.normal_(last.weight, std=0.02 / (2 * c.layers) ** 0.5)
+
+    def forward(self, sentence: Sentence) -> Tensor:
+        """What is known before each token, and where it stands: (B, L, D)."""
+        before = F.pad(sentence.words[:, :-1], (1, 0), value=self.config.words)
+        places = F.pad(sentence.places[:, :-1], (1, 0), value=self.place.num_embeddings - 1)
+        x = self.dropout(self.word(before) + self.place(places) + self.target(sentence.places))
+        for layer in self.layers:
+            x = layer(x)
+        known: Tensor = self.norm(x)
+        return known
+
+    def loss(self, codes: Tensor, epoch: float) -> Loss:
+        """Cross-entropy in nats a loop, mean over the batch."""
+        del epoch
+        order = torch.arange(self.config.segments, device=codes.device).repeat(len(codes), 1)
+        chance = torch.rand(len(codes), self.config.segments, device=codes.device)
+        n_shuffled = round(self.config.shuffled * len(codes))
+        order[:n_shuffled] = chance[:n_shuffled].argsort(1)
+        nats = codes.new_zeros(1 + self.config.streams, dtype=torch.float32)  # by sort of word
+        n_right, n_words = codes.new_zeros(()), 0
+        for sentence in self._by_length(codes, order):
+            for sort, (surprise, right, _) in enumerate(self._surprises(sentence)):
+                nats = nats + F.pad(surprise.sum()[None], (sort, self.config.streams - sort))
+                n_right, n_words = n_right + right.sum(), n_words + len(right)
+        nats = nats / len(codes)
+        # Per bar and code of it, as if nothing repeated: the scale of the other models' losses.
+        total = nats.sum() / (self.config.segments * self.config.bar_codes)
+        terms = {"nats": nats.detach().sum(), "form_nats": nats.detach()[0]}
+        return Loss(total, {**terms, "accuracy": n_right / n_words})
+
+    @torch.no_grad()
+    def errors(self, batch: Tensor) -> Tensor:
+        """Surprise in nats of each loop's codes (B, S, T), (B,), its segments in order."""
+        order = torch.arange(self.config.segments, device=batch.device).repeat(len(batch), 1)
+        nats = torch.zeros(len(batch), device=batch.device)
+        for surprise, _, rows in self._surprises(self.sentence(batch, order)):
+            nats.index_add_(0, rows, surprise)
+        return nats
+
+    def _surprises(self, sentence: Sentence) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For each sort of word: nats, whether it was the likeliest, and the row, (n,) each."""
+        known = self(sentence)
+        sorts = self._sort(sentence.places)
+        for sort, head in enumerate(self.heads):
+            here = (sorts == sort) & sentence.valid
+            logits = head(known[here]).float()  # (n, words of this sort)
+            targets = sentence.words[here] - self._first_word(sort)
+            surprise = F.cross_entropy(logits, targets, reduction="none")
+            yield surprise, logits.argmax(1) == targets, here.nonzero()[:, 0]
+
+    def _sort(self, places: Tensor) -> Tensor:
+        """Which sort of word stands at a place: 0 a form token, s + 1 a code of stream s."""
+        segment, slot = places // (self.config.bar_codes + 1), places % (self.config.bar_codes + 1)
+        return torch.where(slot == 0, 0, segment % self.config.streams + 1)
+
+    def _first_word(self, sort: int) -> int:
+        return 0 if sort == 0 else BARS + (sort - 1) * self.config.codebook_size
+
+    def sentence(self, codes: Tensor, order: Tensor) -> Sentence:
+        """Codes (B, S, T) as tokens; ``order`` (B, S · 8) is that of the segments (bar, stream)."""
+        c = self.config
+        bars = self._bars(codes)  # (B, segments, bar_codes)
+        form = self.form(codes, order)
+        segment = torch.arange(c.segments, device=codes.device)
+        offset = BARS + segment % c.streams * c.codebook_size
+        words = torch.cat([form[..., None], bars + offset[:, None]], 2)
+        places = torch.arange(words[0].numel(), device=codes.device).view(words[0].shape)
+        is_new = (form == segment // c.streams)[..., None].expand(-1, -1, c.bar_codes)
+        valid = torch.cat([torch.ones_like(form, dtype=torch.bool)[..., None], is_new], 2)
+        pick = order[..., None].expand(-1, -1, c.bar_codes + 1)
+        words, valid = words.gather(1, pick).flatten(1), valid.gather(1, pick).flatten(1)
+        places = places[order].flatten(1)
+        # What is said goes to the front, in its order.
+        said = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
+        said = said[:, : int(valid.sum(1).max())]
+        return Sentence(words.gather(1, said), places.gather(1, said), valid.gather(1, said))
+
+    def form(self, codes: Tensor, order: Tensor) -> Tensor:
+        """For each segment the bar that it repeats, first in ``order``: int64 (B, segments)."""
+        c = self.config
+        bars = rearrange(self._bars(codes), "b (bar s) k -> b s bar k", s=c.streams)
+        same = (bars[:, :, :, None] == bars[:, :, None]).all(4)  # (B, S, 8, 8)
+        turn = rearrange(order.argsort(1), "b (bar s) -> b s bar", s=c.streams)
+        first = torch.where(same, turn[:, :, None], c.segments).argmin(3)
+        return rearrange(first, "b s bar -> b (bar s)")
+
+    @torch.no_grad()
+    def sample(
+        self,
+        uniforms: Tensor,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        known: Tensor | None = None,
+        form: Tensor | None = None,
+        order: Tensor | None = None,
+    ) -> Tensor:
+        """Draw loops: codes int64 (n, S, T).
+
+        Args:
+            uniforms: float64 (n, segments · (bar_codes + 1)) in [0, 1), one for each place, so that
+                a loop does not depend on those that are drawn beside it.
+            temperature, top_p: see `sampling.draw`.
+            known: int64 (n, S, T), `UNKNOWN` in the bars to be drawn.
+            form: int64 (segments,), the bar that each shall repeat, `UNKNOWN` where it is drawn.
+            order: int64 (segments,), in which they are drawn; what is known should come first.
+        """
+        c, n, device = self.config, len(uniforms), uniforms.device
+        if order is None:
+            order = torch.arange(c.segments, device=device)
+        state = _Writing(self, n, order, known, form, device)
+        past = torch.zeros(
+            c.layers, 2, n, c.heads, c.segments * (c.bar_codes + 1), c.dim // c.heads, device=device
+        )
+        words = torch.full((n,), c.words, device=device)
+        places = torch.full((n,), self.place.num_embeddings - 1, device=device)
+        at = 0
+        while not state.finished():
+            target = state.places()
+            x = (self.word(words) + self.place(places) + self.target(target))[:, None]
+            for layer, kept in zip(self.layers, past, strict=True):
+                assert isinstance(layer, Layer)
+                x = layer.step(x, kept, at)
+            known_before = self.norm(x[:, 0])
+            logits = torch.cat([head(known_before) for head in self.heads], 1)  # (n, words)
+            logits = logits.masked_fill(~state.allowed(), -torch.inf)
+            drawn = draw(logits, uniforms.gather(1, target[:, None])[:, 0], temperature, top_p)
+            words, places = state.write(drawn), target
+            at += 1
+        return state.codes()
+
+    def _by_length(self, codes: Tensor, order: Tensor) -> Iterator[Sentence]:
+        """Sentences of a batch, the short apart from the long, so that there is little padding."""
+        bar = torch.arange(self.config.segments, device=codes.device) // self.config.streams
+        n_new = self.form(codes, order) == bar
+        for rows in n_new.sum(1).argsort().tensor_split(min(4, len(codes))):
+            yield self.sentence(codes[rows], order[rows])
+
+    def _bars(self, codes: Tensor) -> Tensor:
+        """(B, S, T) to (B, segments, bar_codes), bar by bar, stream by stream."""
+        return rearrange(codes, "b s (bar k) -> b (bar s) k", bar=BARS)
+
+
+class _Writing:
+    """Loops that are being drawn: where each is, and what the grammar lets it say next."""
+
+    def __init__(
+        self,
+        prior: FormPrior,
+        n: int,
+        order: Tensor,
+        known: Tensor | None,
+        form: Tensor | None,
+        device: torch.device,
+    ) -> None:
+        self.c = c = prior.config
+        self.n, self.order = n, order
+        self.rows = torch.arange(n, device=device)
+        self.turn = torch.zeros(n, dtype=torch.int64, device=device)  # in the order of segments
+        self.slot = torch.zeros_like(self.turn)
+        self.bars = torch.full((n, c.segments, c.bar_codes), UNKNOWN, device=device)
+        self.first = torch.zeros(n, c.streams, BARS, dtype=torch.bool, device=device)
+        self.forms = torch.full((n, c.segments), UNKNOWN, device=device)
+        if form is not None:
+            self.forms[:] = form
+        self.known = self.bars.clone()
+        if known is not None:
+            self.known = rearrange(known, "b s (bar k) -> b (bar s) k", bar=BARS)
+            whole = (self.known != UNKNOWN).all(2)
+            forms = prior.form(known, order.repeat(n, 1))
+            self.forms = torch.where(whole, forms, self.forms)
+
+    def finished(self) -> bool:
+        return bool((self.turn == self.c.segments).all())
+
+    def places(self) -> Tensor:
+        """Place of the next token, (n,); of loops that are done, the last one again."""
+        return self._segment() * (self.c.bar_codes + 1) + self.slot
+
+    def _segment(self) -> Tensor:
+        segment: Tensor = self.order[self.turn.clamp(max=self.c.segments - 1)]
+        return segment
+
+    def allowed(self) -> Tensor:
+        """Words that may come next, bool (n, words): what is known, or bars that were said."""
+        c, segment = self.c, self._segment()
+        bar, stream = segment // c.streams, segment % c.streams
+        word = torch.arange(c.words, device=segment.device)
+        sorts = torch.where(word < BARS, 0, (word - BARS) // c.codebook_size + 1)
+        allowed = torch.where(self.slot == 0, 0, stream + 1)[:, None] == sorts
+        forms = self.first[self.rows, stream]
+        forms[self.rows, bar] = True
+        wanted = self.forms[self.rows, segment]
+        free = (wanted == UNKNOWN)[:, None]
+        exact = F.one_hot(wanted.clamp(min=0), BARS).bool()
+        allowed[:, :BARS] &= torch.where(free, forms, exact)
+        code = self.known[self.rows, segment, (self.slot - 1).clamp(min=0)]
+        word = F.one_hot(code.clamp(min=0) + BARS + stream * c.codebook_size, c.words).bool()
+        fixed = (code != UNKNOWN) & (self.slot > 0)
+        return torch.where(fixed[:, None], word, allowed)
+
+    def write(self, words: Tensor) -> Tensor:
+        """Take up the next token of each loop, (n,), and return it."""
+        c, segment = self.c, self._segment()
+        bar, stream = segment // c.streams, segment % c.streams
+        going = self.turn < c.segments
+        is_form = going & (self.slot == 0)
+        is_new = is_form & (words == bar)
+        repeats = is_form & ~is_new
+        is_code = going & (self.slot > 0)
+        self.first[self.rows[is_new], stream[is_new], bar[is_new]] = True
+        source = words[repeats] * c.streams + stream[repeats]
+        self.bars[self.rows[repeats], segment[repeats]] = self.bars[self.rows[repeats], source]
+        code = words - BARS - stream * c.codebook_size
+        at = (self.rows[is_code], segment[is_code], self.slot[is_code] - 1)
+        self.bars[at] = code[is_code]
+        over = repeats | (is_code & (self.slot == c.bar_codes))
+        self.turn += over
+        self.slot = torch.where(over, 0, torch.where(going, self.slot + 1, self.slot))
+        return words
+
+    def codes(self) -> Tensor:
+        """What was written: int64 (n, S, T)."""
+        return rearrange(self.bars, "b (bar s) k -> b s (bar k)", s=self.c.streams)

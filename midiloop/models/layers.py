@@ -1,0 +1,164 @@
+"""Layers that several models share, and what a model's loss returns."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LEAK = 0.2
+Padding = Literal["zeros", "circular"]
+
+
+class Loss(NamedTuple):
+    """What training minimises, and the terms it is the sum of.
+
+    Attributes:
+        total: (), differentiable, mean over the batch.
+        terms: name to (), detached, for the log.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class Model(nn.Module):
+    """What is trained: a network that knows its own loss, and how far it is from right.
+
+    Attributes:
+        config: the frozen dataclass that it is built from.
+        settled_epoch: from where on in its schedules it is the model that it will be.
+    """
+
+    config: Any
+    settled_epoch: float = 0.0
+
+    def loss(self, batch: Tensor, epoch: float) -> Loss:
+        """What to minimise on a batch, at an epoch of the model's schedules, if it has any."""
+        raise NotImplementedError
+
+    def errors(self, batch: Tensor) -> Tensor:
+        """What validation looks at, of each loop, (B,): lower is better."""
+        raise NotImplementedError
+
+
+class RollModel(Model):
+    """A model whose batches are rolls (B, 128, 93), and that gives them back."""
+
+    def reconstruct(self, rolls: Tensor) -> Tensor:
+        """Rolls through the latent and back: bool (B, 128, 93)."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def errors(self, batch: Tensor) -> Tensor:
+        """Reconstruction error: share of cells that come back wrong, (B,)."""
+        return (self.reconstruct(batch) != batch.bool()).float().mean((1, 2))
+
+
+class CodeModel(Model):
+    """A model whose batches are the codes (B, S, T) that a VQ-VAE makes of rolls."""
+
+    def fit_start(self, codes: Tensor) -> None:
+        """Take from all training codes (N, S, T) what is counted rather than learned."""
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution, batch norm, leaky ReLU: (B, C, T) to (B, C', T / stride)."""
+
+    def __init__(
+        self, channels_in: int, channels: int, kernel: int, *, stride: int = 1, padding: Padding
+    ) -> None:
+        super().__init__(
+            conv(channels_in, channels, kernel, stride=stride, padding=padding, bias=False),
+            nn.BatchNorm1d(channels),
+            nn.LeakyReLU(LEAK),
+        )
+
+
+class ResBlock(nn.Module):
+    """x + conv, batch norm, leaky ReLU, conv, batch norm: (B, C, T) to the same."""
+
+    def __init__(self, channels: int, *, padding: Padding) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            ConvBlock(channels, channels, 3, padding=padding),
+            conv(channels, channels, 3, padding=padding, bias=False),
+            nn.BatchNorm1d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T) to (B, C, T)."""
+        y: Tensor = x + self.body(x)
+        return y
+
+
+def conv(
+    channels_in: int,
+    channels: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    padding: Padding = "zeros",
+    bias: bool = True,
+) -> nn.Conv1d:
+    """A convolution of odd kernel that keeps T, or divides it by ``stride``.
+
+    Args:
+        padding: ``zeros``, or ``circular`` where what follows the end is the beginning.
+    """
+    return nn.Conv1d(
+        channels_in, channels, kernel, stride, kernel // 2, padding_mode=padding, bias=bias
+    )
+
+
+def initialise(model: nn.Module) -> None:
+    """Draw the weights of convolutions and linear layers as He et al. 2015 do; biases are 0."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv1d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, a=LEAK)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+class Posterior(nn.Module):
+    """A vector to the mean and deviation of its latent: (B, H) to (B, L) twice.
+
+    The mean passes a layer norm, the deviation a softplus (the paper gives no activation for it).
+    """
+
+    def __init__(self, dim_in: int, latent_dim: int) -> None:
+        super().__init__()
+        self.mean = nn.Sequential(nn.Linear(dim_in, latent_dim), nn.LayerNorm(latent_dim))
+        self.deviation = nn.Linear(dim_in, latent_dim)
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, H) to the mean (B, L) and the deviation (B, L), above 0."""
+        return self.mean(h), F.softplus(self.deviation(h)) + 1e-6
+
+
+def reparametrise(mean: Tensor, deviation: Tensor) -> Tensor:
+    """Draw z from N(mean, deviation²) so that gradients pass: (B, L) twice to (B, L)."""
+    return mean + deviation * torch.randn_like(mean)
+
+
+def divergence(mean: Tensor, deviation: Tensor) -> Tensor:
+    """KL divergence from N(mean, deviation²) to N(0, 1) in nats, mean over the batch: to ()."""
+    nats = 0.5 * (mean.square() + deviation.square() - 1) - deviation.log()
+    return nats.sum(dim=1).mean()
+
+
+def binary_nats(logits: Tensor, rolls: Tensor) -> Tensor:
+    """Equation 3: binary cross-entropy in nats a loop, mean over the batch.
+
+    Args:
+        logits, rolls: (B, T, C); rolls are 0 or 1.
+    """
+    cells = F.binary_cross_entropy_with_logits(logits.float(), rolls.float(), reduction="sum")
+    return cells / len(rolls)
+
+
+def kl_weight(epoch: float) -> float:
+    """β of equation 1: 0 at first, near 1 after some thirty epochs, 1 − 0.9^epoch."""
+    return 1.0 - float(0.9**epoch)

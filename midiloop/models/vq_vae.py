@@ -1,0 +1,266 @@
+"""The VQ-VAE: a loop as a short row of symbols from a dictionary, and back.
+
+Source: Han, Ihm and Lim 2021, arXiv:2111.07657, equation 2 and appendix table (d). The dictionary
+follows its nearest vectors (van den Oord et al. 2017, arXiv:1711.00937, appendix A.1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from midiloop.grid import LOOP
+from midiloop.models.layers import (
+    ConvBlock,
+    Loss,
+    Padding,
+    ResBlock,
+    RollModel,
+    binary_nats,
+    conv,
+    initialise,
+)
+
+
+@dataclass(frozen=True)
+class VQVAEConfig:
+    """Sizes of a VQ-VAE. The defaults are the paper's, table (d).
+
+    The table's third stride-2 convolution contradicts the shape (32, 16) that it gives for its
+    output; the paper's text (t = 32, L = 16) is what stands here: two of them, then a plain one.
+
+    Attributes:
+        channels, embed_channels: of the blocks, and of the layer of kernel 1 next to the roll.
+        latent_dim: L, length of a dictionary vector.
+        codebook_size: K, vectors in a dictionary.
+        halvings: convolutions of stride 2: the latent has 128 / 2^halvings steps.
+        streams: ``joint``: one row of codes for everything; ``parts``: a stack of its own, and a
+            row of codes, for the drums and for the bass.
+        span: what convolutions run along. ``loop``: all 128 steps, zeros around them; ``bar``:
+            each bar by itself, as a circle. So equal bars have equal codes, and equal codes equal
+            bars: a form that is written in codes is exact in notes.
+        bass: ``sigmoid``: each pitch by itself; ``softmax``: one pitch or none on each step.
+        calibrated: after training, set the drum thresholds so that each drum plays as often as in
+            the training set; else all are one half, as in the paper.
+        decay, commitment: of the dictionary's averages, and β of equation 2.
+    """
+
+    channels: int = 32
+    embed_channels: int = 64
+    latent_dim: int = 16
+    codebook_size: int = 512
+    halvings: int = 2
+    streams: Literal["joint", "parts"] = "joint"
+    span: Literal["loop", "bar"] = "loop"
+    bass: Literal["sigmoid", "softmax"] = "sigmoid"
+    calibrated: bool = False
+    decay: float = 0.99
+    commitment: float = 0.25
+
+    @property
+    def code_steps(self) -> int:
+        """T: codes of a stream."""
+        return LOOP.steps >> self.halvings
+
+    @property
+    def n_streams(self) -> int:
+        """S: rows of codes."""
+        return 1 if self.streams == "joint" else 2
+
+
+class Quantized(NamedTuple):
+    """What the dictionary makes of latent vectors.
+
+    Attributes:
+        z: (N, L, T), the nearest dictionary vectors, with the gradient of what went in.
+        codes: int64 (N, T), their indices.
+        commitment: (), mean squared distance, equation 2's second term without its β.
+    """
+
+    z: Tensor
+    codes: Tensor
+    commitment: Tensor
+
+
+class Dictionary(nn.Module):
+    """K vectors that each follow the average of the latent vectors nearest to them."""
+
+    def __init__(self, size: int, dim: int, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.vectors: Tensor
+        self.counts: Tensor
+        self.sums: Tensor
+        self.register_buffer("vectors", torch.randn(size, dim))
+        self.register_buffer("counts", torch.zeros(size))
+        self.register_buffer("sums", torch.zeros(size, dim))
+
+    def forward(self, z: Tensor) -> Quantized:
+        """(N, L, T) to the nearest vectors; in training the dictionary moves."""
+        rows = rearrange(z.float(), "n l t -> (n t) l")
+        codes = self._nearest(rows.detach())
+        if self.training:
+            self._follow(rows.detach(), codes)
+        nearest = rearrange(self.vectors[codes], "(n t) l -> n l t", n=len(z))
+        commitment = F.mse_loss(z.float(), nearest)
+        straight_through = z + (nearest - z).detach()
+        return Quantized(straight_through, codes.view(len(z), -1), commitment)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes (N, T) to vectors (N, L, T)."""
+        return rearrange(self.vectors[codes], "n t l -> n l t")
+
+    def _nearest(self, rows: Tensor) -> Tensor:
+        with torch.autocast(rows.device.type, enabled=False):
+            lengths = self.vectors.square().sum(1)
+            distance = torch.addmm(lengths, rows, self.vectors.T, alpha=-2)  # (N·T, K)
+        return distance.argmin(1)
+
+    @torch.no_grad()
+    def _follow(self, rows: Tensor, codes: Tensor) -> None:
+        """Move every vector towards the average of its rows; those that few want start anew."""
+        size = len(self.vectors)
+        counts = torch.bincount(codes, minlength=size).float()
+        sums = torch.zeros_like(self.sums).index_add_(0, codes, rows)
+        fresh = rows[torch.randint(len(rows), (size,), device=rows.device)]
+        if dist.is_initialized():
+            dist.all_reduce(counts)
+            dist.all_reduce(sums)
+            dist.broadcast(fresh, 0)
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        rare = self.counts < 1
+        self.counts[rare] = 1.0
+        self.sums[rare] = fresh[rare]
+        # Laplace smoothing keeps a vector of few rows finite.
+        total = self.counts.sum()
+        smooth = (self.counts + 1e-5) / (total + size * 1e-5) * total
+        self.vectors.copy_(self.sums / smooth[:, None])
+
+
+class Stack(nn.Module):
+    """Encoder, dictionary and decoder of one stream of columns, table (d)."""
+
+    def __init__(self, columns: int, outputs: int, config: VQVAEConfig) -> None:
+        super().__init__()
+        padding: Padding = "zeros" if config.span == "loop" else "circular"
+        c, e = config.channels, config.embed_channels
+        down: list[nn.Module] = []
+        up: list[nn.Module] = []
+        for _ in range(config.halvings):
+            down += [ConvBlock(c, c, 3, stride=2, padding=padding), ResBlock(c, padding=padding)]
+            up += [nn.Upsample(scale_factor=2), ResBlock(c, padding=padding)]
+        self.encoder = nn.Sequential(
+            ConvBlock(columns, e, 1, padding=padding),
+            ConvBlock(e, c, 1, padding=padding),  # (N, c, T)
+            *down,  # (N, c, T / 2^halvings)
+            conv(c, config.latent_dim, 3, padding=padding),
+        )
+        self.dictionary = Dictionary(config.codebook_size, config.latent_dim, config.decay)
+        self.decoder = nn.Sequential(
+            ConvBlock(config.latent_dim, c, 3, padding=padding),
+            *up,  # (N, c, T)
+            ConvBlock(c, e, 1, padding=padding),
+            conv(e, outputs, 3, padding=padding),
+        )
+
+
+class VQVAE(RollModel):
+    """Loops to codes (B, S, T) and back: S = 1 and T = 32 in the paper."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        self.config: VQVAEConfig = config
+        drums, pitches = LOOP.n_drums, LOOP.n_pitches
+        silence = int(config.bass == "softmax")  # one more output: no pitch
+        if config.streams == "joint":
+            self.widths = [LOOP.columns]
+            outputs = [LOOP.columns + silence]
+        else:
+            self.widths = [drums, pitches]
+            outputs = [drums, pitches + silence]
+        pairs = zip(self.widths, outputs, strict=True)
+        self.stacks = nn.ModuleList(Stack(width, out, config) for width, out in pairs)
+        # A drum plays where its logit exceeds this; 0 is the paper's probability of one half.
+        self.drum_thresholds: Tensor
+        self.register_buffer("drum_thresholds", torch.zeros(drums))
+        initialise(self)
+
+    def forward(self, rolls: Tensor) -> tuple[Tensor, list[Quantized]]:
+        """Rolls (B, 128, 93) to logits (B, 128, 93 or 94) and what each stream's codes are."""
+        quantized, logits = [], []
+        for stack, columns in zip(self.stacks, torch.split(rolls, self.widths, 2), strict=True):
+            assert isinstance(stack, Stack)
+            latents = stack.encoder(self._spans(columns.mT.float()))  # (N, L, T)
+            quantized.append(stack.dictionary(latents))
+            logits.append(self._whole(stack.decoder(quantized[-1].z), len(rolls)))
+        return torch.cat(logits, 1).mT, quantized
+
+    def encode(self, rolls: Tensor) -> Tensor:
+        """Rolls (B, 128, 93) to codes int64 (B, S, T)."""
+        codes = []
+        for stack, columns in zip(self.stacks, torch.split(rolls, self.widths, 2), strict=True):
+            assert isinstance(stack, Stack)
+            latents = stack.encoder(self._spans(columns.mT.float()))
+            codes.append(stack.dictionary(latents).codes.view(len(rolls), -1))
+        return torch.stack(codes, 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (B, S, T) to logits (B, 128, 93 or 94)."""
+        logits = []
+        for stack, row in zip(self.stacks, codes.unbind(1), strict=True):
+            assert isinstance(stack, Stack)
+            z = self._spans(stack.dictionary.lookup(row))
+            logits.append(self._whole(stack.decoder(z), len(codes)))
+        return torch.cat(logits, 1).mT
+
+    def rolls(self, logits: Tensor) -> Tensor:
+        """Logits to bool rolls (B, 128, 93)."""
+        drums = logits[..., : LOOP.n_drums] > self.drum_thresholds
+        bass = logits[..., LOOP.n_drums :]
+        if self.config.bass == "sigmoid":
+            return torch.cat([drums, bass >= 0], 2)
+        pitch = F.one_hot(bass.argmax(2), LOOP.n_pitches + 1)[..., :-1].bool()
+        return torch.cat([drums, pitch], 2)
+
+    @torch.no_grad()
+    def reconstruct(self, rolls: Tensor) -> Tensor:
+        """Rolls (B, 128, 93) through the codes and back: bool (B, 128, 93)."""
+        return self.rolls(self(rolls)[0])
+
+    def loss(self, rolls: Tensor, epoch: float) -> Loss:
+        """Equation 2: nats a loop, and how far latent vectors are from the dictionary."""
+        del epoch
+        logits, quantized = self(rolls)
+        nats = self._nats(logits, rolls)
+        commitment = torch.stack([q.commitment for q in quantized]).sum()
+        # Nats a step: a mean over all cells would leave the commitment nearly alone, and half the
+        # error to learn.
+        total = nats / LOOP.steps + self.config.commitment * commitment
+        return Loss(total, {"nats": nats.detach(), "commitment": commitment.detach()})
+
+    def _nats(self, logits: Tensor, rolls: Tensor) -> Tensor:
+        if self.config.bass == "sigmoid":
+            return binary_nats(logits, rolls)
+        drums = binary_nats(logits[..., : LOOP.n_drums], rolls[..., : LOOP.n_drums])
+        bass = rolls[..., LOOP.n_drums :]
+        silent = ~bass.bool().any(2, keepdim=True)
+        pitch = torch.cat([bass.bool(), silent], 2).byte().argmax(2)  # (B, 128)
+        steps = F.cross_entropy(logits[..., LOOP.n_drums :].mT.float(), pitch, reduction="sum")
+        return drums + steps / len(rolls)
+
+    def _spans(self, x: Tensor) -> Tensor:
+        """(B, C, T) to what convolutions run along: itself, or (B · 8, C, T / 8)."""
+        if self.config.span == "loop":
+            return x
+        return rearrange(x, "b c (bar t) -> (b bar) c t", bar=LOOP.bars)
+
+    def _whole(self, x: Tensor, n_loops: int) -> Tensor:
+        """Undo `_spans`."""
+        return rearrange(x, "(b bar) c t -> b c (bar t)", b=n_loops)
