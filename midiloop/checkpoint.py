@@ -42,10 +42,9 @@ def save_model(
         half: store floats in 16 bits: half the size, three digits.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: tensor.half() if half and tensor.dtype == torch.float32 else tensor
-        for name, tensor in model.state_dict().items()
-    }
+    tensors = model.state_dict()
+    if half:
+        tensors = {name: _halved(tensor) for name, tensor in tensors.items()}
     config = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -55,6 +54,13 @@ def save_model(
     }
     write_tensors(folder / "model.safetensors", tensors)
     write_whole(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    """In 16 bits, unless it is of whole numbers or too large for them."""
+    if tensor.dtype != torch.float32 or not torch.isfinite(tensor.half()).all():
+        return tensor
+    return tensor.half()
 
 
 def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:
@@ -70,7 +76,13 @@ def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:
     except LoopError as error:
         raise LoopError(f"{folder / 'config.json'}: {error}; train it again") from None
     tensors, _ = read_tensors(folder / "model.safetensors")
-    model = models.build(kind, config)
+    try:
+        model = models.build(kind, config)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise LoopError(
+            f"{folder / 'config.json'}: no {kind} can be made of this config ({error}); "
+            "train it again"
+        ) from error
     fresh = model.state_dict()
     odd = sorted(
         name
@@ -108,11 +120,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise LoopError(f"{path}: {error}; train it again") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise LoopError(f"{path}: not a checkpoint; give a folder that 'midiloop train' wrote")
-    if about["format_version"] != FORMAT_VERSION:
+    if about.get("format_version") != FORMAT_VERSION:
         raise LoopError(
-            f"{path}: format version {about['format_version']}, this midiloop reads "
+            f"{path}: format version {about.get('format_version')}, this midiloop reads "
             f"{FORMAT_VERSION}; train it again"
         )
+    if not isinstance(about.get("kind"), str) or not isinstance(about.get("config"), dict):
+        raise LoopError(f"{path}: neither kind nor config of a model in it; train it again")
     return about
 
 
@@ -136,14 +150,20 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         raise LoopError(f"{path}: no such file; copy the whole folder, or train it again") from None
     except (SafetensorError, OSError) as error:
         raise LoopError(f"{path}: {error}; copy the file anew, or train it again") from error
-    return tensors, None if about is None else json.loads(about)
+    try:
+        return tensors, None if about is None else json.loads(about)
+    except ValueError as error:
+        raise LoopError(f"{path}: {error}; copy the file anew, or train it again") from error
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file under a temporary name, bring it to the disk, and rename it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -67,6 +67,27 @@ class Settings:
     precision: str = "float32"
     compile: bool = False
     save_every_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Raise `CallError` unless each is in its range."""
+        ranges = {
+            "epochs": self.epochs >= 1,
+            "batch": self.batch >= 1,
+            "micro_batch": self.micro_batch >= 1,
+            "learning_rate": 0 < self.learning_rate <= 1,
+            "final_learning_rate": 0 <= self.final_learning_rate <= 1,
+            "patience": self.patience >= 0,
+            "clip": self.clip > 0,
+            "transpose": self.transpose >= 0,
+            "seed": 0 <= self.seed < 2**63,
+            "precision": self.precision in PRECISIONS,
+        }
+        for name, right in ranges.items():
+            if not right:
+                raise CallError(
+                    f"{name.replace('_', '-')} {getattr(self, name)}: out of range; leave it out "
+                    "for the default"
+                )
 
 
 class Progress(NamedTuple):
@@ -153,27 +174,32 @@ def fit(
 
     Raises:
         CallError: the folder holds a run already, or one that was begun with other settings.
-        LoopError: the loss is not a number; the last good checkpoint is left as it is.
+        LoopError: the loss is not a number, and the last good checkpoint is left as it is; or what
+            the folder holds is damaged.
     """
     run = _Run(objective, kind, train, settings, folder, about or {})
-    if resume and run.finished():
+    over = resume and run.finished()
+    if not over:
+        run.open(resume=resume)
+    _check_same(run, -1 if over else run.step)
+    if over:
         return run.result()
-    run.open(resume=resume)
     forward = _parallel(objective, settings)
-    watch = _Watch(run, on_progress, events if _rank() == 0 else None)
-    while run.step < run.n_steps and not run.stopped():
-        _set_learning_rate(run)
-        watch.add(_step(run, forward))
-        run.step += 1
-        if run.step % run.steps_per_epoch == 0:
-            watch.report()
-            watch.check()
-            run.close_epoch(_mean_error(objective, valid, settings))
-            watch.epoch()
-            run.save()
-        elif watch.due():
-            watch.check()
-            run.save()
+    with _Watch(run, on_progress, events if _rank() == 0 else None) as watch:
+        while run.step < run.n_steps and not run.stopped():
+            _set_learning_rate(run)
+            watch.add(_step(run, forward))
+            run.step += 1
+            if run.step % run.steps_per_epoch == 0:
+                watch.report()
+                run.agree()
+                run.check()
+                run.close_epoch(mean_error(objective, valid, settings.precision))
+                watch.epoch()
+                watch.save()
+            elif watch.due():
+                run.check()
+                watch.save()
     run.finish()
     return run.result()
 
@@ -193,7 +219,12 @@ class _Run:
         self.objective, self.kind, self.train = objective, kind, train
         self.settings, self.folder, self.about = settings, folder, about
         self.optimizer = torch.optim.AdamW(objective.parameters(), settings.learning_rate)
-        self.batch = min(settings.batch, len(train))
+        self.batch = min(settings.batch, len(train)) // _world() * _world()
+        if self.batch == 0 or settings.batch % _world():
+            raise CallError(
+                f"batch {settings.batch}, of {len(train)} loops: {_world()} processes cannot share "
+                "it evenly; give a multiple of them"
+            )
         self.steps_per_epoch = len(train) // self.batch
         self.n_steps = settings.epochs * self.steps_per_epoch
         self.step = 0
@@ -221,7 +252,12 @@ class _Run:
         """Whether the folder holds a run that came to its end."""
         if not self.history_file.exists():
             return False
-        found = json.loads(self.history_file.read_text())
+        try:
+            found = json.loads(self.history_file.read_text())
+        except ValueError as error:
+            raise self._damaged(self.history_file, str(error)) from error
+        if not isinstance(found, dict) or not found.keys() >= {"begun_with", "finished", "history"}:
+            raise self._damaged(self.history_file, "not the history of a run")
         self._check(found["begun_with"])
         if found["finished"]:
             self.history, self.best = found["history"], found["best"]
@@ -234,14 +270,30 @@ class _Run:
                 f"{self.folder}: a run is there already; add --resume, or choose another name"
             )
         if self.state_file.exists():
-            tensors, about = checkpoint.read_tensors(self.state_file)
-            self._check(about["begun_with"])
-            self._restore(tensors)
-            self.step, self.history = about["step"], about["history"]
-            self.best, self.since_best = about["best"] or math.inf, about["since_best"]
-            self.sums, self.summed_steps = about["sums"], about["summed_steps"]
+            self._load()
         if _rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob("*.tmp"):  # by a run that was killed as it wrote
+                left.unlink()
+
+    def _load(self) -> None:
+        try:
+            tensors, about = checkpoint.read_tensors(self.state_file)
+        except LoopError as error:
+            cause = str(error).removeprefix(f"{self.state_file}: ").partition("; ")[0]
+            raise self._damaged(self.state_file, cause) from error
+        if not isinstance(about, dict) or "begun_with" not in about:
+            raise self._damaged(self.state_file, "not the state of a run")
+        self._check(about["begun_with"])
+        self._restore(tensors)
+        self.step, self.history = about["step"], about["history"]
+        self.best = math.inf if about["best"] is None else about["best"]
+        self.since_best = about["since_best"]
+        self.sums, self.summed_steps = about["sums"], about["summed_steps"]
+
+    @staticmethod
+    def _damaged(file: Path, cause: str) -> LoopError:
+        return LoopError(f"{file}: {cause}; delete it, and --resume goes on from what is left")
 
     def _check(self, begun_with: dict[str, Any]) -> None:
         now = json.loads(json.dumps(self.begun_with()))
@@ -285,12 +337,41 @@ class _Run:
         checkpoint.write_tensors(self.state_file, tensors, about)
         self._write_history(finished=False)
 
+    def agree(self) -> None:
+        """Make the same in all processes what each has of its own: buffers, sums of the loss."""
+        if not dist.is_initialized():
+            return
+        for buffer in self.objective.model.buffers():  # statistics of batch norm
+            dist.broadcast(buffer, 0)
+        for name, total in self.sums.items():
+            assert isinstance(total, Tensor)  # from the first step on
+            dist.all_reduce(total)
+            self.sums[name] = total / _world()
+
+    def check(self) -> None:
+        """Raise `LoopError` rather than save weights that are no numbers, or soon will be."""
+        loss = self.means()["loss"]
+        # A gradient can overflow where the loss does not.
+        finite = torch.stack([p.detach().isfinite().all() for p in self.objective.parameters()])
+        if not math.isfinite(loss):
+            self._fail(f"the loss is {loss}")
+        if not finite.all():
+            self._fail("weights are no longer finite")
+
+    def _fail(self, cause: str) -> NoReturn:
+        raise LoopError(
+            f"{self.folder}: {cause} at step {self.step}; the last good checkpoint stands; "
+            "train again with a lower --learning-rate or in float32"
+        )
+
     def means(self) -> dict[str, float]:
         """Mean loss terms of this epoch's steps so far."""
         return {name: float(total) / self.summed_steps for name, total in self.sums.items()}
 
     def close_epoch(self, error: float) -> None:
         """Take note of an epoch's end; keep the weights where they are the best so far."""
+        if not math.isfinite(error):
+            self._fail(f"the validation error is {error}")
         epoch = self.step // self.steps_per_epoch
         rate = self.optimizer.param_groups[0]["lr"]
         record = {"epoch": epoch, **self.means(), "error": error, "learning_rate": rate}
@@ -340,11 +421,18 @@ class _Watch:
         self.first_step = run.step
         self.writer = _event_writer(events, run.step) if events else None
 
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer:
+            self.writer.close()
+
     def add(self, loss: Loss) -> None:
         """Add the loss of one step; nothing here waits for a GPU."""
         sums = self.run.sums
         for name, term in {"loss": loss.total.detach(), **loss.terms}.items():
-            sums[name] = sums.get(name, 0.0) + term.double()
+            sums[name] = sums.get(name, 0.0) + term.to(_widest(term.device))
         self.run.summed_steps += 1
         if time.monotonic() - self.reported_s > 0.2:
             self.report()
@@ -368,20 +456,27 @@ class _Watch:
 
     def due(self) -> bool:
         """Whether it is time to save, for all processes alike."""
-        late = time.monotonic() - self.saved_s > self.run.settings.save_every_s
         if dist.is_initialized():
             return False  # the clocks of the processes differ; they save after each epoch
-        return late
+        return time.monotonic() - self.saved_s > self.run.settings.save_every_s
 
-    def check(self) -> None:
-        """Raise `LoopError` rather than save weights that a loss which is no number has moved."""
+    def save(self) -> None:
+        """Save the state; note when."""
         self.saved_s = time.monotonic()
-        last = self.run.means() if self.run.summed_steps else self.run.history[-1]
-        if not math.isfinite(last["loss"]):
-            raise LoopError(
-                f"{self.run.folder}: the loss is {last['loss']} at step {self.run.step}; the last "
-                "good checkpoint stands; train again with a lower --learning-rate or in float32"
-            )
+        self.run.save()
+
+
+def _check_same(run: _Run, step: int) -> None:
+    """Raise `LoopError` where processes have found different states to resume from."""
+    if not dist.is_initialized():
+        return
+    found = torch.tensor([step, -step], device=run.train.packed.device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    if found.sum() != 0:  # the largest, less the smallest
+        raise LoopError(
+            f"{run.folder}: processes find different states in it; give a folder on a disk that "
+            "all machines share"
+        )
 
 
 def _step(run: _Run, forward: nn.Module) -> Loss:
@@ -439,18 +534,27 @@ def _set_learning_rate(run: _Run) -> None:
         group["lr"] = rate
 
 
-def _mean_error(objective: Objective, loops: PackedLoops, settings: Settings) -> float:
-    """Mean validation error over all processes, each of which looks at its share."""
+def mean_error(objective: Objective, loops: PackedLoops, products: str = "float32") -> float:
+    """Mean of `Model.errors` over loops and all processes, each of which looks at its share.
+
+    Args:
+        products: see `Settings.precision`.
+    """
     objective.model.eval()
     device = loops.packed.device
     mine = torch.arange(_rank(), len(loops), _world(), device=device)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for index in torch.split(mine, EVALUATION_BATCH):
-        with precision(device, settings.precision):
-            total += objective.errors(loops.rolls(index)).double().sum()
+    total = torch.zeros((), dtype=_widest(device), device=device)
+    for index in torch.split(mine, EVALUATION_BATCH) if len(mine) else ():
+        with precision(device, products):
+            total += objective.errors(loops.rolls(index)).to(total.dtype).sum()
     if dist.is_initialized():
         dist.all_reduce(total)
     return float(total) / len(loops)
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    """What to add up in: MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def precision(device: torch.device, name: str) -> AbstractContextManager[Any]:
@@ -518,7 +622,8 @@ def _event_writer(folder: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError("event files: pip install tensorboard, or leave --tensorboard") from error
-    return SummaryWriter(folder, purge_step=step)
+    # What an interrupted run wrote of steps that come once more is void.
+    return SummaryWriter(folder, purge_step=step + 1)
 
 
 def _rank() -> int:

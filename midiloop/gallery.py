@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from midiloop import corpus, extract, pianoroll, plot, rules, score, store
 from midiloop.errors import CallError, LoopError, MidiError
-from midiloop.grid import LOOP
+from midiloop.grid import LOOP, Roll
 from midiloop.plot import Picture
 
 DEFAULT_LOOPS = 12
@@ -61,6 +61,23 @@ def _of_batch(batch: store.LoopBatch) -> list[Picture]:
         Picture(roll, f"{PurePosixPath(name).stem} · bar {start_bar + 1}", float(tempo_bpm))
         for roll, name, start_bar, tempo_bpm in loops
     ]
+
+
+def loop_of_midi(path: Path) -> Roll:
+    """The first loop of a MIDI file, by the rules `open`: bool (128, 93).
+
+    Raises:
+        CallError: there is no such file.
+        LoopError: it cannot be read, or has no loop.
+    """
+    if not path.is_file():
+        raise CallError(f"{path}: no such file; give a MIDI file")
+    try:
+        song = extract.mine(path.name, path.read_bytes(), OPEN)
+    except MidiError as error:
+        raise LoopError(f"{path}: {error.reason}, {error.detail}; give another file") from error
+    roll: Roll = LOOP.unpack(song.rolls[0])
+    return roll
 
 
 def _of_midi(path: Path) -> Picture:

@@ -1,4 +1,4 @@
-"""A page that takes boxes and texts, and that matplotlib turns into PNG, SVG or PDF.
+"""A page that takes boxes, lines and texts, and that matplotlib turns into PNG, SVG or PDF.
 
 Places are pixels from the top left corner. The same page gives the same bytes each time, whatever
 the reader's own settings of matplotlib, and importing this module does not load it.
@@ -42,7 +42,7 @@ _settings = threading.Lock()  # matplotlib's belong to the whole process
 
 
 class Page:
-    """A sheet of ``width`` × ``height`` pixels that takes boxes and texts, the first undermost."""
+    """A sheet of ``width`` × ``height`` pixels that takes what is drawn, the first undermost."""
 
     def __init__(self, width: float, height: float) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -55,21 +55,52 @@ class Page:
         inches = Affine2D().translate(0, -height).scale(1 / INCH_PX, -1 / INCH_PX)
         self.transform = inches + self.figure.dpi_scale_trans
 
-    def boxes(self, boxes: Sequence[Box], colour: str, *, corner: float = 0) -> None:
-        """Fill boxes with one colour, their corners rounded with the radius ``corner``."""
+    def boxes(
+        self, boxes: Sequence[Box], colour: str, *, corner: float = 0, outline: float = 0
+    ) -> None:
+        """Fill boxes with one colour, their corners rounded with the radius ``corner``.
+
+        Args:
+            outline: width of the line around boxes that stay hollow; 0 fills them.
+        """
         from matplotlib.patches import BoxStyle, PathPatch
         from matplotlib.path import Path as Outline
 
         if not boxes:
             return
         # One path for all: far quicker to draw, and smaller in an SVG, than a patch for each.
-        outlines = []
+        shapes = []
         for x, y, width, height in boxes:
             radius = min(corner, width / 2, height / 2)
             shape = BoxStyle.Round(0, radius) if radius else BoxStyle.Square(0)
-            outlines.append(shape(x, y, width, height, mutation_size=1))
-        outline = Outline.make_compound_path(*outlines)
-        self._add(PathPatch(outline, facecolor=colour, linewidth=0))
+            shapes.append(shape(x, y, width, height, mutation_size=1))
+        path = Outline.make_compound_path(*shapes)
+        if outline:
+            patch = PathPatch(path, fill=False, edgecolor=colour, linewidth=outline * 72 / INCH_PX)
+        else:
+            patch = PathPatch(path, facecolor=colour, linewidth=0)
+        self._add(patch)
+
+    def line(
+        self,
+        points: Sequence[tuple[float, float]],
+        colour: str,
+        width: float,
+        *,
+        dashes: Sequence[float] = (),
+    ) -> None:
+        """Join points; ``dashes`` are lengths of ink and gap by turns, in widths of the line."""
+        from matplotlib.lines import Line2D
+
+        if len(points) < 2:
+            return
+        xs, ys = zip(*points, strict=True)
+        line = Line2D(xs, ys, color=colour, linewidth=width * 72 / INCH_PX)
+        line.set_solid_capstyle("round")
+        line.set_solid_joinstyle("round")
+        if dashes:
+            line.set_dashes(dashes)
+        self._add(line)
 
     def text(
         self,
@@ -81,7 +112,7 @@ class Page:
         *,
         room: float = math.inf,
         bold: bool = False,
-        align: Literal["left", "right"] = "left",
+        align: Literal["left", "center", "right"] = "left",
     ) -> float:
         """Write a line centred on ``y``, its middle left out where it is wider than ``room``.
 
@@ -135,7 +166,17 @@ def shorten(text: str, fits: Callable[[str], bool]) -> str:
 
 @contextmanager
 def opened(path: Path, width: float, height: float) -> Iterator[Page]:
-    """Give a page to draw on, then write it to ``path``, whole or not at all."""
+    """Give a page to draw on, then write it to ``path``, whole or not at all.
+
+    Raises:
+        LoopError: the file cannot be called that, or the page is too large.
+        ImportError: matplotlib is missing.
+    """
+    if path.suffix.lower() not in FORMATS:
+        what = path.suffix or "a name without a suffix"
+        raise LoopError(f"{path}: cannot draw {what}; choose one of {', '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise LoopError(f"{path}: there is no folder {path.parent}; make it first")
     if max(width, height) > MAX_PAGE:
         raise LoopError(
             f"{path}: a page of {width / INCH_PX:.0f} × {height / INCH_PX:.0f} inches is over "

@@ -9,16 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP, PITCH_NAMES, Grid, Roll
-from midiloop.page import FORMATS, INCH_PX, PNG_DPI, Page, opened
-
-if TYPE_CHECKING:
-    pass
+from midiloop.page import INCH_PX, PNG_DPI, Page, opened
 
 # Paul Tol's "bright" scheme, which colour-blind readers can tell apart. A drum belongs to the first
 # family whose key is part of its name; the order is that of the rows, from the bottom.
@@ -32,6 +28,7 @@ FAMILIES = {
 BASS = "#4477AA"
 INK, FAINT = "#2B303A", "#8F95A1"
 BAR_LINE, BEAT_LINE, ROW_LINE = "#AAB0BC", "#E0E3E8", "#EEF0F3"
+KEPT, MISSED, ADDED = "#A9AEB9", "#CC3311", "#0077BB"  # cells of a roll that has a reference
 BLACK_KEY, TINT = "#2B303A0D", "#F5B80018"  # see-through, because the two meet
 SHORT_NAMES = {"kick": "K", "snare": "S", "ride": "RD"}
 OCTAVE = 12
@@ -44,11 +41,22 @@ class Picture:
     Attributes:
         title: any text, for example a file name; shortened where it does not fit.
         tempo_bpm: quarter notes a minute, written beside the title.
+        reference: what the roll should have been, of its shape. Cells of both are then grey, cells
+            of the reference alone ("missed") hollow, cells of the roll alone ("added") blue.
+        beside: a roll for whose pitches the bass lane makes room too, so that pictures that stand
+            side by side have the same rows.
     """
 
     roll: Roll
     title: str = ""
     tempo_bpm: float | None = None
+    reference: Roll | None = None
+    beside: Roll | None = None
+
+    @property
+    def shown(self) -> Roll:
+        """Every cell that gets a mark."""
+        return self.roll if self.reference is None else self.roll | self.reference
 
 
 @dataclass(frozen=True)
@@ -102,8 +110,10 @@ def draw(picture: Picture, path: Path, *, grid: Grid = LOOP) -> None:
     left = edge + LARGE.gutter
     with opened(path, left + lane + edge, LARGE.height(grid) + 2 * edge) as page:
         _draw_tile(page, picture, LARGE, grid, left, edge, lane)
+        y = page.height - edge - 5
+        if picture.reference is not None:
+            _draw_marks(page, left + lane, y)
         if len(picture.roll) == grid.steps:  # the rest has no tint to explain
-            y = page.height - edge - 5
             for inset, colour in ((0, BAR_LINE), (1, "white"), (1, TINT)):
                 page.boxes([(left + inset, y - 6 + inset, 12 - 2 * inset, 12 - 2 * inset)], colour)
             compared = f"bars 1 and {grid.bars // 2 + 1}: nearly equal in a loop"
@@ -129,13 +139,17 @@ def contact_sheet(
     if columns < 1:
         raise LoopError(f"{path}: expected at least one column, got {columns}")
     columns = min(columns, len(pictures))
-    edge, lane, heading = SMALL.margin, _lane_width(pictures, SMALL), HEADING if title else 0
+    compared = any(picture.reference is not None for picture in pictures)
+    edge, lane = SMALL.margin, _lane_width(pictures, SMALL)
+    heading = HEADING if title or compared else 0
     across = SMALL.gutter + lane + 2 * edge
     down = SMALL.height(grid) + 2 * edge
     rows = -(-len(pictures) // columns)
     with opened(path, across * columns, heading + down * rows) as page:
+        room = page.width - 2 * edge
+        if compared:
+            room -= _draw_marks(page, page.width - edge, heading / 2 + edge / 2)
         if title:
-            room = page.width - 2 * edge
             page.text(edge, heading / 2 + edge / 2, title, HEADING_TEXT, INK, room=room, bold=True)
         for number, picture in enumerate(pictures):
             row, column = divmod(number, columns)
@@ -144,11 +158,6 @@ def contact_sheet(
 
 
 def _check(pictures: Sequence[Picture], path: Path, grid: Grid) -> None:
-    if path.suffix.lower() not in FORMATS:
-        what = path.suffix or "a name without a suffix"
-        raise LoopError(f"{path}: cannot draw {what}; choose one of {', '.join(FORMATS)}")
-    if not path.parent.is_dir():
-        raise LoopError(f"{path}: there is no folder {path.parent}; make it first")
     if not pictures:
         raise LoopError(f"{path}: there is no loop to draw; give at least one")
     for picture in pictures:
@@ -160,6 +169,12 @@ def _check(pictures: Sequence[Picture], path: Path, grid: Grid) -> None:
                 f"{grid.steps_per_bar}, got {roll.dtype} {roll.shape} for {picture.title!r}; "
                 "cut or pad it to whole bars"
             )
+        for other in (picture.reference, picture.beside):
+            if other is not None and (other.dtype != np.bool_ or other.shape != roll.shape):
+                raise LoopError(
+                    f"{path}: expected a bool roll {roll.shape} to compare {picture.title!r} "
+                    f"with, got {other.dtype} {other.shape}"
+                )
 
 
 def _lane_width(pictures: Sequence[Picture], style: _Style) -> float:
@@ -171,16 +186,17 @@ def _draw_tile(
     page: Page, picture: Picture, style: _Style, grid: Grid, left: float, top: float, width: float
 ) -> None:
     """Draw one roll; its lanes start at ``left`` and its title at ``top``."""
-    roll, steps = picture.roll, len(picture.roll)
+    steps = len(picture.roll)
     drums_top = top + style.title + style.numbers
     drums_height = style.drum_row * grid.n_drums
     bass_top = drums_top + drums_height + style.gap
-    pitches = _pitch_range(roll, grid)
+    shown = picture.shown
+    pitches = _pitch_range(shown if picture.beside is None else shown | picture.beside, grid)
     drums = _Lane(page, style, left, drums_top, width, drums_height, grid.n_drums, steps)
     bass = _Lane(page, style, left, bass_top, width, style.bass, len(pitches), steps)
     _draw_header(drums, picture, grid)
-    _draw_drums(drums, roll, grid)
-    _draw_bass(bass, roll, pitches, grid)
+    _draw_drums(drums, picture, grid)
+    _draw_bass(bass, picture, pitches, grid)
 
 
 def _pitch_range(roll: Roll, grid: Grid) -> range:
@@ -196,10 +212,15 @@ def _draw_header(lane: _Lane, picture: Picture, grid: Grid) -> None:
     """Write title, tempo and bar numbers above the uppermost lane."""
     page, style, room = lane.page, lane.style, lane.width
     y = lane.top - style.numbers - style.title / 2
+    notes = []
+    if picture.reference is not None:
+        missed, added = picture.reference & ~picture.roll, picture.roll & ~picture.reference
+        notes.append(f"{missed.sum()} missed, {added.sum()} added")
     if picture.tempo_bpm is not None:
-        tempo = f"{round(picture.tempo_bpm, 1):g} bpm"
-        right = lane.left + lane.width
-        room -= page.text(right, y, tempo, style.label, FAINT, align="right") + style.label
+        notes.append(f"{round(picture.tempo_bpm, 1):g} bpm")
+    if notes:
+        right, note = lane.left + lane.width, ", ".join(notes)
+        room -= page.text(right, y, note, style.label, FAINT, align="right") + style.label
     page.text(lane.left, y, picture.title, style.title_text, INK, room=room, bold=True)
     bars = lane.steps // grid.steps_per_bar
     stride = 1
@@ -210,7 +231,7 @@ def _draw_header(lane: _Lane, picture: Picture, grid: Grid) -> None:
         page.text(x, lane.top - style.numbers / 2, str(bar + 1), style.label, FAINT)
 
 
-def _draw_drums(lane: _Lane, roll: Roll, grid: Grid) -> None:
+def _draw_drums(lane: _Lane, picture: Picture, grid: Grid) -> None:
     """Fill the drum lane, kick in the lowest row; the name of a silent drum is faint."""
     ranks = [_family(drum.name) for drum in grid.drums]
     columns = sorted(range(grid.n_drums), key=lambda c: (ranks[c], grid.drums[c].pitch))
@@ -220,9 +241,24 @@ def _draw_drums(lane: _Lane, roll: Roll, grid: Grid) -> None:
     lane.draw_grid(grid)
     for row, column in enumerate(columns):
         name, colour = grid.drums[column].name, list(FAMILIES.values())[ranks[column]]
-        hits = np.flatnonzero(roll[:, column]).tolist()
-        lane.draw_notes([(step, step + 1, row) for step in hits], colour)
-        lane.name_row(row, _short(name) if lane.style.short_names else name, faint=not hits)
+        for cells, shade, hollow in _shades(picture, slice(column, column + 1), colour):
+            hits = np.flatnonzero(cells).tolist()
+            lane.draw_notes([(step, step + 1, row) for step in hits], shade, hollow=hollow)
+        faint = not picture.shown[:, column].any()
+        lane.name_row(row, _short(name) if lane.style.short_names else name, faint=faint)
+
+
+def _shades(picture: Picture, columns: slice, colour: str) -> list[tuple[Roll, str, bool]]:
+    """Cells (T, columns) to draw, their colour, and whether they are hollow."""
+    roll = picture.roll[:, columns]
+    if picture.reference is None:
+        return [(roll, colour, False)]
+    meant = picture.reference[:, columns]
+    return [
+        (roll & meant, KEPT, False),
+        (meant & ~roll, MISSED, True),
+        (roll & ~meant, ADDED, False),
+    ]
 
 
 def _family(drum: str) -> int:
@@ -237,26 +273,38 @@ def _short(drum: str) -> str:
     return SHORT_NAMES.get(drum, initials.upper())
 
 
-def _draw_bass(lane: _Lane, roll: Roll, pitches: range, grid: Grid) -> None:
+def _draw_bass(lane: _Lane, picture: Picture, pitches: range, grid: Grid) -> None:
     """Fill the bass lane, each run of a pitch one bar; names where they fit, most used first."""
-    columns = np.array(pitches) - grid.lowest_pitch + grid.n_drums
-    cells = roll[:, columns].T  # (pitches, T)
+    first = pitches[0] - grid.lowest_pitch + grid.n_drums
+    columns = slice(first, first + len(pitches))
     lane.draw_ground(grid)
     black = [row for row, pitch in enumerate(pitches) if "#" in PITCH_NAMES[pitch % OCTAVE]]
     row_height = lane.height / lane.rows
     lane.page.boxes([(lane.left, lane.y(row), lane.width, row_height) for row in black], BLACK_KEY)
     lane.draw_grid(grid)
-    edges = np.diff(np.pad(cells, ((0, 0), (1, 1))).astype(np.int8))
-    rows, starts = np.nonzero(edges > 0)
-    ends = np.nonzero(edges < 0)[1]
-    lane.draw_notes(np.stack([starts, ends, rows], axis=1).tolist(), BASS)
-    used = cells.sum(1)
+    for cells, shade, hollow in _shades(picture, columns, BASS):
+        edges = np.diff(np.pad(cells.T, ((0, 0), (1, 1))).astype(np.int8))
+        rows, starts = np.nonzero(edges > 0)
+        ends = np.nonzero(edges < 0)[1]
+        lane.draw_notes(np.stack([starts, ends, rows], axis=1).tolist(), shade, hollow=hollow)
+    used = picture.shown[:, columns].sum(0)
     named: list[int] = []
     for row in np.lexsort((np.array(pitches) % OCTAVE != 0, -used)):
         apart = all(abs(row - other) * row_height >= 0.9 * lane.style.label for other in named)
         if apart and (used[row] or pitches[row] % OCTAVE == 0):
-            lane.name_row(row, grid.column_names[columns[row]], faint=not used[row])
+            lane.name_row(row, grid.column_names[first + row], faint=not used[row])
             named.append(row)
+
+
+def _draw_marks(page: Page, right: float, y: float) -> float:
+    """Say what the marks of a comparison mean, up to ``right``; give the width that it takes."""
+    marks = (("added", ADDED, 0.0), ("missed", MISSED, 1.0), ("in both", KEPT, 0.0))
+    x = right
+    for name, colour, outline in marks:
+        x -= page.text(x, y, name, LARGE.label, INK, align="right") + 14
+        page.boxes([(x, y - 4.5, 9, 9)], colour, corner=1, outline=outline)
+        x -= 14
+    return right - x
 
 
 @dataclass(frozen=True)
@@ -301,15 +349,19 @@ class _Lane:
         frame = [(self.left - 0.5, y - 0.5, self.width + 1, 1.0) for y in ends]
         self.page.boxes(frame, BAR_LINE)
 
-    def draw_notes(self, notes: Sequence[Sequence[int]], colour: str) -> None:
+    def draw_notes(
+        self, notes: Sequence[Sequence[int]], colour: str, *, hollow: bool = False
+    ) -> None:
         """Draw notes (first step, step after the last, row) as rounded boxes."""
         inset = min(self.style.inset, 0.15 * self.width / self.steps)
         height = max(self.height / self.rows - 2 * inset, self.style.thinnest)
+        outline = min(1.5 * inset, 1.0) if hollow else 0.0
+        half = outline / 2
         boxes = []
         for start, end, row in notes:
-            x, y = self.x(start) + inset, self.middle(row) - height / 2
-            boxes.append((x, y, self.x(end) - inset / 2 - x, height))
-        self.page.boxes(boxes, colour, corner=self.style.corner)
+            x, y = self.x(start) + inset + half, self.middle(row) - height / 2 + half
+            boxes.append((x, y, self.x(end) - inset / 2 - half - x, height - outline))
+        self.page.boxes(boxes, colour, corner=self.style.corner, outline=outline)
 
     def name_row(self, row: int, name: str, *, faint: bool) -> None:
         """Write a name left of a row."""

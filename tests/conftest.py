@@ -18,6 +18,7 @@ CORPUS = Path(os.environ.get("MIDILOOP_CORPUS", ROOT.parent / "shared" / "corpus
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--mutations", type=int, default=500, help="damaged files to read")
     parser.addoption("--every", type=int, default=12, help="compare every so many real files")
+    parser.addoption("--slow", action="store_true", help="also what takes half a minute")
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ LAYERS = {
     "gallery": {
         "errors", "grid", "corpus", "score", "pianoroll", "rules", "extract", "store", "plot",
     },
+    "figures": {"errors", "grid", "page", "plot"},
     "models.sampling": {"errors"},
     "models.layers": {"grid"},
     "models.lstm_vae": {"grid", "models.layers"},
@@ -54,8 +55,22 @@ LAYERS = {
     "checkpoint": {"errors", "models", "models.layers"},
     "fit": {"errors", "data", "models", "models.layers", "models.vq_vae", "checkpoint"},
     "train": {
-        "errors", "store", "data", "models", "models.layers", "models.vq_vae", "models.form_prior",
-        "checkpoint", "fit",
+        "errors", "store", "data", "models", "models.layers", "models.vq_vae", "models.prior",
+        "models.form_prior", "checkpoint", "fit",
+    },
+    "loopsets": {"errors", "grid", "corpus", "score", "pianoroll", "store", "evaluate"},
+    "generate": {
+        "errors", "grid", "rules", "store", "metrics", "models.layers", "models.lstm_vae",
+        "models.vq_vae", "models.prior", "models.form_prior", "models.sampling", "data",
+        "checkpoint", "fit", "train",
+    },
+    "publish": {
+        "errors", "grid", "score", "pianoroll", "mined", "parts", "seal", "store", "metrics",
+        "export", "plot",
+    },
+    "compare": {
+        "errors", "grid", "store", "metrics", "plot", "figures", "models", "models.layers",
+        "models.vq_vae", "data", "checkpoint", "fit", "train", "generate",
     },
 }  # fmt: skip
 

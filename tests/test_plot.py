@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +32,17 @@ ODD_TITLES = (
 
 def fits(room: int, line: str) -> bool:
     return len(line) <= room
+
+
+def outlines(svg: Path) -> Counter[str]:
+    """How many shapes of an SVG are filled with a colour, or drawn as a line of it."""
+    found: Counter[str] = Counter()
+    for path, style in re.findall(r'<path d="([^"]*)"[^>]*style="([^"]*)"', svg.read_text()):
+        stroke = re.search(r"stroke: (#\w+)", style)
+        colour = stroke or re.search(r"fill: (#\w+)", style)
+        if colour:
+            found[f"{'stroke' if stroke else 'fill'} {colour[1].upper()}"] += path.count("M")
+    return found
 
 
 def groove(bars: int = LOOP.bars, grid: Grid = LOOP) -> Roll:
@@ -141,6 +154,69 @@ def test_another_grid(tmp_path: Path) -> None:
     roll = np.random.default_rng(0).random((grid.steps, grid.columns)) < 0.2
     plot.draw(plot.Picture(roll), tmp_path / "loop.png", grid=grid)
     plot.contact_sheet([plot.Picture(roll)] * 2, tmp_path / "sheet.png", grid=grid)
+
+
+def test_a_reference_marks_what_was_missed_and_what_was_added(tmp_path: Path) -> None:
+    meant, roll = groove(), groove()
+    meant[[1, 5], LOOP.drum_column("snare")] = True  # two missed
+    roll[0, LOOP.drum_column("crash")] = False  # a third
+    meant[0, LOOP.drum_column("crash")] = True
+    roll[9:11, LOOP.n_drums + 30] = True  # one note of two cells added
+    one, sheet = tmp_path / "one.svg", tmp_path / "sheet.svg"
+    plot.draw(plot.Picture(roll, "a", 90.0, reference=meant), one)
+    plot.contact_sheet([plot.Picture(meant), plot.Picture(roll, reference=meant)], sheet)
+    for file in (one, sheet):
+        shapes = outlines(file)
+        assert shapes[f"stroke {plot.MISSED}"] == 3 + 1, "and one in the legend"
+        assert shapes[f"fill {plot.ADDED}"] == 1 + 1
+        assert "3 missed, 2 added" in file.read_text()
+    assert outlines(one)[f"fill {plot.KEPT}"] == 32 + 32 + 32 + 1
+    assert f"fill {plot.BASS}" not in outlines(one), "colours of instruments are for what is whole"
+    assert "3 missed, 2 added, 90 bpm" in one.read_text()
+
+
+def test_the_exact_roll_has_nothing_but_grey_notes(tmp_path: Path) -> None:
+    path = tmp_path / "same.svg"
+    plot.draw(plot.Picture(groove(), reference=groove()), path)
+    shapes = outlines(path)
+    assert shapes[f"stroke {plot.MISSED}"] == shapes[f"fill {plot.ADDED}"] == 1, "the legend's"
+    assert "0 missed, 0 added" in path.read_text()
+
+
+def test_pictures_side_by_side_have_the_same_rows(tmp_path: Path) -> None:
+    low, high = groove(), groove()
+    high[0, LOOP.n_drums + 50] = True
+    files = [tmp_path / f"{n}.svg" for n in range(3)]
+    plot.draw(plot.Picture(low), files[0])
+    plot.draw(plot.Picture(low, beside=low | high), files[1])
+    plot.draw(plot.Picture(high), files[2])
+    grounds = [outlines(file)["fill " + plot.BLACK_KEY[:7]] for file in files]
+    assert grounds[0] < grounds[1] == grounds[2]
+
+
+@pytest.mark.parametrize("other", [groove(4), groove().astype(np.uint8)], ids=["shape", "type"])
+def test_what_a_roll_is_compared_with_has_its_shape(tmp_path: Path, other: Roll) -> None:
+    compared = plot.Picture(groove(), "mine", reference=other)
+    aligned = plot.Picture(groove(), "mine", beside=other)
+    for picture in (compared, aligned):
+        with pytest.raises(LoopError, match=r"loop\.png: expected a bool roll .* 'mine'"):
+            plot.draw(picture, tmp_path / "loop.png")
+
+
+def test_lines_join_points_and_can_be_dashed(tmp_path: Path) -> None:
+    path = tmp_path / "lines.svg"
+    with page.opened(path, 100, 50) as sheet:
+        sheet.line([(0, 0), (100, 50)], "#4477AA", 2)
+        sheet.line([(0, 50), (50, 0), (100, 50)], "#EE6677", 1, dashes=(4, 2))
+        sheet.line([(10, 10)], "#228833", 1)
+        sheet.line([], "#228833", 1)
+        assert sheet.text(50, 25, "middle", 10, "#000000", align="center") > 0
+    svg = path.read_text()
+    assert "M 0 0" in svg, "the top left corner"
+    assert "L 72 36" in svg, "a page of 100 × 50 pixels has 72 × 36 points"
+    assert "#228833" not in svg
+    assert outlines(path)["stroke #4477AA"] == outlines(path)["stroke #EE6677"] == 1
+    assert "stroke-dasharray: 2.88,1.44" in svg
 
 
 @pytest.mark.parametrize("name", ["loop.gif", "loop", ".png", "loop.png.tmp"])

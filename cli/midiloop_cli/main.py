@@ -57,6 +57,8 @@ for command in (
     symbolic.plot,
     symbolic.export,
     learned.train,
+    learned.generate,
     learned.evaluate,
+    learned.compare,
 ):
     midiloop.add_command(command)

@@ -11,13 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from midiloop.evaluate import Distance, Estimate, Evaluation, Size
     from midiloop.extract import Progress as MiningProgress
     from midiloop.fit import Progress as TrainingProgress
     from midiloop.overview import Histogram, Overview
+    from midiloop.publish import Published
     from midiloop.train import Trained
 
 BAR_WIDTH = 40
 EIGHTHS = " ▏▎▍▌▋▊▉█"
+UNITS = {
+    "kick hits": "kick hits a bar",
+    "snare hits": "snare hits a bar",
+    "hat hits": "hat hits a bar",
+    "bass notes": "bass notes a bar",
+    "bass range": "bass range (st)",
+    "pitch entropy": "pitch entropy (bit)",
+}
 
 
 def to_json(found: Any) -> str:
@@ -91,10 +101,10 @@ def live_progress() -> Iterator[Live]:
 
 
 @contextmanager
-def counting(noun: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show how many of ``total`` are done."""
+def counting(noun: str, total: int) -> Iterator[Callable[..., None]]:
+    """Show how many of ``total`` are done; what it gives is called with how many more are."""
     if not sys.stderr.isatty():
-        yield lambda: None
+        yield lambda _=1: None
         return
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
@@ -102,7 +112,7 @@ def counting(noun: str, total: int) -> Iterator[Callable[[], None]]:
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(noun, total=total)
-        yield lambda: bar.advance(task)
+        yield lambda more=1: bar.advance(task, more)
 
 
 @contextmanager
@@ -146,6 +156,15 @@ def trained(stages: Sequence[Trained]) -> str:
     )
 
 
+def generated(found: Published, n_loops: int, tried: int) -> str:
+    """What was written, and how many candidates were drawn for it."""
+    lines = [f"{n_loops:,} loops in {found.midi}   dataset: {found.dataset}"]
+    if tried > n_loops:
+        lines.append(f"{tried:,} were drawn, {n_loops / tried:.0%} of them as wanted")
+    picture = found.picture or "none; for one: pip install 'midiloop[plot]'"
+    return "\n".join([*lines, f"picture: {picture}"])
+
+
 def _by_reason(rejects: Mapping[str, int]) -> str:
     ordered = sorted(rejects.items(), key=lambda entry: (-entry[1], entry[0]))
     return ", ".join(f"{reason} {count:,}" for reason, count in ordered)
@@ -181,7 +200,7 @@ def overview(found: Overview, path: Path) -> str:
 
 
 def _figure(value: float) -> str:
-    return f"{value:.2e}" if 0 < value < 0.01 else f"{value:.3f}"
+    return f"{value:.2e}" if 0 < abs(value) < 0.01 else f"{value:.3f}"
 
 
 def _table(title: str, counts: Mapping[str, int]) -> list[str]:
@@ -213,3 +232,54 @@ def _histogram(title: str, histogram: Histogram, edge: str) -> list[str]:
 def _bar(count: int, top: int) -> str:
     eighths = round(8 * BAR_WIDTH * count / top)
     return ("█" * (eighths // 8) + EIGHTHS[eighths % 8]).rstrip() or ("▏" if count else "")
+
+
+def evaluation(found: Evaluation, reconstruction_error: float | None) -> str:
+    """The report of ``midiloop evaluate``."""
+    lines = [f"{_size(found.loops)}, beside {_size(found.reference)}"]
+    if reconstruction_error is not None:
+        lines.append(f"reconstruction error on the test split: {_figure(reconstruction_error)}")
+    lines += [
+        "",
+        _row("metric", "loops", "reference", "", "95 % interval of loops"),
+    ]
+    for name, metric in found.metrics.items():
+        interval = _interval(metric.loops, _figure)
+        lines.append(
+            _row(name, _figure(metric.loops.value), _figure(metric.reference), "", interval)
+        )
+    lines += [
+        "",
+        _row("mean of feature", "loops", "reference", "distance", "95 % interval", "floor"),
+    ]
+    for name, distance in found.distances.items():
+        means = _figure(found.means[name]), _figure(found.reference_means[name])
+        lines.append(_row(UNITS.get(name, name), *means, *_distance(distance)))
+    lines += [
+        _row("all but HD (MMD²)", "", "", *_distance(found.mmd2, digits=4)),
+        "",
+        "distance: Wasserstein, in standard deviations of the reference; 0: the same distribution",
+        "floor: 95 % of the ways to compare half the reference's songs with the rest lie there",
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, *cells: str) -> str:
+    loops, reference, distance, *intervals = cells
+    columns = f"{name:<20}{loops:>9}{reference:>11}{distance:>10}"
+    return (columns + "".join(f"   {cell:<22}" for cell in intervals)).rstrip()
+
+
+def _distance(distance: Distance, digits: int = 3) -> tuple[str, str, str]:
+    show = f"{{:.{digits}f}}".format
+    estimate, floor = distance
+    return show(estimate.value), _interval(estimate, show), _interval(floor, show)
+
+
+def _size(size: Size) -> str:
+    songs = "" if size.songs is None else f" of {size.songs:,} songs"
+    return f"{size.loops:,} loops{songs}"
+
+
+def _interval(estimate: Estimate, show: Callable[[float], str]) -> str:
+    return f"{show(estimate.low)} to {show(estimate.high)}"

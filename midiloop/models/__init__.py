@@ -45,17 +45,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "small": VQVAEConfig(channels=16, embed_channels=32, codebook_size=256),
         "bars": VQVAEConfig(
             channels=64,
+            codebook_size=1024,
             halvings=1,
             streams="parts",
             span="bar",
             bass="softmax",
-            calibrated=True,
         ),
     },
     "prior": {
         "paper": PriorConfig(),
         "small": PriorConfig(codebook_size=256, hidden=256),
-        "bars": FormPriorConfig(),
+        "bars": FormPriorConfig(codebook_size=1024),
     },
 }
 

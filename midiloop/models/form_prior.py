@@ -20,10 +20,11 @@ from torch.nn import functional as F
 
 from midiloop.grid import LOOP
 from midiloop.models.layers import CodeModel, Loss
-from midiloop.models.sampling import draw
+from midiloop.models.sampling import MIN_ROWS, draw, wide
 
 BARS = LOOP.bars
 UNKNOWN = -1
+WORTH_KEEPING = 0.75  # share of loops that go on, below which the others are put aside
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,26 @@ class FormPriorConfig:
     codebook_size: int = 512
     streams: int = 2
     bar_codes: int = 8
-    dim: int = 128
-    layers: int = 6
-    heads: int = 4
+    dim: int = 160
+    layers: int = 4
+    heads: int = 5
     dropout: float = 0.15
     shuffled: float = 0.5
+
+    @property
+    def code_steps(self) -> int:
+        """T: codes of a loop in one stream."""
+        return BARS * self.bar_codes
 
     @property
     def segments(self) -> int:
         """Bars of all streams."""
         return self.streams * BARS
+
+    @property
+    def places(self) -> int:
+        """Where a token may stand: a form token and codes in each segment."""
+        return self.segments * (self.bar_codes + 1)
 
     @property
     def words(self) -> int:
@@ -101,8 +112,8 @@ class Layer(nn.Module):
         """One token (B, 1, D) more; ``past`` (2, B, H, L, D / H) takes up its keys and values."""
         q, k, v = self._heads(x)
         past[0, :, :, at], past[1, :, :, at] = k[:, :, 0], v[:, :, 0]
-        heard = F.scaled_dot_product_attention(q, past[0, :, :, : at + 1], past[1, :, :, : at + 1])
-        return self._add(x, heard)
+        scores = (q * q.shape[3] ** -0.5) @ past[0, :, :, : at + 1].mT  # (B, H, 1, L)
+        return self._add(x, scores.softmax(3) @ past[1, :, :, : at + 1])
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.qkv(self.norm_attention(x))
@@ -122,10 +133,9 @@ class FormPrior(CodeModel):
         super().__init__()
         self.config: FormPriorConfig = config
         c, d = config, config.dim
-        places = c.segments * (c.bar_codes + 1)
         self.word = nn.Embedding(c.words + 1, d)  # the last one begins a sentence
-        self.place = nn.Embedding(places + 1, d)  # of a token; the last one is before the first
-        self.target = nn.Embedding(places, d)  # of the token to come
+        self.place = nn.Embedding(c.places + 1, d)  # of a token; the last one is before the first
+        self.target = nn.Embedding(c.places, d)  # of the token to come
         self.dropout = nn.Dropout(c.dropout)
         self.layers = nn.ModuleList(Layer(c) for _ in range(c.layers))
         self.norm = nn.LayerNorm(d)
@@ -139,6 +149,11 @@ class FormPrior(CodeModel):
             for last in (layer.mix, layer.inner[2]):  # what all layers add up
                 assert isinstance(last, nn.Linear)
                 nn.init.normal_(last.weight, std=0.02 / (2 * c.layers) ** 0.5)
+
+    @property
+    def draws(self) -> int:
+        """Random numbers that `sample` takes for a loop: one for each place of a sentence."""
+        return self.config.places
 
     def forward(self, sentence: Sentence) -> Tensor:
         """What is known before each token, and where it stands: (B, L, D)."""
@@ -239,7 +254,7 @@ class FormPrior(CodeModel):
         """Draw loops: codes int64 (n, S, T).
 
         Args:
-            uniforms: float64 (n, segments · (bar_codes + 1)) in [0, 1), one for each place, so that
+            uniforms: float64 (n, places) in [0, 1), one for each place, so that
                 a loop does not depend on those that are drawn beside it.
             temperature, top_p: see `sampling.draw`.
             known: int64 (n, S, T), `UNKNOWN` in the bars to be drawn.
@@ -250,25 +265,54 @@ class FormPrior(CodeModel):
         if order is None:
             order = torch.arange(c.segments, device=device)
         state = _Writing(self, n, order, known, form, device)
-        past = torch.zeros(
-            c.layers, 2, n, c.heads, c.segments * (c.bar_codes + 1), c.dim // c.heads, device=device
-        )
+        size = (c.layers, 2, n, c.heads, c.places, c.dim // c.heads)
+        past = torch.zeros(size, device=device)
         words = torch.full((n,), c.words, device=device)
-        places = torch.full((n,), self.place.num_embeddings - 1, device=device)
-        at = 0
-        while not state.finished():
-            target = state.places()
+        places = torch.full((n,), c.places, device=device)
+        rows = torch.arange(n, device=device)  # of the loops that go on
+        for at in range(c.places):
+            going = state.going(rows)
+            if not going.any():
+                break
+            if len(going) > MIN_ROWS and going.float().mean() < WORTH_KEEPING:
+                kept = wide(going.nonzero()[:, 0], into=len(rows))
+                rows, words, places, past = rows[kept], words[kept], places[kept], past[:, :, kept]
+            target = state.places(rows)
             x = (self.word(words) + self.place(places) + self.target(target))[:, None]
-            for layer, kept in zip(self.layers, past, strict=True):
+            for layer, kept_past in zip(self.layers, past, strict=True):
                 assert isinstance(layer, Layer)
-                x = layer.step(x, kept, at)
-            known_before = self.norm(x[:, 0])
-            logits = torch.cat([head(known_before) for head in self.heads], 1)  # (n, words)
-            logits = logits.masked_fill(~state.allowed(), -torch.inf)
-            drawn = draw(logits, uniforms.gather(1, target[:, None])[:, 0], temperature, top_p)
-            words, places = state.write(drawn), target
-            at += 1
+                x = layer.step(x, kept_past, at)
+            chances = uniforms[rows, target]
+            words = self._next(self.norm(x[:, 0]), target, state, rows, chances, temperature, top_p)
+            state.write(rows, words)
+            places = target
         return state.codes()
+
+    def _next(
+        self,
+        known: Tensor,
+        target: Tensor,
+        state: _Writing,
+        rows: Tensor,
+        chances: Tensor,
+        temperature: float,
+        top_p: float,
+    ) -> Tensor:
+        """The word that each of ``rows`` says at its place ``target``: int64 (n,)."""
+        words = torch.empty_like(target)
+        sorts = self._sort(target)
+        for sort, head in enumerate(self.heads):
+            here = (sorts == sort).nonzero()[:, 0]
+            if not len(here):
+                continue
+            at = wide(here, into=len(rows))
+            logits = head(known[at])
+            if sort == 0:
+                logits = logits.masked_fill(~state.possible_forms(rows[at]), -torch.inf)
+            drawn = draw(logits, chances[at], temperature, top_p)
+            words[here] = drawn[: len(here)] + self._first_word(sort)
+        given = state.given(rows)
+        return torch.where(given == UNKNOWN, words, given)
 
     def _by_length(self, codes: Tensor, order: Tensor) -> Iterator[Sentence]:
         """Sentences of a batch, the short apart from the long, so that there is little padding."""
@@ -283,7 +327,10 @@ class FormPrior(CodeModel):
 
 
 class _Writing:
-    """Loops that are being drawn: where each is, and what the grammar lets it say next."""
+    """Loops that are being drawn: where each is, and what the grammar lets it say next.
+
+    ``rows`` (n,) says everywhere which loops are meant.
+    """
 
     def __init__(
         self,
@@ -295,8 +342,7 @@ class _Writing:
         device: torch.device,
     ) -> None:
         self.c = c = prior.config
-        self.n, self.order = n, order
-        self.rows = torch.arange(n, device=device)
+        self.order = order
         self.turn = torch.zeros(n, dtype=torch.int64, device=device)  # in the order of segments
         self.slot = torch.zeros_like(self.turn)
         self.bars = torch.full((n, c.segments, c.bar_codes), UNKNOWN, device=device)
@@ -311,54 +357,50 @@ class _Writing:
             forms = prior.form(known, order.repeat(n, 1))
             self.forms = torch.where(whole, forms, self.forms)
 
-    def finished(self) -> bool:
-        return bool((self.turn == self.c.segments).all())
+    def going(self, rows: Tensor) -> Tensor:
+        """Whether a loop is not yet done, bool (n,)."""
+        return self.turn[rows] < self.c.segments
 
-    def places(self) -> Tensor:
-        """Place of the next token, (n,); of loops that are done, the last one again."""
-        return self._segment() * (self.c.bar_codes + 1) + self.slot
+    def places(self, rows: Tensor) -> Tensor:
+        """Place of the next token, (n,); of a loop that is done, its last form token again."""
+        return self._segment(rows) * (self.c.bar_codes + 1) + self.slot[rows]
 
-    def _segment(self) -> Tensor:
-        segment: Tensor = self.order[self.turn.clamp(max=self.c.segments - 1)]
+    def _segment(self, rows: Tensor) -> Tensor:
+        segment: Tensor = self.order[self.turn[rows].clamp(max=self.c.segments - 1)]
         return segment
 
-    def allowed(self) -> Tensor:
-        """Words that may come next, bool (n, words): what is known, or bars that were said."""
-        c, segment = self.c, self._segment()
-        bar, stream = segment // c.streams, segment % c.streams
-        word = torch.arange(c.words, device=segment.device)
-        sorts = torch.where(word < BARS, 0, (word - BARS) // c.codebook_size + 1)
-        allowed = torch.where(self.slot == 0, 0, stream + 1)[:, None] == sorts
-        forms = self.first[self.rows, stream]
-        forms[self.rows, bar] = True
-        wanted = self.forms[self.rows, segment]
-        free = (wanted == UNKNOWN)[:, None]
-        exact = F.one_hot(wanted.clamp(min=0), BARS).bool()
-        allowed[:, :BARS] &= torch.where(free, forms, exact)
-        code = self.known[self.rows, segment, (self.slot - 1).clamp(min=0)]
-        word = F.one_hot(code.clamp(min=0) + BARS + stream * c.codebook_size, c.words).bool()
-        fixed = (code != UNKNOWN) & (self.slot > 0)
-        return torch.where(fixed[:, None], word, allowed)
+    def possible_forms(self, rows: Tensor) -> Tensor:
+        """Bars that the next one may repeat, bool (n, 8): those that were said, or itself."""
+        segment = self._segment(rows)
+        possible = self.first[rows, segment % self.c.streams]
+        possible[torch.arange(len(rows)), segment // self.c.streams] = True
+        return possible
 
-    def write(self, words: Tensor) -> Tensor:
-        """Take up the next token of each loop, (n,), and return it."""
-        c, segment = self.c, self._segment()
+    def given(self, rows: Tensor) -> Tensor:
+        """The next word where it is known beforehand, else `UNKNOWN`: (n,)."""
+        c, segment, slot = self.c, self._segment(rows), self.slot[rows]
+        code = self.known[rows, segment, (slot - 1).clamp(min=0)]
+        word = code + BARS + segment % c.streams * c.codebook_size
+        code_word = torch.where(code == UNKNOWN, UNKNOWN, word)
+        return torch.where(slot == 0, self.forms[rows, segment], code_word)
+
+    def write(self, rows: Tensor, words: Tensor) -> None:
+        """Take up the next word of each loop, (n,)."""
+        going = self.going(rows)
+        rows, words = rows[going], words[going]
+        c, segment, slot = self.c, self._segment(rows), self.slot[rows]
         bar, stream = segment // c.streams, segment % c.streams
-        going = self.turn < c.segments
-        is_form = going & (self.slot == 0)
-        is_new = is_form & (words == bar)
-        repeats = is_form & ~is_new
-        is_code = going & (self.slot > 0)
-        self.first[self.rows[is_new], stream[is_new], bar[is_new]] = True
-        source = words[repeats] * c.streams + stream[repeats]
-        self.bars[self.rows[repeats], segment[repeats]] = self.bars[self.rows[repeats], source]
+        is_new = (slot == 0) & (words == bar)
+        repeats = (slot == 0) & ~is_new
+        is_code = slot > 0
+        self.first[rows[is_new], stream[is_new], bar[is_new]] = True
+        source = (words * c.streams + stream)[repeats]
+        self.bars[rows[repeats], segment[repeats]] = self.bars[rows[repeats], source]
         code = words - BARS - stream * c.codebook_size
-        at = (self.rows[is_code], segment[is_code], self.slot[is_code] - 1)
-        self.bars[at] = code[is_code]
-        over = repeats | (is_code & (self.slot == c.bar_codes))
-        self.turn += over
-        self.slot = torch.where(over, 0, torch.where(going, self.slot + 1, self.slot))
-        return words
+        self.bars[rows[is_code], segment[is_code], slot[is_code] - 1] = code[is_code]
+        over = repeats | (slot == c.bar_codes)
+        self.turn[rows] += over.long()
+        self.slot[rows] = torch.where(over, 0, slot + 1)
 
     def codes(self) -> Tensor:
         """What was written: int64 (n, S, T)."""

@@ -60,6 +60,11 @@ class RollModel(Model):
 class CodeModel(Model):
     """A model whose batches are the codes (B, S, T) that a VQ-VAE makes of rolls."""
 
+    @property
+    def draws(self) -> int:
+        """Random numbers that it takes to sample one loop's codes."""
+        raise NotImplementedError
+
     def fit_start(self, codes: Tensor) -> None:
         """Take from all training codes (N, S, T) what is counted rather than learned."""
 

@@ -69,6 +69,11 @@ class Prior(CodeModel):
         self.register_buffer("start_counts", torch.zeros(config.codebook_size, dtype=torch.int64))
         initialise(self)
 
+    @property
+    def draws(self) -> int:
+        """Random numbers that `sample` takes for a loop: one for each code."""
+        return self.config.positions
+
     def forward(self, codes: Tensor) -> Tensor:
         """Codes (B, S, T) to logits (B, S · T - 1, K) of every code after the first."""
         row = rearrange(codes, "b s t -> b (t s)")

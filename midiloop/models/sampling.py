@@ -7,6 +7,19 @@ from torch import Tensor, nn
 
 from midiloop.errors import LoopError
 
+# Products of fewer rows are summed in another order, and a draw on the border could fall elsewhere.
+MIN_ROWS = 16
+COLDEST = 1e-6  # a temperature below which nothing but the likeliest code is left
+
+
+def wide(rows: Tensor, into: int) -> Tensor:
+    """Rows (n,) of ``into``, and some of them again, so that there are `MIN_ROWS` if there can be.
+
+    So a row is computed to the same bits whichever rows are beside it.
+    """
+    lacking = min(MIN_ROWS, into) - len(rows)
+    return torch.cat([rows, rows[:1].expand(lacking)]) if lacking > 0 else rows
+
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
     """Draw one code per row by the inverse of its cumulative distribution.
@@ -28,14 +41,13 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: floa
         LoopError: the temperature or top_p is out of range.
     """
     check(temperature, top_p)
-    if temperature == 0:
+    if temperature < COLDEST:
         return logits.argmax(1)
-    # Without the largest logit, division by a tiny temperature cannot overflow to a NaN.
-    centred = logits.double() - logits.double().amax(1, keepdim=True)
+    centred = logits - logits.amax(1, keepdim=True)
     probabilities = (centred / temperature).softmax(1)
     if top_p < 1:
         probabilities = nucleus(probabilities, top_p)
-    cumulative = probabilities.cumsum(1)
+    cumulative = probabilities.cumsum(1, dtype=torch.float64)
     targets = uniforms[:, None] * cumulative[:, -1:]
     codes = torch.searchsorted(cumulative, targets, right=True)[:, 0]
     # A number just below 1 may round up to the whole sum, and then no code is left for it.

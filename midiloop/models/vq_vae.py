@@ -46,8 +46,6 @@ class VQVAEConfig:
             each bar by itself, as a circle. So equal bars have equal codes, and equal codes equal
             bars: a form that is written in codes is exact in notes.
         bass: ``sigmoid``: each pitch by itself; ``softmax``: one pitch or none on each step.
-        calibrated: after training, set the drum thresholds so that each drum plays as often as in
-            the training set; else all are one half, as in the paper.
         decay, commitment: of the dictionary's averages, and β of equation 2.
     """
 
@@ -59,7 +57,6 @@ class VQVAEConfig:
     streams: Literal["joint", "parts"] = "joint"
     span: Literal["loop", "bar"] = "loop"
     bass: Literal["sigmoid", "softmax"] = "sigmoid"
-    calibrated: bool = False
     decay: float = 0.99
     commitment: float = 0.25
 
@@ -187,9 +184,6 @@ class VQVAE(RollModel):
             outputs = [drums, pitches + silence]
         pairs = zip(self.widths, outputs, strict=True)
         self.stacks = nn.ModuleList(Stack(width, out, config) for width, out in pairs)
-        # A drum plays where its logit exceeds this; 0 is the paper's probability of one half.
-        self.drum_thresholds: Tensor
-        self.register_buffer("drum_thresholds", torch.zeros(drums))
         initialise(self)
 
     def forward(self, rolls: Tensor) -> tuple[Tensor, list[Quantized]]:
@@ -222,7 +216,7 @@ class VQVAE(RollModel):
 
     def rolls(self, logits: Tensor) -> Tensor:
         """Logits to bool rolls (B, 128, 93)."""
-        drums = logits[..., : LOOP.n_drums] > self.drum_thresholds
+        drums = logits[..., : LOOP.n_drums] >= 0
         bass = logits[..., LOOP.n_drums :]
         if self.config.bass == "sigmoid":
             return torch.cat([drums, bass >= 0], 2)

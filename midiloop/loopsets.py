@@ -1,0 +1,88 @@
+"""Loops to measure, and their songs, out of datasets and folders of MIDI files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from mido import KeySignatureError, MidiFile
+
+from midiloop import corpus, pianoroll, score, store
+from midiloop.errors import CallError, LoopError, MidiError
+from midiloop.evaluate import LoopSet
+from midiloop.grid import LOOP, Roll
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``midiloop train`` wrote a folder."""
+    return any(folder.glob("*/config.json"))
+
+
+def opened(source: Path, split: str | None) -> Iterator[LoopSet]:
+    """Loops of a dataset, or of a folder of MIDI files, in pieces.
+
+    Raises:
+        CallError: it is neither, or files are asked for a split.
+        LoopError: one cannot be read, or nothing matches.
+    """
+    if not source.is_dir():
+        raise CallError(f"{source}: no such folder; give a loop dataset or a folder of MIDI files")
+    if (source / "manifest.json").exists():
+        return of_dataset(source, split)
+    names = (path for path in source.rglob("*") if path.is_file())
+    files = sorted(path for path in names if path.name.lower().endswith(corpus.MIDI_SUFFIXES))
+    if not files:
+        raise CallError(f"{source}: neither a loop dataset nor MIDI files in it; give one of them")
+    if split:
+        raise CallError(f"{source}: a folder of MIDI files has no splits; leave --split out")
+    return of_midi(files)
+
+
+def of_dataset(path: Path, split: str | None) -> Iterator[LoopSet]:
+    """Loops of a dataset, batch by batch, with their songs."""
+    n_loops = 0
+    for batch in store.LoopDataset(path).select(split=split):
+        n_loops += len(batch)
+        yield LoopSet(batch.rolls, np.array(batch.md5s))
+    if n_loops == 0:
+        part = f" in split {split}" if split else ""
+        raise LoopError(f"{path}: no loops{part}; 'midiloop inspect' shows what there is")
+
+
+def of_midi(files: list[Path]) -> Iterator[LoopSet]:
+    """Loops of MIDI files, one from each, which stand alone."""
+    for file in files:
+        yield LoopSet(first_loop(file)[None])
+
+
+def first_loop(path: Path) -> Roll:
+    """The first loop's worth of a MIDI file; a last bar that is silent may lack.
+
+    Raises:
+        LoopError: the file cannot be read, or is shorter.
+    """
+    try:
+        roll = pianoroll.encode(score.read(path))[: LOOP.steps]
+    except MidiError as error:
+        raise LoopError(f"{path}: {error.reason}, {error.detail}; give another file") from error
+    n_bars = len(roll) // LOOP.steps_per_bar
+    if n_bars < LOOP.bars - 1 and last_tick_bars(path) < LOOP.bars - 1:
+        raise LoopError(
+            f"{path}: ends in bar {n_bars}, a loop has {LOOP.bars}; "
+            "take it out of the folder, or make it longer"
+        )
+    return np.pad(roll, ((0, LOOP.steps - len(roll)), (0, 0)))
+
+
+def last_tick_bars(path: Path) -> float:
+    """Where the tracks of a MIDI file end, in bars of 4/4; 0 where that cannot be told.
+
+    A score ends with its last note, but a loop that fades into bars of silence is whole.
+    """
+    try:
+        midi = MidiFile(path, clip=True)
+    except (OSError, EOFError, ValueError, LookupError, KeySignatureError):
+        return 0.0  # damaged in a way that our own parser repairs
+    ticks = max(sum(message.time for message in track) for track in midi.tracks)
+    return float(ticks / midi.ticks_per_beat / 4)

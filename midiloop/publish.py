@@ -1,0 +1,103 @@
+"""Write loops that were generated: a loop dataset, one MIDI file each, and a contact sheet."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from midiloop import __version__, export, metrics, parts, pianoroll, plot, score, seal
+from midiloop.errors import CallError
+from midiloop.grid import LOOP, Roll
+from midiloop.mined import Counts, MinedSong
+from midiloop.store import LoopDataset
+
+PICTURED = 24
+SHEET = "loops.png"
+
+
+class Published(NamedTuple):
+    """What was written.
+
+    Attributes:
+        midi: folder of MIDI files.
+        dataset: folder of the loop dataset.
+        picture: None where matplotlib is not installed.
+    """
+
+    midi: Path
+    dataset: Path
+    picture: Path | None
+
+
+def check(out: Path) -> None:
+    """Raise `CallError` unless loops can be written to ``out``."""
+    if out.exists():
+        raise CallError(f"{out}: exists already; choose another name, or remove it first")
+    if not out.parent.is_dir():
+        raise CallError(f"{out.parent}: no such folder; make it first")
+
+
+def write(
+    rolls: Roll, out: Path, *, tempo_bpm: float, seed: int, about: dict[str, Any]
+) -> Published:
+    """Write loops into a new folder, which is there whole or not at all.
+
+    Args:
+        rolls: bool (n, 128, 93).
+        seed: that they were drawn with; their names hold it.
+        about: what the dataset's manifest says of where they come from.
+
+    Raises:
+        CallError: see `check`.
+    """
+    check(out)
+    building = out.with_name(out.name + ".partial")
+    shutil.rmtree(building, ignore_errors=True)
+    (building / "parts").mkdir(parents=True)
+    songs = [_song(number, roll, tempo_bpm, seed) for number, roll in enumerate(rolls)]
+    part = building / "parts" / "0.part"
+    parts.write(part, songs, [], "", LOOP)
+    provenance = {
+        "midiloop_version": __version__,
+        "sources": [about["run"]],
+        "rules": {"name": "generated"},
+        "stride_bars": LOOP.bars,
+        "grid": {
+            "bars": LOOP.bars,
+            "steps_per_beat": LOOP.steps_per_beat,
+            "columns": list(LOOP.column_names),
+        },
+        "generator": about,
+    }
+    counts = Counts(len(songs), len(songs), Counter())
+    seal.seal([part], building / "dataset", provenance, counts, grid=LOOP, threads=1)
+    shutil.rmtree(building / "parts")
+    export.to_midi(LoopDataset(building / "dataset").batches(), building / "midi")
+    pictured = importlib.util.find_spec("matplotlib") is not None
+    if pictured:
+        pictures = [
+            plot.Picture(roll, f"{number}", tempo_bpm)
+            for number, roll in enumerate(rolls[:PICTURED])
+        ]
+        plot.contact_sheet(pictures, building / SHEET, columns=min(3, len(pictures)))
+    building.rename(out)
+    return Published(out / "midi", out / "dataset", out / SHEET if pictured else None)
+
+
+def _song(number: int, roll: Roll, tempo_bpm: float, seed: int) -> MinedSong:
+    midi = score.to_bytes(pianoroll.decode(roll, tempo_bpm))
+    cells = metrics.bar_distance(roll[None]) * LOOP.cells_per_bar
+    return MinedSong(
+        f"{number:06d}/seed-{seed}.mid",
+        hashlib.md5(midi).hexdigest(),
+        np.zeros(1, dtype=np.int64),
+        np.full(1, tempo_bpm),
+        cells.round().astype(np.int64),
+        LOOP.pack(roll[None]),
+    )
