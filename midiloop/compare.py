@@ -113,7 +113,8 @@ def run(
         raise CallError(f"{out.parent}: no such folder; make it first")
     if out.exists() and not resume:
         raise CallError(f"{out}: exists already; go on with --resume, or choose another name")
-    (out / "rows").mkdir(parents=True, exist_ok=True)
+    for folder in ("rows", "runs/latents"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
     for name in NAMES:
         train.run(
             name,

@@ -378,8 +378,10 @@ class _Run:
         self.history.append(record)
         self.sums, self.summed_steps = {}, 0
         self.since_best += 1
-        # While β still rises the model becomes another one, with a larger error: no reason to stop.
-        rising = _clock(self) < self.objective.model.settled_epoch
+        # While β rises the model becomes another one, with a larger error: no reason to stop, nor
+        # to prefer what it was before.
+        began = _clock(self, self.step - self.steps_per_epoch)
+        rising = began < self.objective.model.settled_epoch
         if error < self.best or rising:
             self.best, self.since_best = error, 0
             if _rank() == 0:
@@ -512,7 +514,7 @@ def _step(run: _Run, forward: nn.Module) -> Loss:
         share = len(index) / len(rows)
         with _unsynchronised(forward, number < len(pieces) - 1):
             with precision(device, settings.precision):
-                loss: Loss = forward(rolls, _clock(run))
+                loss: Loss = forward(rolls, _clock(run, run.step))
             (loss.total * share).backward()  # type: ignore[no-untyped-call]
         total += loss.total.detach() * share
         for name, term in loss.terms.items():
@@ -522,9 +524,9 @@ def _step(run: _Run, forward: nn.Module) -> Loss:
     return Loss(total, terms)
 
 
-def _clock(run: _Run) -> float:
-    """Where a run is in the schedules of its model, in the paper's epochs."""
-    return run.step / run.n_steps * max(run.settings.epochs, MIN_SCHEDULE_EPOCHS)
+def _clock(run: _Run, step: int) -> float:
+    """Where a run is at a step in the schedules of its model, in the paper's epochs."""
+    return step / run.n_steps * max(run.settings.epochs, MIN_SCHEDULE_EPOCHS)
 
 
 def _set_learning_rate(run: _Run) -> None:

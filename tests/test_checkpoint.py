@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from conftest import ROOT
 from midiloop import checkpoint, models
 from midiloop.errors import LoopError
 from midiloop.models.form_prior import FormPriorConfig
+from midiloop.models.layers import Model
 from midiloop.models.prior import PriorConfig
 from midiloop.models.vq_vae import VQVAEConfig
 
@@ -40,7 +40,7 @@ def saved(tmp_path: Path) -> Path:
     return folder
 
 
-def shuffled(kind: str, config: Any) -> models.Model:
+def shuffled(kind: str, config: Any) -> Model:
     """A model whose buffers, too, are not what they are when it is built."""
     model = models.build(kind, config)
     for tensor in model.state_dict().values():
@@ -82,6 +82,14 @@ def test_half_precision_halves_the_file_and_loads(kind: str, tmp_path: Path) -> 
     for name, tensor in checkpoint.load_model(tmp_path / "half").model.state_dict().items():
         assert tensor.dtype == model.state_dict()[name].dtype
         torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-3, atol=1e-3)
+
+
+def test_what_16_bits_cannot_hold_stays_whole(tmp_path: Path) -> None:
+    model = models.build("prior", TINY)
+    model.state_dict()["head.bias"][0] = 1e6
+    checkpoint.save_model(tmp_path, "prior", model, {}, half=True)
+    found = checkpoint.load_model(tmp_path).model.state_dict()
+    assert torch.equal(found["head.bias"], model.state_dict()["head.bias"])
 
 
 def test_tensors_and_what_is_said_of_them_are_one_file(tmp_path: Path) -> None:
@@ -211,7 +219,7 @@ def test_what_is_said_of_tensors_may_be_damaged_too(tmp_path: Path) -> None:
         checkpoint.read_tensors(path)
 
 
-@pytest.mark.parametrize("failing", ["fsync", "replace"])
+@pytest.mark.parametrize("failing", ["os.fsync", "pathlib.Path.replace"])
 def test_a_write_that_fails_leaves_what_was_there(
     failing: str, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,7 +228,7 @@ def test_a_write_that_fails_leaves_what_was_there(
 
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(*((os, "fsync") if failing == "fsync" else (Path, "replace")), fail)
+        patch.setattr(failing, fail)
         with pytest.raises(OSError, match="No space left"):
             checkpoint.save_model(saved, "prior", models.build("prior", TINY), {"epoch": 4})
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before

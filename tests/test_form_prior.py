@@ -46,7 +46,7 @@ def uniforms(n: int, seed: int = 0) -> Tensor:
 
 
 def test_the_preset_has_the_size_that_its_card_says() -> None:
-    prior = FormPrior(FormPriorConfig(codebook_size=1024))
+    prior = FormPrior(FormPriorConfig())
     assert sum(p.numel() for p in prior.parameters()) == SHIPPED_PARAMETERS
 
 

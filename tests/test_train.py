@@ -27,7 +27,7 @@ from midiloop_cli.main import midiloop
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(epochs=2, batch=16, micro_batch=16)
-TINY = {
+TINY: dict[str, dict[str, Any]] = {
     "vq-vae": {
         "small": VQVAEConfig(channels=8, embed_channels=8, codebook_size=16),
         "bars": VQVAEConfig(

@@ -9,9 +9,9 @@ set -euo pipefail
 midi=$1 folder=$2
 mkdir -p "$folder"
 [ -d "$folder/loops" ] || midiloop extract "$midi" -o "$folder/loops" --rules open --resume
-OMP_NUM_THREADS=2 midiloop train vq-vae "$folder/loops" -o "$folder/run" --preset bars --stage vq-vae \
-  --epochs 12 --transpose 5 --precision bfloat16 --seed 1 --resume
+OMP_NUM_THREADS=1 midiloop train vq-vae "$folder/loops" -o "$folder/run" --preset bars --stage vq-vae \
+  --epochs 14 --transpose 5 --precision bfloat16 --seed 1 --resume
 OMP_NUM_THREADS=1 midiloop train vq-vae "$folder/loops" -o "$folder/run" --preset bars --stage prior \
-  --epochs 20 --batch 128 --transpose 5 --precision bfloat16 --seed 1 --resume
+  --epochs 11 --batch 128 --transpose 5 --precision bfloat16 --seed 1 --resume
 python -c "from pathlib import Path; from midiloop import train
 train.pack(Path('$folder/run'), Path('$folder/packed'))"

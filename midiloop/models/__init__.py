@@ -45,7 +45,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "small": VQVAEConfig(channels=16, embed_channels=32, codebook_size=256),
         "bars": VQVAEConfig(
             channels=64,
-            codebook_size=1024,
             halvings=1,
             streams="parts",
             span="bar",
@@ -55,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "prior": {
         "paper": PriorConfig(),
         "small": PriorConfig(codebook_size=256, hidden=256),
-        "bars": FormPriorConfig(codebook_size=1024),
+        "bars": FormPriorConfig(),
     },
 }
 
