@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from midiloop import corpus
+from handmade import groove
+from midiloop import corpus, extract, rules, score
+from midiloop.store import LoopDataset
 
 ROOT = Path(__file__).parents[1]
 CORPUS = Path(os.environ.get("MIDILOOP_CORPUS", ROOT.parent / "shared" / "corpus"))
@@ -44,3 +46,15 @@ def real_files(archive: Callable[[str], Path], request: pytest.FixtureRequest) -
     """Files of the real corpus, evenly spread over it, with their bytes."""
     every = request.config.getoption("--every")
     return [item for n, item in enumerate(corpus.walk([archive("dev.tar.xz")])) if n % every == 0]
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> LoopDataset:
+    """Loops of songs that repeat themselves, in all three splits."""
+    folder = tmp_path_factory.mktemp("songs")
+    for number in range(40):
+        song = groove(8 + number % 3, pitches=[28 + number % 30, 35, 40, 30])
+        (folder / f"s{number:02d}.mid").write_bytes(score.to_bytes(song))
+    out = tmp_path_factory.mktemp("mined") / "loops"
+    extract.run([folder], out, extract.Settings(rules.preset("open")), n_workers=1)
+    return LoopDataset(out)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from handmade import groove
-from midiloop import checkpoint, data, extract, models, rules, score, train
+from midiloop import checkpoint, data, extract, models, score, train
 from midiloop.errors import CallError, LoopError
 from midiloop.fit import Settings
 from midiloop.grid import LOOP
@@ -49,18 +49,6 @@ TINY: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> LoopDataset:
-    """Songs of repeated loops, in all three splits."""
-    folder = tmp_path_factory.mktemp("songs")
-    for number in range(40):
-        song = groove(8 + number % 3, pitches=[28 + number % 30, 35, 40, 30])
-        (folder / f"s{number:02d}.mid").write_bytes(score.to_bytes(song))
-    out = tmp_path_factory.mktemp("out") / "loops"
-    extract.run([folder], out, extract.Settings(rules.preset("open")), n_workers=1)
-    return LoopDataset(out)
 
 
 @pytest.fixture
