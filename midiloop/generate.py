@@ -6,9 +6,15 @@ seed gives the same loops however many are asked for and however many are drawn 
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import deque
 from collections.abc import Callable
+from collections.abc import Generator as Yielding
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +43,7 @@ PARTS = ("drums", "bass")
 LOOP_RULE = "loop"
 
 Good = NDArray[np.bool_]
+Batches = Yielding[Roll, None, None]
 
 
 @dataclass(frozen=True)
@@ -139,28 +146,51 @@ def draw(
     """
     source = _Source(generator, wish)
     wanted = [_condition(name) for name in wish.must]
+    free = not wanted and not wish.novel
     kept: list[Roll] = []
     found = tried = 0
-    while found < wish.n:
-        if tried > max(MIN_TRIED, PATIENCE * found):
-            raise LoopError(
-                f"only {found} of {tried:,} candidates were as wanted; ask for less with --must "
-                "and --novel, or change --temperature"
-            )
-        size = min(batch, wish.n - found if not tried else batch)
-        rolls = source.rolls(tried, size)
-        good = np.ones(size, dtype=np.bool_)
-        for condition in wanted:
-            good &= condition(rolls)
-        if wish.novel:
-            good &= ~_known(generator, rolls)
-        # What comes after the last loop that is wanted was not needed.
-        last = np.flatnonzero(good)[: wish.n - found]
-        kept.append(rolls[last])
-        tried += size if found + len(last) < wish.n else int(last[-1]) + 1
-        found += len(last)
-        on_loops(len(last))
+    with closing(_candidates(source, batch, wish.n if free else None)) as candidates:
+        for rolls in candidates:
+            good = np.ones(len(rolls), dtype=np.bool_)
+            for condition in wanted:
+                good &= condition(rolls)
+            if wish.novel:
+                good &= ~_known(generator, rolls)
+            # What comes after the last loop that is wanted was not needed.
+            chosen = np.flatnonzero(good)[: wish.n - found]
+            kept.append(rolls[chosen])
+            found += len(chosen)
+            tried += len(rolls) if found < wish.n else int(chosen[-1]) + 1
+            on_loops(len(chosen))
+            if found == wish.n:
+                break
+            if tried > max(MIN_TRIED, PATIENCE * found):
+                raise LoopError(
+                    f"only {found} of {tried:,} candidates were as wanted; ask for less with "
+                    "--must and --novel, or change --temperature"
+                )
     return Drawn(np.concatenate(kept), tried)
+
+
+def _candidates(source: _Source, batch: int, n: int | None) -> Batches:
+    """Batches of candidates in order, ``n`` in all or without end.
+
+    A core draws a batch by itself: its steps are too small to be shared.
+    """
+    threads = torch.get_num_threads() if source.device.type == "cpu" else 1
+    starts = itertools.count(0, batch) if n is None else iter(range(0, n, batch))
+    if n is not None and n <= batch:
+        yield source.rolls(0, n)
+        return
+    with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
+
+        def begin(start: int) -> Future[Roll]:
+            return pool.submit(source.rolls, start, batch if n is None else min(batch, n - start))
+
+        begun = deque(map(begin, itertools.islice(starts, threads)))
+        while begun:
+            yield begun.popleft().result()
+            begun.extend(map(begin, itertools.islice(starts, 1)))
 
 
 class _Source:
@@ -169,6 +199,7 @@ class _Source:
     def __init__(self, generator: Generator, wish: Wish) -> None:
         self.generator, self.wish = generator, wish
         check(wish.temperature, wish.top_p)
+        self.device = next(generator.model.parameters()).device
         codec = generator.codec
         if codec is None:
             given = {"--copy-latents": wish.copy_latents, "--pattern": wish.pattern is not None}
@@ -178,7 +209,6 @@ class _Source:
                 what = next(name for name, used in given.items() if used)
                 raise CallError(f"{generator.name}: {what} needs codes; give a run of vq-vae")
             return
-        self.device = next(codec.parameters()).device
         self.sources = None if wish.pattern is None else pattern_bars(wish.pattern)
         self.known: Tensor | None = None
         if wish.like is not None:
@@ -193,9 +223,8 @@ class _Source:
             model, codec = self.generator.model, self.generator.codec
             if codec is None:
                 assert isinstance(model, VAE)
-                device = next(model.parameters()).device
                 # Numbers from N(0, 1), by its inverse distribution function.
-                z = torch.special.ndtri(uniforms.clamp(min=1e-12)).float().to(device)
+                z = torch.special.ndtri(uniforms.clamp(min=1e-12)).float().to(self.device)
                 rolls = model.rolls(model.decode(z))
             else:
                 rolls = codec.rolls(codec.decode(self._codes(uniforms.to(self.device))))

@@ -270,3 +270,15 @@ def test_any_tempo_can_be_written(tempo_bpm: float) -> None:
     assert scores.read(scores.to_bytes(loop)).tempos[0].bpm == pytest.approx(
         export.writable_tempo(tempo_bpm), rel=1e-4
     )
+
+
+@pytest.mark.parametrize("missing", ["torch", "safetensors"])
+def test_without_models_the_extra_is_named(missing: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from midiloop_cli import main; "
+    code += "main.midiloop(['generate', '-o', sys.argv[1]])"
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"midiloop: error: {missing} is not installed; pip install 'midiloop[models]'\n"
+    )

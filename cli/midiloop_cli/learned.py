@@ -5,6 +5,7 @@ The library is imported inside each command, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,8 @@ def train(
             events=tensorboard,
             on_progress=live,
         )
+    if int(os.environ.get("RANK", "0")):
+        return  # the first of several processes reports for all
     found = {stage.folder.name: stage.as_json() for stage in trained}
     click.echo(report.to_json(found) if as_json else report.trained(trained))
 

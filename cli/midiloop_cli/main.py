@@ -13,6 +13,8 @@ from midiloop import __version__
 from midiloop.errors import CallError, LoopError
 from midiloop_cli import learned, symbolic
 
+MODELS_NEED = ("torch", "safetensors", "einops")
+
 
 class OneLineErrors(click.Group):
     """A group that reports every foreseen error as one line: 1 the work failed, 2 the call."""
@@ -26,7 +28,10 @@ class OneLineErrors(click.Group):
             _fail(2, f"{error.format_message()} See '{place} --help'.")
         except CallError as error:
             _fail(2, str(error))
-        except (LoopError, ImportError) as error:
+        except ImportError as error:
+            extra = f"{error.name} is not installed; pip install 'midiloop[models]'"
+            _fail(1, extra if error.name in MODELS_NEED else str(error))
+        except LoopError as error:
             _fail(1, str(error))
         except BrokenPipeError:
             # The reader of our output has gone; what Python would still flush goes nowhere.

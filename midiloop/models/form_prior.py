@@ -266,7 +266,7 @@ class FormPrior(CodeModel):
             order = torch.arange(c.segments, device=device)
         state = _Writing(self, n, order, known, form, device)
         size = (c.layers, 2, n, c.heads, c.places, c.dim // c.heads)
-        past = torch.zeros(size, device=device)
+        past = torch.empty(size, device=device)
         words = torch.full((n,), c.words, device=device)
         places = torch.full((n,), c.places, device=device)
         rows = torch.arange(n, device=device)  # of the loops that go on
@@ -276,7 +276,9 @@ class FormPrior(CodeModel):
                 break
             if len(going) > MIN_ROWS and going.float().mean() < WORTH_KEEPING:
                 kept = wide(going.nonzero()[:, 0], into=len(rows))
-                rows, words, places, past = rows[kept], words[kept], places[kept], past[:, :, kept]
+                rows, words, places = rows[kept], words[kept], places[kept]
+                heard, past = past[..., :at, :], past.new_empty((*size[:2], len(kept), *size[3:]))
+                past[..., :at, :] = heard[:, :, kept]
             target = state.places(rows)
             x = (self.word(words) + self.place(places) + self.target(target))[:, None]
             for layer, kept_past in zip(self.layers, past, strict=True):
