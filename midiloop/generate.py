@@ -179,9 +179,6 @@ def _candidates(source: _Source, batch: int, n: int | None) -> Batches:
     """
     threads = torch.get_num_threads() if source.device.type == "cpu" else 1
     starts = itertools.count(0, batch) if n is None else iter(range(0, n, batch))
-    if n is not None and n <= batch:
-        yield source.rolls(0, n)
-        return
     with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
 
         def begin(start: int) -> Future[Roll]:

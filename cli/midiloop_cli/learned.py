@@ -186,7 +186,7 @@ def generate(
     click.echo(
         report.to_json({"loops": wanted.n, "tried": drawn.tried, **shown})
         if as_json
-        else report.generated(found, wanted.n, drawn.tried)
+        else report.generated(found, wanted.n, drawn.tried if names or wanted.novel else None)
     )
 
 

@@ -156,11 +156,11 @@ def trained(stages: Sequence[Trained]) -> str:
     )
 
 
-def generated(found: Published, n_loops: int, tried: int) -> str:
-    """What was written, and how many candidates were drawn for it."""
+def generated(found: Published, n_loops: int, tried: int | None) -> str:
+    """What was written, and how many candidates were drawn for it, where any were turned down."""
     lines = [f"{n_loops:,} loops in {found.midi}   dataset: {found.dataset}"]
-    if tried > n_loops:
-        lines.append(f"{tried:,} were drawn, {n_loops / tried:.0%} of them as wanted")
+    if tried:
+        lines.append(f"{n_loops:,} of {tried:,} candidates were as wanted ({n_loops / tried:.1%})")
     picture = found.picture or "none; for one: pip install 'midiloop[plot]'"
     return "\n".join([*lines, f"picture: {picture}"])
 
