@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Generator as Yielding
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -149,7 +149,7 @@ def draw(
     free = not wanted and not wish.novel
     kept: list[Roll] = []
     found = tried = 0
-    with closing(_candidates(source, batch, wish.n if free else None)) as candidates:
+    with closing(_candidates(source, batch, wish.n, free=free)) as candidates:
         for rolls in candidates:
             good = np.ones(len(rolls), dtype=np.bool_)
             for condition in wanted:
@@ -172,22 +172,31 @@ def draw(
     return Drawn(np.concatenate(kept), tried)
 
 
-def _candidates(source: _Source, batch: int, n: int | None) -> Batches:
-    """Batches of candidates in order, ``n`` in all or without end.
+def _candidates(source: _Source, batch: int, n: int, *, free: bool) -> Batches:
+    """Batches of candidates in order: ``n`` in all where each is wanted, else without end.
 
     A core draws a batch by itself: its steps are too small to be shared.
     """
     threads = torch.get_num_threads() if source.device.type == "cpu" else 1
-    starts = itertools.count(0, batch) if n is None else iter(range(0, n, batch))
+    ranges = _ranges(batch, n, free=free)
     with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
 
-        def begin(start: int) -> Future[Roll]:
-            return pool.submit(source.rolls, start, batch if n is None else min(batch, n - start))
+        def begin(candidates: range) -> Future[Roll]:
+            return pool.submit(source.rolls, candidates.start, len(candidates))
 
-        begun = deque(map(begin, itertools.islice(starts, threads)))
+        begun = deque(map(begin, itertools.islice(ranges, threads)))
         while begun:
             yield begun.popleft().result()
-            begun.extend(map(begin, itertools.islice(starts, 1)))
+            begun.extend(map(begin, itertools.islice(ranges, 1)))
+
+
+def _ranges(batch: int, n: int, *, free: bool) -> Iterator[range]:
+    """Which candidates to draw together: as many as are wanted first, then more and more."""
+    start, size = 0, min(batch, n)
+    while not free or start < n:
+        yield range(start, min(start + size, n) if free else start + size)
+        start += size
+        size = min(batch, 2 * size)
 
 
 class _Source:

@@ -18,8 +18,10 @@ from midiloop.generate import Generator, Wish
 from midiloop.grid import LOOP
 from midiloop.models.cnn_vae import CNNVAE, CNNVAEConfig
 from midiloop.models.form_prior import FormPrior, FormPriorConfig
+from midiloop.models.layers import RollModel
 from midiloop.models.prior import Prior, PriorConfig
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
+from midiloop.store import LoopDataset
 
 BARS = VQVAEConfig(
     channels=8,
@@ -263,7 +265,20 @@ def command(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.skipif(not generate.SHIPPED.exists(), reason="no model is shipped yet")
+def test_a_run_is_measured(generator: Generator, tmp_path: Path, dataset: LoopDataset) -> None:
+    run = save(generator, tmp_path / "run")
+    done = command("evaluate", run, "--reference", dataset.path, "-n", 30, "--seed", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    rolls = next(dataset.select(split="test")).rolls
+    model = generator.codec or generator.model
+    assert isinstance(model, RollModel)
+    error = float((model.reconstruct(torch.from_numpy(rolls)).numpy() != rolls).mean())
+    assert found["reconstruction_error"] == pytest.approx(error, rel=1e-5)
+    drawn = generate.draw(generator, Wish(30, seed=2)).rolls
+    assert found["metrics"]["ND"]["value"] == pytest.approx(metrics.note_density(drawn).mean())
+
+
 def test_the_model_that_ships_writes_loops_offline(tmp_path: Path) -> None:
     done = command("generate", "-n", 8, "-o", tmp_path / "out", "--must", "kick,bass", "--json")
     assert done.returncode == 0, done.stderr
