@@ -15,7 +15,7 @@ Chance alone puts a set of fewer songs than that further away, a set of more a l
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from midiloop import metrics
 from midiloop.errors import LoopError
-from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
-from midiloop.metrics import Values
+from midiloop.features import FEATURES, Measure
+from midiloop.grid import LOOP, Grid, Roll
+from midiloop.metrics import Values, as_values
 
 Weights = NDArray[Any]
 
@@ -60,85 +61,6 @@ def reconstruction_error(rolls: Roll, reconstructed: Roll) -> Values:
     return np.asarray((rolls != reconstructed).mean(axis=(1, 2)), dtype=np.float64)
 
 
-# Features: rolls (n, steps, columns) to one value a loop, float (n,).
-
-
-def drum_hits(rolls: Roll, grid: Grid = LOOP, drums: tuple[str, ...] = ("kick",)) -> Values:
-    """Hits of ``drums`` in a bar, mean over the bars. 0 to 16 for each of the drums."""
-    columns = [grid.drum_column(name) for name in drums]
-    return _float64(rolls[:, :, columns].sum(axis=(1, 2)) / grid.bars)
-
-
-def bass_notes(rolls: Roll, grid: Grid = LOOP) -> Values:
-    """Bass notes that begin in a bar, mean over the bars. 0 to 16 for a monophonic bass.
-
-    A note begins on a step whose pitch did not sound on the step before, and on the first step of
-    the loop: a roll holds no repetition of a pitch without a gap.
-    """
-    return _float64(_bass_onsets(rolls, grid).sum(axis=1) / grid.bars)
-
-
-def bass_range(rolls: Roll, grid: Grid = LOOP) -> Values:
-    """Semitones from the lowest to the highest bass pitch. 0, one pitch or none, to 83."""
-    used: Roll = np.any(rolls[:, :, grid.n_drums :], axis=1)
-    highest = grid.n_pitches - 1 - used[:, ::-1].argmax(axis=1)
-    return _float64(np.where(np.any(used, axis=1), highest - used.argmax(axis=1), 0))
-
-
-def pitch_entropy(rolls: Roll, grid: Grid = LOOP) -> Values:
-    """Entropy of the bass's pitch classes, each weighted by the steps it sounds on, in bits.
-
-    0, one class or none, to log2(12) = 3.58, all twelve alike.
-    """
-    steps = rolls[:, :, grid.n_drums :].sum(axis=1)
-    classes = (np.arange(grid.lowest_pitch, grid.highest_pitch + 1) % 12)[:, None] == np.arange(12)
-    share = steps @ classes / np.maximum(steps.sum(axis=1), 1)[:, None]
-    return _float64(-(share * np.log2(np.where(share > 0, share, 1))).sum(axis=1) + 0.0)
-
-
-def distinct_bars(rolls: Roll, grid: Grid = LOOP) -> Values:
-    """How many different bars the loop is made of. 1, always the same, to 8."""
-    cells = rolls.reshape(len(rolls), grid.bars, grid.cells_per_bar)
-    bars = np.packbits(cells, axis=2)
-    same = (bars[:, :, None] == bars[:, None]).all(axis=3)
-    return _float64(grid.bars - np.tril(same, -1).any(axis=2).sum(axis=1))
-
-
-def off_beat_share(rolls: Roll, grid: Grid = LOOP) -> Values:
-    """Share of drum hits and bass onsets that do not fall on a beat. 0, also in silence, to 1."""
-    onsets = rolls[:, :, : grid.n_drums].sum(axis=2) + _bass_onsets(rolls, grid)
-    total = onsets.sum(axis=1)
-    on_beat = onsets[:, :: grid.steps_per_bar // BEATS_PER_BAR].sum(axis=1)
-    return _float64((total - on_beat) / np.maximum(total, 1))
-
-
-def _bass_onsets(rolls: Roll, grid: Grid) -> NDArray[np.int64]:
-    """Bass notes that begin on each step, int (n, steps)."""
-    bass = rolls[:, :, grid.n_drums :]
-    begun = bass[:, 1:] & ~bass[:, :-1]
-    first = bass[:, :1].sum(axis=2)
-    return np.concatenate([first, begun.sum(axis=2)], axis=1).astype(np.int64)
-
-
-def _float64(values: Any) -> Values:
-    return np.asarray(values, dtype=np.float64)
-
-
-Measure = Callable[[Roll, Grid], Values]
-
-FEATURES: dict[str, Measure] = {
-    "HD": metrics.bar_distance,
-    "UP": metrics.used_pitches,
-    "ND": metrics.note_density,
-    "kick hits": partial(drum_hits, drums=("kick",)),
-    "snare hits": partial(drum_hits, drums=("snare",)),
-    "hat hits": partial(drum_hits, drums=("closed hi-hat", "open hi-hat")),
-    "bass notes": bass_notes,
-    "bass range": bass_range,
-    "pitch entropy": pitch_entropy,
-    "distinct bars": distinct_bars,
-    "off-beat share": off_beat_share,
-}
 # Loops are mined for a bar distance of next to nothing: in deviations of that, a single wrong cell
 # would drown all else that `mmd2` looks at.
 EMBEDDED = tuple(name for name in FEATURES if name != "HD")
@@ -401,7 +323,7 @@ def _metric_rows(of: Profile, draws: Weights, reference: Profile) -> dict[str, V
     shared = np.zeros(len(first), dtype=np.bool_)
     shared[inverse[of.songs != of.songs[first][inverse]]] = True
     per_loop = {name: of.values[name] for name in TABLE if name in of.values}
-    per_loop["OS"] = _float64(np.isin(of.fingerprints, reference.fingerprints))
+    per_loop["OS"] = as_values(np.isin(of.fingerprints, reference.fingerprints))
     per_loop["US"] = np.where(shared, 0, 1 / counts)[inverse]
     sums = np.stack([np.bincount(of.songs, values) for values in per_loop.values()], axis=1)
     n_loops = draws @ np.bincount(of.songs)
@@ -438,7 +360,7 @@ def wasserstein(
         surplus = np.bincount(at, row, len(places)) / row.sum()
         surplus -= np.bincount(other_at, other_row, len(places)) / other_row.sum()
         distances.append(np.abs(np.cumsum(surplus)[:-1]) @ gaps)
-    return _float64(distances)
+    return as_values(distances)
 
 
 def _deviation(values: Values) -> float:
@@ -500,11 +422,11 @@ def mmd2(points: Points, others: Points, draws: Weights, other_draws: Weights) -
 def _kernel(places: Values, others: Values) -> Values:
     squares = (places**2).sum(axis=1)[:, None] + (others**2).sum(axis=1)
     squares -= 2 * places @ others.T
-    return _float64(np.exp(squares / (-2 * places.shape[1])))
+    return as_values(np.exp(squares / (-2 * places.shape[1])))
 
 
 def _mean_within(points: Points, weights: Weights, others: Weights) -> Values:
-    apart = _float64(points.songs[:, None] != points.songs)
+    apart = as_values(points.songs[:, None] != points.songs)
     return _pair_mean(_kernel(points.places, points.places), apart, weights, others)
 
 
@@ -516,7 +438,7 @@ def _pair_mean(kernel: Values, apart: Values | None, weights: Weights, others: W
         kernel *= apart
         pairs = ((weights @ apart) * others).sum(axis=1)
     with np.errstate(invalid="ignore"):
-        return _float64(((weights @ kernel) * others).sum(axis=1) / pairs)
+        return as_values(((weights @ kernel) * others).sum(axis=1) / pairs)
 
 
 def _mmd2s(

@@ -28,7 +28,7 @@ def bar_distance(rolls: Roll, grid: Grid = LOOP) -> Values:
     down to the value of the loops learned from; the paper's rule keeps those below 0.0015.
     """
     bars = rolls.reshape(len(rolls), grid.bars, grid.cells_per_bar)
-    return _float64(np.mean(bars[:, 0] != bars[:, grid.bars // 2], axis=1))
+    return as_values(np.mean(bars[:, 0] != bars[:, grid.bars // 2], axis=1))
 
 
 def first_note_drum(
@@ -41,7 +41,7 @@ def first_note_drum(
     alone: ask for ``drums=("kick",)``.
     """
     columns = [grid.drum_column(name) for name in drums]
-    return _float64(rolls[:, 0, columns].all(axis=1))
+    return as_values(rolls[:, 0, columns].all(axis=1))
 
 
 def first_note_bass(rolls: Roll, grid: Grid = LOOP) -> Values:
@@ -49,7 +49,7 @@ def first_note_bass(rolls: Roll, grid: Grid = LOOP) -> Values:
 
     Range: 0, none does, or 1. Better: higher; mined loops have 1.
     """
-    return _float64(rolls[:, 0, grid.n_drums :].any(axis=1))
+    return as_values(rolls[:, 0, grid.n_drums :].any(axis=1))
 
 
 def duplicate_bass(rolls: Roll, grid: Grid = LOOP) -> Values:
@@ -58,7 +58,7 @@ def duplicate_bass(rolls: Roll, grid: Grid = LOOP) -> Values:
     Range: 0, the bass is monophonic, to 1, there are two pitches or more on each step. Better:
     lower; mined loops have 0.
     """
-    return _float64((rolls[:, :, grid.n_drums :].sum(axis=2, dtype=np.int16) > 1).mean(axis=1))
+    return as_values((rolls[:, :, grid.n_drums :].sum(axis=2, dtype=np.int16) > 1).mean(axis=1))
 
 
 def used_pitches(rolls: Roll, grid: Grid = LOOP) -> Values:
@@ -67,7 +67,7 @@ def used_pitches(rolls: Roll, grid: Grid = LOOP) -> Values:
     Range: 0, silence, to the number of columns (93), all of them in each bar. Better: near.
     """
     bars = rolls.reshape(len(rolls), grid.bars, grid.steps_per_bar, grid.columns)
-    return _float64(bars.any(axis=2).sum(axis=2).mean(axis=1))
+    return as_values(bars.any(axis=2).sum(axis=2).mean(axis=1))
 
 
 def note_density(rolls: Roll, grid: Grid = LOOP) -> Values:
@@ -77,7 +77,7 @@ def note_density(rolls: Roll, grid: Grid = LOOP) -> Values:
     in a bar, but its 0.92 only fits when that is divided by the 16 steps.
     """
     del grid
-    return _float64(rolls.any(axis=2).mean(axis=1))
+    return as_values(rolls.any(axis=2).mean(axis=1))
 
 
 def uniqueness(fingerprints: NDArray[np.uint64]) -> float:
@@ -108,7 +108,8 @@ def overlap(fingerprints: NDArray[np.uint64], reference: NDArray[np.uint64]) -> 
     return float(np.isin(fingerprints, reference).mean())
 
 
-def _float64(values: Any) -> Values:
+def as_values(values: Any) -> Values:
+    """Numbers, bools or counts as the floats of a measure."""
     return np.asarray(values, dtype=np.float64)
 
 

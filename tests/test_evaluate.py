@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from handmade import groove, random_rolls
-from midiloop import evaluate, pianoroll
+from midiloop import evaluate, features, pianoroll
 from midiloop import score as scores
 from midiloop.errors import LoopError
 from midiloop.evaluate import LoopSet, Points, Profile
@@ -84,9 +84,9 @@ def test_every_feature_of_a_loop_counted_by_hand(loop: Roll) -> None:
         # 8 hits and 4 bass onsets; off the beat: kick 6, hat 14, G1 97
         "off-beat share": 3 / 12,
     }
-    assert expected.keys() == evaluate.FEATURES.keys()
+    assert expected.keys() == features.FEATURES.keys()
     for name, value in expected.items():
-        assert evaluate.FEATURES[name](loop, LOOP) == pytest.approx([value]), name
+        assert features.FEATURES[name](loop, LOOP) == pytest.approx([value]), name
 
 
 @pytest.mark.parametrize(
@@ -105,20 +105,20 @@ def test_every_feature_of_a_loop_counted_by_hand(loop: Roll) -> None:
 )
 def test_the_ends_of_every_scale(name: str, of_silence: float, of_all: float) -> None:
     both = np.concatenate([silent(), ~silent()])
-    assert evaluate.FEATURES[name](both, LOOP) == pytest.approx([of_silence, of_all])
+    assert features.FEATURES[name](both, LOOP) == pytest.approx([of_silence, of_all])
 
 
 def test_eight_distinct_bars() -> None:
     roll = silent()
     for bar in range(8):
         roll[0, bar * 16 : bar * 16 + bar] = True
-    assert evaluate.distinct_bars(roll) == [8]
+    assert features.distinct_bars(roll) == [8]
 
 
 def test_a_pitch_that_changes_begins_a_note() -> None:
     roll = silent()
     roll[0, 0:4, 9], roll[0, 4:8, 10] = True, True
-    assert evaluate.bass_notes(roll) == [2 / 8]
+    assert features.bass_notes(roll) == [2 / 8]
 
 
 def test_reconstruction_error_is_the_share_of_cells() -> None:
@@ -439,7 +439,7 @@ def test_evaluate_prints_json(place: Path) -> None:
     assert found["seed"] == 0
     assert list(found["metrics"]) == list(evaluate.TABLE)
     assert found["metrics"]["FND"] == {"value": 1, "low": 1, "high": 1, "reference": 1}
-    assert list(found["distances"]) == list(evaluate.FEATURES)
+    assert list(found["distances"]) == list(features.FEATURES)
     for distance in found["distances"].values():
         assert distance["value"] == 0
         assert distance["mean"] == distance["reference_mean"]
