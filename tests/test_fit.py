@@ -649,11 +649,11 @@ with fit.processes(torch.device("cpu")):
     try:
         train(f"own-{fit._rank()}", "prior", test_fit.TOGETHER_SETTINGS, test_fit.PLAIN_PRIOR, True)
     except LoopError as error:
-        print(error, flush=True)
+        sys.stdout.write(f"{error}\\n")  # one call, so that lines of two processes stay apart
     try:
         train("odd", "prior", fit.Settings(batch=33), test_fit.PLAIN_PRIOR)
     except CallError as error:
-        print(error, flush=True)
+        sys.stdout.write(f"{error}\\n")
 """
 TOGETHER_SETTINGS = Settings(epochs=4, batch=32, micro_batch=8, learning_rate=1e-2, transpose=2)
 
@@ -733,9 +733,9 @@ def test_processes_that_were_interrupted_end_as_those_that_were_not(together: Pa
 
 
 def test_processes_that_cannot_work_together_say_so(together: Path) -> None:
-    lines = sorted((together / "stdout").read_text().splitlines())
-    assert len(lines) == 4
-    assert all("2 processes cannot share it evenly" in line for line in lines[2:])
+    lines = (together / "stdout").read_text().splitlines()
+    assert len(lines) == 4, lines
+    assert sum("2 processes cannot share it evenly" in line for line in lines) == 2, lines
     assert not (together / "odd").exists()
     # as on two machines that share no disk, of which one has nothing to resume from
-    assert all("processes find different states" in line for line in lines[:2])
+    assert sum("processes find different states" in line for line in lines) == 2, lines
