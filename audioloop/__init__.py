@@ -1,1 +1,1 @@
-"""audioloop: render loops and play them without a seam. Nothing is here yet but the name."""
+"""Render loops to audio without a seam, label them, check them, and measure their seams."""

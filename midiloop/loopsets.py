@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from mido import KeySignatureError, MidiFile
 
 from midiloop import corpus, pianoroll, score, store
 from midiloop.errors import CallError, LoopError, MidiError
@@ -67,22 +66,9 @@ def first_loop(path: Path) -> Roll:
     except MidiError as error:
         raise LoopError(f"{path}: {error.reason}, {error.detail}; give another file") from error
     n_bars = len(roll) // LOOP.steps_per_bar
-    if n_bars < LOOP.bars - 1 and last_tick_bars(path) < LOOP.bars - 1:
+    if n_bars < LOOP.bars - 1 and score.end_of_tracks_quarters(path) < 4 * (LOOP.bars - 1):
         raise LoopError(
             f"{path}: ends in bar {n_bars}, a loop has {LOOP.bars}; "
             "take it out of the folder, or make it longer"
         )
     return np.pad(roll, ((0, LOOP.steps - len(roll)), (0, 0)))
-
-
-def last_tick_bars(path: Path) -> float:
-    """Where the tracks of a MIDI file end, in bars of 4/4; 0 where that cannot be told.
-
-    A score ends with its last note, but a loop that fades into bars of silence is whole.
-    """
-    try:
-        midi = MidiFile(path, clip=True)
-    except (OSError, EOFError, ValueError, LookupError, KeySignatureError):
-        return 0.0  # damaged in a way that our own parser repairs
-    ticks = max(sum(message.time for message in track) for track in midi.tracks)
-    return float(ticks / midi.ticks_per_beat / 4)

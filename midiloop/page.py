@@ -15,13 +15,15 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from midiloop.errors import LoopError
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.artist import Artist
     from matplotlib.font_manager import FontProperties
+    from numpy.typing import NDArray
 
 Box = tuple[float, float, float, float]  # left, top, width, height, in pixels
 
@@ -136,6 +138,27 @@ class Page:
             Text(x, baseline, line, color=colour, fontproperties=font, ha=align, parse_math=False)
         )
         return width(line)
+
+    def image(self, values: NDArray[np.floating[Any]], box: Box, *, colours: str) -> None:
+        """Fill a box with cells, one a value, the first row uppermost.
+
+        Args:
+            values: (rows, columns), from 0 to 1.
+            colours: the name of one of matplotlib's scales, as in "magma".
+        """
+        from matplotlib import colormaps
+        from matplotlib.image import BboxImage
+        from matplotlib.transforms import Bbox, TransformedBbox
+
+        left, top, width, height = box
+        # The page counts from the top, and an image is laid from the bottom up.
+        corners = Bbox.from_extents(left, top + height, left + width, top)
+        image = BboxImage(
+            TransformedBbox(corners, self.transform), origin="lower", interpolation="nearest"
+        )
+        image.set_data(colormaps[colours](values, bytes=True))
+        image.set_zorder(1)  # that of boxes, so that it hides those before it
+        self._add(image)
 
     def _add(self, artist: Artist) -> None:
         artist.set_transform(self.transform)

@@ -53,6 +53,7 @@ MAX_BARS = 5_000
 DRUM_CHANNEL = 9
 DEFAULT_BPM = 120.0
 MICROSECONDS_PER_MINUTE = 60_000_000
+NO_CONTROLS, NO_BENDS = np.zeros((0, 3), np.int32), np.zeros((0, 2), np.int32)
 END_OF_TRACK = b"\x00\xff\x2f\x00"
 
 
@@ -80,6 +81,8 @@ class Track(NamedTuple):
         is_drum: whether the notes are on channel 10.
         onsets, durations: int32 ticks, not negative.
         pitches, velocities: int8, 0 to 127.
+        controls: int32 (n, 3), rows of tick, controller and value, in order of tick.
+        bends: int32 (n, 2), rows of tick and pitch bend from -8192 to 8191.
     """
 
     name: str
@@ -89,6 +92,8 @@ class Track(NamedTuple):
     durations: NDArray[np.int32]
     pitches: NDArray[np.int8]
     velocities: NDArray[np.int8]
+    controls: NDArray[np.int32] = NO_CONTROLS
+    bends: NDArray[np.int32] = NO_BENDS
 
     @property
     def n_notes(self) -> int:
@@ -162,6 +167,22 @@ def parse(source: Path | str | bytes) -> Parsed:
     if n_notes == 0:
         raise MidiError("no_notes", "the file holds no complete note")
     return Parsed(parsed, _meters(parsed))
+
+
+def end_of_tracks_quarters(source: Path | str | bytes) -> float:
+    """Where the last track of a MIDI file ends, in quarter notes; 0 where that cannot be told.
+
+    A score that was read ends with its last note, but a loop that ends in silence is longer.
+    """
+    from mido import KeySignatureError, MidiFile
+
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    try:
+        midi = MidiFile(file=io.BytesIO(data), clip=True)
+    except (OSError, EOFError, ValueError, LookupError, KeySignatureError):
+        return 0.0  # damaged in a way that `read` repairs
+    ticks = max((sum(message.time for message in track) for track in midi.tracks), default=0)
+    return float(ticks / midi.ticks_per_beat) if midi.ticks_per_beat > 0 else 0.0
 
 
 class Parsed(NamedTuple):
@@ -310,7 +331,15 @@ def _track(track: TrackTick) -> Track:
         notes["duration"],
         notes["pitch"],
         notes["velocity"],
+        _rows(track.controls, "time", "number", "value") if track.controls else NO_CONTROLS,
+        _rows(track.pitch_bends, "time", "value") if track.pitch_bends else NO_BENDS,
     )
+
+
+def _rows(events: Any, *fields: str) -> NDArray[np.int32]:
+    found = events.numpy()
+    rows = np.stack([found[field] for field in fields], axis=1).astype(np.int32)
+    return rows[np.argsort(rows[:, 0], kind="stable")]
 
 
 def _tempos(parsed: ScoreTick) -> tuple[Tempo, ...]:
@@ -381,6 +410,10 @@ def _messages(track: Track, channel: int) -> Iterator[tuple[int, Any]]:
 
     yield 0, MetaMessage("track_name", name=track.name)
     yield 0, Message("program_change", channel=channel, program=track.program)
+    for tick, number, value in track.controls.tolist():
+        yield tick, Message("control_change", channel=channel, control=number, value=value)
+    for tick, bend in track.bends.tolist():
+        yield tick, Message("pitchwheel", channel=channel, pitch=bend)
     notes = zip(track.onsets, track.ends, track.pitches, track.velocities, strict=True)
     ons: list[tuple[int, Any]] = []
     offs: list[tuple[int, Any]] = []

@@ -6,7 +6,7 @@ import re
 
 from conftest import ROOT
 from midiloop import extract, store
-from midiloop_cli.main import midiloop
+from midiloop_cli.main import audioloop, midiloop
 
 
 def test_every_reason_and_every_column_is_explained() -> None:
@@ -19,8 +19,9 @@ def test_every_reason_and_every_column_is_explained() -> None:
 
 def test_every_command_and_its_options_are_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
-    for name, command in midiloop.commands.items():
-        assert f"midiloop {name}" in text
+    commands = {**midiloop.commands, **audioloop.commands}
+    for name, command in commands.items():
+        assert f"loop {name}" in text
         if name in ("inspect", "plot", "export"):
             continue  # their --help says it all
         options = {option for p in command.params for option in p.opts if "--" in option}

@@ -75,6 +75,24 @@ LAYERS = {
     },
 }  # fmt: skip
 
+# The same for audioloop, whose modules may import anything of midiloop, but nothing that needs
+# PyTorch.
+AUDIO_LAYERS = {
+    "riff": set[str](),
+    "label": {"riff"},
+    "wave": {"riff", "label"},
+    "piece": {"label"},
+    "effects": {"wave"},
+    "synth": {"wave"},
+    "render": {"effects", "label", "piece", "synth", "wave"},
+    "batch": {"label", "piece", "render", "synth", "wave"},
+    "mel": {"wave"},
+    "seam": {"mel", "wave"},
+    "described": {"label", "riff", "wave"},
+    "check": {"described", "riff", "seam", "wave"},
+    "seam_figure": {"mel", "seam", "wave"},
+}
+
 
 def imported(path: Path) -> set[str]:
     """Dotted names that a file imports, wherever in it."""
@@ -98,11 +116,13 @@ def modules(package: str) -> dict[str, Path]:
     return found
 
 
-MODULES = modules("midiloop")
+MODULES, AUDIO_MODULES = modules("midiloop"), modules("audioloop")
+NEED_TORCH = {"data", "models", "checkpoint", "fit", "train", "generate", "compare"}
 
 
 def test_every_module_has_its_place() -> None:
     assert set(MODULES) == set(LAYERS)
+    assert set(AUDIO_MODULES) == set(AUDIO_LAYERS)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -116,21 +136,37 @@ def test_a_module_imports_only_what_comes_before_it(name: str) -> None:
     assert own - {"__version__"} <= LAYERS[name]
 
 
-def test_the_order_has_no_cycle() -> None:
-    order = list(LAYERS)
-    for name, allowed in LAYERS.items():
+@pytest.mark.parametrize("name", AUDIO_LAYERS)
+def test_a_module_of_audio_imports_only_what_comes_before_it(name: str) -> None:
+    own, symbolic = set(), set()
+    for dotted in imported(AUDIO_MODULES[name]):
+        package, *parts = dotted.split(".")
+        assert package != "midiloop_cli"
+        if package == "audioloop" and parts:
+            own.add(parts[0])
+        if package == "midiloop" and parts:
+            symbolic.add(parts[0])
+    assert own <= AUDIO_LAYERS[name]
+    assert not symbolic & NEED_TORCH
+
+
+@pytest.mark.parametrize("layers", [LAYERS, AUDIO_LAYERS])
+def test_the_order_has_no_cycle(layers: dict[str, set[str]]) -> None:
+    order = list(layers)
+    for name, allowed in layers.items():
         assert all(order.index(other) < order.index(name) for other in allowed)
 
 
 @pytest.mark.parametrize(
-    "module", ["midiloop", "midiloop.extract", "midiloop.gallery", "audioloop"]
+    "module", ["midiloop", "midiloop.extract", "midiloop.gallery", "audioloop", "audioloop.batch"]
 )
 def test_importing_loads_neither_torch_nor_matplotlib(module: str) -> None:
     code = f"import sys, {module}; print(*{{n.split('.')[0] for n in sys.modules}})"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert not {"torch", "matplotlib", "pretty_midi", "pypianoroll", "pandas"} & set(loaded)
+    slow = {"torch", "matplotlib", "pretty_midi", "pypianoroll", "pandas", "scipy", "fluidsynth"}
+    assert not slow & set(loaded)
 
 
 def test_help_imports_no_numpy() -> None:

@@ -11,7 +11,7 @@ import click
 
 from midiloop import __version__
 from midiloop.errors import CallError, LoopError
-from midiloop_cli import learned, symbolic
+from midiloop_cli import audio, checks, learned, seams, symbolic
 
 MODELS_NEED = ("torch", "safetensors", "einops")
 
@@ -25,29 +25,28 @@ class OneLineErrors(click.Group):
             code = super().main(args, *more, **{**options, "standalone_mode": False})
         except click.UsageError as error:
             place = error.ctx.command_path if error.ctx else self.name
-            _fail(2, f"{error.format_message()} See '{place} --help'.")
+            self._fail(2, f"{error.format_message()} See '{place} --help'.")
         except CallError as error:
-            _fail(2, str(error))
+            self._fail(2, str(error))
         except ImportError as error:
             extra = f"{error.name} is not installed; pip install 'midiloop[models]'"
-            _fail(1, extra if error.name in MODELS_NEED else str(error))
+            self._fail(1, extra if error.name in MODELS_NEED else str(error))
         except LoopError as error:
-            _fail(1, str(error))
+            self._fail(1, str(error))
         except BrokenPipeError:
             # The reader of our output has gone; what Python would still flush goes nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
-            _fail(1, f"{place}{error.strerror or error}; mend that and run it again")
+            self._fail(1, f"{place}{error.strerror or error}; mend that and run it again")
         except (KeyboardInterrupt, click.Abort):
-            _fail(1, "interrupted; 'extract', 'train' and 'compare' go on with --resume")
+            self._fail(1, "interrupted; long runs go on with --resume")
         sys.exit(code if isinstance(code, int) else 0)
 
-
-def _fail(code: int, message: str) -> None:
-    click.echo("midiloop: error: " + " ".join(message.split()), err=True)
-    sys.exit(code)
+    def _fail(self, code: int, message: str) -> None:
+        click.echo(f"{self.name}: error: " + " ".join(message.split()), err=True)
+        sys.exit(code)
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -67,3 +66,13 @@ for command in (
     learned.compare,
 ):
     midiloop.add_command(command)
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="audioloop")
+def audioloop() -> None:
+    """Turn MIDI loops into audio loops without a seam, and check those you have."""
+
+
+for command in (audio.render, checks.check, seams.seam):
+    audioloop.add_command(command)

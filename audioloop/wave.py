@@ -1,0 +1,291 @@
+"""Samples at a rate: how many a loop has, its level, and files of them.
+
+A file is written beside its place and renamed, so it is there whole or not at all. WAV is written
+with the chunks of `riff`, FLAC and OGG with the tags of `Label`; every other format that libsndfile
+knows can be read.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audioloop import riff
+from audioloop.label import Label
+from midiloop.errors import CallError, LoopError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+Samples = NDArray[np.float32]
+
+# The rates that a format holds, as its own libraries accept them; a WAV also counts bytes a second,
+# in 32 bits.
+RATES = {"wav": (1, 10_000_000), "flac": (1, 655_350), "ogg": (8_000, 192_000)}
+FLAC_ANY_RATE = 65_535  # what FLAC's frames say in full; above, they count in tens
+DEPTHS = {"wav": ("16", "24", "float"), "flac": ("16", "24"), "ogg": ("lossy",)}
+# libsndfile needs stack in proportion to what its Vorbis encoder is given at once.
+OGG_BLOCK_FRAMES = 1 << 16
+OGG_QUALITY = 0.7
+CONTEXT = 2048  # samples on each side, more than the longest filter of libsoxr
+FULL_SCALE = {"16": 2**15, "24": 2**23}
+MAX_SAMPLES = 1 << 28  # to read, of all channels: 50 minutes of stereo at 44.1 kHz
+
+
+@dataclass(frozen=True, eq=False)
+class Wave:
+    """Sound.
+
+    Attributes:
+        samples: float32 (channels, samples), full scale is 1.
+        rate: samples a second.
+    """
+
+    samples: Samples
+    rate: int
+
+    def __len__(self) -> int:
+        return int(self.samples.shape[1])
+
+    @property
+    def duration_s(self) -> float:
+        """How long one pass is."""
+        return len(self) / self.rate
+
+    @property
+    def peak(self) -> float:
+        """The largest sample, 0 or more."""
+        return float(max(self.samples.max(initial=0), -self.samples.min(initial=0)))
+
+
+@dataclass(frozen=True)
+class Format:
+    """How samples are stored: "wav", "flac" or "ogg", and the depth of a sample.
+
+    Attributes:
+        depth: "16", "24" or "float"; "lossy" for OGG, which has none.
+    """
+
+    name: str = "wav"
+    depth: str = "24"
+
+    def __post_init__(self) -> None:
+        if self.name not in DEPTHS:
+            raise CallError(f"{self.name} is no format to write; choose {', '.join(DEPTHS)}")
+        if self.depth not in DEPTHS[self.name]:
+            raise CallError(
+                f"{self.name} holds no samples of depth {self.depth}; "
+                f"choose {' or '.join(DEPTHS[self.name])}, or another --format"
+            )
+
+    @property
+    def suffix(self) -> str:
+        """Of file names."""
+        return f".{self.name}"
+
+    @property
+    def headroom(self) -> float:
+        """The largest sample that it holds."""
+        scale = FULL_SCALE.get(self.depth)
+        return 1.0 if scale is None else (scale - 1) / scale
+
+    def check_rate(self, rate: int) -> None:
+        """Raise `CallError` for a rate that it cannot hold."""
+        low, high = RATES[self.name]
+        if not low <= rate <= high:
+            raise CallError(
+                f"{self.name} holds no rate of {rate:,} Hz; choose one from {low:,} to {high:,}"
+            )
+        if self.name == "flac" and rate > FLAC_ANY_RATE and rate % 10:
+            raise CallError(f"flac holds no rate of {rate:,} Hz; choose a multiple of 10, or wav")
+
+    def rounded(self, samples: Samples) -> Samples:
+        """The samples as the file will give them back; OGG gives about the same."""
+        scale = FULL_SCALE.get(self.depth)
+        if scale is None:
+            return samples
+        return np.asarray(_integers(samples, self.depth) / np.float32(scale), np.float32)
+
+
+def write(path: Path, wave: Wave, label: Label, form: Format) -> None:
+    """Write one loop, labelled with its length, tempo, meter and root.
+
+    Raises:
+        LoopError: there are no samples, or they lie beyond full scale, or are no numbers.
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    if not wave.samples.size:
+        raise LoopError(f"{path}: no samples; nothing was written")
+    if not np.isfinite(wave.samples).all():
+        raise LoopError(f"{path}: samples that are no numbers; nothing was written")
+    if wave.peak > 1:
+        raise LoopError(f"{path}: a peak of {wave.peak:.3f} would clip; lower the gain")
+    form.check_rate(wave.rate)
+    data = _wav(wave, label, form) if form.name == "wav" else _tagged(wave, label, form)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:  # a full disk does not say which file it was about
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _integers(samples: Samples, depth: str) -> NDArray[np.int32]:
+    scale = FULL_SCALE[depth]
+    scaled = np.rint(samples * np.float32(scale))
+    return np.asarray(np.clip(scaled, -scale, scale - 1), np.int32)
+
+
+def _wav(wave: Wave, label: Label, form: Format) -> bytes:
+    interleaved = np.ascontiguousarray(wave.samples.T)
+    if form.depth == "float":
+        body, bits = interleaved.astype("<f4").tobytes(), 32
+    elif form.depth == "16":
+        body, bits = _integers(interleaved, "16").astype("<i2").tobytes(), 16
+    else:
+        wide = _integers(interleaved, "24").astype("<i4").reshape(-1, 1).view(np.uint8)
+        body, bits = np.ascontiguousarray(wide[:, :3]).tobytes(), 24
+    loop = riff.Loop(0, len(wave))
+    return riff.wav(
+        body,
+        channels=len(wave.samples),
+        rate=wave.rate,
+        bits=bits,
+        chunks=[riff.smpl([loop], wave.rate), riff.acid(label.acid())],
+    )
+
+
+def _tagged(wave: Wave, label: Label, form: Format) -> bytes:
+    soundfile = _soundfile()
+    subtype = "VORBIS" if form.name == "ogg" else f"PCM_{form.depth}"
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"compression_level": 1 - OGG_QUALITY} if form.name == "ogg" else {}
+    with soundfile.SoundFile(
+        buffer, "w", wave.rate, len(wave.samples), subtype, format=form.name.upper(), **options
+    ) as file:
+        frames: NDArray[Any] = np.ascontiguousarray(wave.samples.T)
+        if form.depth in FULL_SCALE:  # rounded here, as in a WAV, and not as libsndfile does
+            frames = _integers(frames, form.depth) << (32 - int(form.depth))
+        for at in range(0, len(frames), OGG_BLOCK_FRAMES):
+            file.write(frames[at : at + OGG_BLOCK_FRAMES])
+    buffer.seek(0)
+    _tag(buffer, form.name, label.tags(len(wave)))
+    return buffer.getvalue()
+
+
+def _tag(buffer: io.BytesIO, name: str, tags: dict[str, str]) -> None:
+    try:
+        from mutagen.flac import FLAC
+        from mutagen.oggvorbis import OggVorbis
+    except ImportError as error:
+        raise needs("mutagen") from error
+    kind: Any = FLAC if name == "flac" else OggVorbis
+    audio = kind(buffer)
+    for key, value in tags.items():
+        audio[key] = value
+    buffer.seek(0)
+    audio.save(buffer)
+
+
+def read(path: Path) -> Wave:
+    """Read the samples of an audio file, at its own rate.
+
+    Raises:
+        LoopError: it is no audio, is damaged, or holds more than `MAX_SAMPLES`.
+        OSError: it cannot be read.
+    """
+    soundfile = _soundfile()
+    with path.open("rb"):  # so that a missing file is an OSError with its own words
+        pass
+    if path.suffix.lower() == ".raw":  # soundfile asks for its rate
+        raise LoopError(f"{path}: raw samples do not say what they are; give another file")
+    try:
+        with soundfile.SoundFile(path) as file:
+            if file.frames * file.channels > MAX_SAMPLES:
+                raise LoopError(f"{path}: {file.frames:,} samples are no loop; cut it first")
+            samples = file.read(dtype="float32", always_2d=True)
+            rate = int(file.samplerate)
+    except soundfile.LibsndfileError as error:
+        cause = str(error.error_string).rstrip(".")
+        raise LoopError(
+            f"{path}: no audio that can be read ({cause}); give another file"
+        ) from error
+    return Wave(np.ascontiguousarray(samples.T), rate)
+
+
+def subtype(path: Path) -> str:
+    """How an audio file stores samples, as in "PCM_24", "FLOAT" or "VORBIS".
+
+    Raises:
+        LoopError: it is no audio.
+    """
+    soundfile = _soundfile()
+    try:
+        return str(soundfile.info(path).subtype)
+    except soundfile.LibsndfileError as error:
+        raise LoopError(f"{path}: no audio that can be read; give another file") from error
+
+
+def _soundfile() -> ModuleType:
+    try:
+        import soundfile
+    except ImportError as error:
+        raise needs("soundfile") from error
+    module: ModuleType = soundfile
+    return module
+
+
+def needs(package: str) -> ImportError:
+    """The error for a package that is not installed."""
+    return ImportError(f"audio needs {package}: pip install 'midiloop[audio]'", name=package)
+
+
+def tiled(samples: Samples, times: int) -> Samples:
+    """``times`` passes, one after the other: (channels, samples) -> (channels, times · samples)."""
+    return np.tile(samples, (1, times))
+
+
+def resampled(samples: Samples, length: int) -> Samples:
+    """One pass of a periodic signal, at another number of samples.
+
+    libsoxr reads a little of the signal before its start and after its end, where it goes on as it
+    ends and begins, so the seam is like any other place. What lies below 0.8 of the lower Nyquist
+    frequency is kept to -80 dB and better, and all of it is late by less than a sample.
+
+    Args:
+        samples: (channels, samples) of one period.
+        length: samples that the period is to have.
+    """
+    was = samples.shape[1]
+    if was == length:
+        return samples
+    try:
+        import soxr
+    except ImportError as error:
+        raise needs("soxr") from error
+    around = np.arange(-CONTEXT, was + CONTEXT) % was
+    frames = soxr.resample(np.ascontiguousarray(samples[:, around].T), was, length, quality="VHQ")
+    start = round(CONTEXT * length / was)
+    return np.asarray(np.ascontiguousarray(frames[start : start + length].T), np.float32)
+
+
+def loudness_lufs(wave: Wave) -> float:
+    """Integrated loudness (ITU-R BS.1770-4) of the loop as it repeats; -inf for silence."""
+    import warnings
+
+    try:
+        import pyloudnorm
+    except ImportError as error:
+        raise needs("pyloudnorm") from error
+    passes = 1 + int(np.ceil(1.0 / max(wave.duration_s, 1e-3)))  # a block of it is 0.4 s
+    meter = pyloudnorm.Meter(wave.rate)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the logarithm of silence
+        return float(meter.integrated_loudness(tiled(wave.samples, passes).T.astype(np.float64)))

@@ -1,0 +1,166 @@
+"""The command that renders: audioloop render.
+
+The library is imported inside it, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from midiloop_cli import report
+from midiloop_cli.symbolic import PATH, json_option
+
+if TYPE_CHECKING:
+    from audioloop.batch import Result
+
+
+def sound_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of how a loop is to sound."""
+    for option in (
+        click.option(
+            "--repeat", type=click.IntRange(1, 1000), default=1, show_default=True,
+            help="Passes in one file.",
+        ),
+        click.option("--stems", is_flag=True, help="Drums and bass apart as well; they add up."),
+        click.option(
+            "--loudness", "loudness_lufs", type=click.FloatRange(-70, 0), metavar="LUFS",
+            help="Bring it to this loudness, as far as --peak allows.",
+        ),
+        click.option(
+            "--gain", "gain_db", type=click.FloatRange(-60, 60), metavar="DB",
+            help="Change FluidSynth's own level by this, as far as --peak allows.",
+        ),
+        click.option(
+            "--peak", "peak_db", type=click.FloatRange(-60, 0), default=-1.0, show_default=True,
+            metavar="DB", help="Bring the largest sample to this, in dB of full scale.",
+        ),
+        click.option(
+            "--reverb", type=click.FloatRange(0, 1), default=0.0, help="A room, round the circle."
+        ),
+        click.option("--chorus", type=click.FloatRange(0, 1), default=0.0, help="The same."),
+        click.option("--kit", type=click.IntRange(0, 127), help="Drum kit, as in 25 for an 808."),
+        click.option(
+            "--bass", type=click.IntRange(0, 127), help="General MIDI program of the bass, from 0."
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, type=PATH, metavar="MIDI|FOLDER|LOOPS...")
+@click.option("-o", "--out", required=True, type=PATH, help="New folder for the files.")
+@click.option(
+    "--format", "form", type=click.Choice(["wav", "flac", "ogg"]), default="wav", show_default=True
+)
+@click.option(
+    "--depth", type=click.Choice(["16", "24", "float"]), help="Of a sample; default: 24 bit."
+)
+@click.option("--rate", type=click.IntRange(1), default=44_100, show_default=True, metavar="HZ")
+@click.option("--bpm", type=click.FloatRange(20, 400), help="Tempo, in place of each loop's own.")
+@click.option("--bars", type=click.IntRange(1, 64), help="Length of MIDI files that do not say it.")
+@click.option("--sf2", type=PATH, help="SoundFont; default: a system's FluidR3, else a small one.")
+@sound_options
+@click.option(
+    "--name-template", "template", default="default", show_default=True,
+    help="default, audacity, splice, or a text with {name}, {number}, {bpm}, {exact_bpm}, {bars}, "
+    "{part}, {root}, {meter}.",
+)  # fmt: skip
+@click.option("--limit", type=click.IntRange(1), help="At most so many loops.")
+@click.option("--split", type=click.Choice(["train", "valid", "test"]), help="Of a dataset.")
+@click.option("--workers", "n_workers", type=click.IntRange(1, 256), help="Processes.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
+@json_option
+def render(
+    sources: tuple[Path, ...],
+    out: Path,
+    form: str,
+    depth: str | None,
+    sf2: Path | None,
+    limit: int | None,
+    split: str | None,
+    n_workers: int | None,
+    resume: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Render MIDI loops to audio that repeats without a seam, exactly as long as its bars.
+
+    Beside each audio file lies a MIDI file of the same name that ends at the bar line.
+    """
+    from audioloop import batch, synth
+    from audioloop.render import Sound
+    from audioloop.wave import Format
+
+    kept = ("rate", "bpm", "bars", "template")
+    settings = batch.Settings(
+        synth.soundfont(sf2).resolve(),
+        form=Format(form, depth or ("lossy" if form == "ogg" else "24")),
+        sound=Sound(**{name: value for name, value in options.items() if name not in kept}),
+        **{name: options[name] for name in kept},
+    )
+    items = batch.items(sources, limit=limit, split=split)
+    began_s = time.monotonic()
+    with report.counting("loops", len(items)) as count:
+        result = batch.run(
+            items, out, settings, n_workers=n_workers, resume=resume, on_progress=_steps(count)
+        )
+    took_s = time.monotonic() - began_s
+    click.echo(report.to_json(_as_json(result)) if as_json else _summary(result, out, took_s))
+    for name, cause in result.failed:
+        click.echo(f"audioloop: error: {name}: {cause}", err=True)
+    sys.exit(1 if result.failed else 0)
+
+
+def _steps(count: Callable[..., None]) -> Callable[[int], None]:
+    """Turn how many are done into how many more are."""
+    seen = 0
+
+    def update(done: int) -> None:
+        nonlocal seen
+        count(max(0, done - seen))
+        seen = max(seen, done)
+
+    return update
+
+
+def _summary(result: Result, out: Path, took_s: float) -> str:
+    total_s = sum(made.duration_s for made in result.made)
+    speed = f", {total_s / took_s:,.0f} times real time" if len(result.made) >= 100 else ""
+    noun = "loop" if len(result.made) == 1 else "loops"
+    lines = [f"{len(result.made):,} {noun} in {out}   {total_s:,.1f} s of audio{speed}"]
+    if len(result.made) <= 12:
+        lines += [
+            f"{made.files[0]}   {made.label.bars} bars at {made.label.tempo_bpm:g} bpm, "
+            f"{made.samples:,} samples"
+            for made in result.made
+        ]
+    held = [made.held_back_db for made in result.made if made.held_back_db > 0.05]
+    if held:
+        lines.append(f"{len(held):,} got up to {max(held):.1f} dB less gain, so as not to clip")
+    return "\n".join(lines)
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    return {
+        "loops": [
+            {
+                "source": made.source,
+                "files": list(made.files),
+                "tempo_bpm": made.label.tempo_bpm,
+                "bars": made.label.bars,
+                "meter": list(made.label.meter),
+                "root": made.label.root,
+                "samples": made.samples,
+                "held_back_db": round(made.held_back_db, 2),
+            }
+            for made in result.made
+        ],
+        "failed": [{"source": name, "cause": cause} for name, cause in result.failed],
+    }

@@ -1,0 +1,95 @@
+"""The command that looks at audio files: audioloop check.
+
+The library is imported inside it, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from midiloop_cli import report
+from midiloop_cli.symbolic import PATH, json_option
+
+if TYPE_CHECKING:
+    from audioloop.check import Checked
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, type=PATH, metavar="FILE|FOLDER...")
+@json_option
+def check(sources: tuple[Path, ...], as_json: bool) -> None:
+    """Compare header, tags, name and samples of loops, and say what disagrees.
+
+    Length against tempo and bars, loop points, seam, clipping, silence; of anyone's loops.
+    """
+    from audioloop import check
+
+    rows = []
+    for path in check.files(sources):
+        row = _row(path)
+        rows.append(row)
+        if not as_json:
+            click.echo(_line(row))
+    bad = sum(not row["ok"] for row in rows)
+    if as_json:
+        click.echo(report.to_json({"files": rows, "bad": bad}))
+    elif len(rows) > 1:
+        click.echo(f"{len(rows):,} files, {bad:,} of them not all right")
+    sys.exit(1 if bad else 0)
+
+
+def _row(path: Path) -> dict[str, Any]:
+    """What is known of a file, or why nothing is."""
+    from audioloop import check
+    from midiloop.errors import LoopError
+
+    try:
+        checked = check.examined(path)
+    except LoopError as error:
+        return {"file": str(path), "ok": False, "error": str(error).removeprefix(f"{path}: ")}
+    except OSError as error:
+        return {"file": str(path), "ok": False, "error": error.strerror or str(error)}
+    return {"file": str(path), "ok": not checked.findings, **_facts(checked)}
+
+
+def _facts(checked: Checked) -> dict[str, Any]:
+    found = checked.described
+    return {
+        "tempo_bpm": found.tempo_bpm,
+        "bars": found.bars,
+        "beats": found.beats,
+        "meter": list(found.meter),
+        "samples": len(found.wave),
+        "rate": found.wave.rate,
+        "jump": None if checked.jump is None else round(checked.jump, 2),
+        "disagrees": [finding._asdict() for finding in checked.findings],
+        "notes": checked.notes,
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    """One line for a file that is all right, else one for each thing that disagrees."""
+    if "error" in row:
+        return f"bad {row['file']}  {row['error']}"
+    if row["ok"]:
+        return f"ok  {row['file']}  {', '.join(_summary(row))}"
+    return "\n".join(
+        f"bad {row['file']}  {found['what']}: expected {found['expected']}, found {found['found']}"
+        for found in row["disagrees"]
+    )
+
+
+def _summary(row: dict[str, Any]) -> list[str]:
+    parts: list[str] = []
+    if row["tempo_bpm"] is not None:
+        noun, count = ("bar", row["bars"]) if row["bars"] else ("beat", row["beats"])
+        extent = f"{count:,} {noun}{'s' if count > 1 else ''} at " if count else ""
+        parts.append(f"{extent}{row['tempo_bpm']:.10g} bpm")
+    parts.append(f"{row['samples']:,} samples")
+    if row["jump"] is not None:
+        parts.append(f"jump {row['jump']:.1f}")
+    return [*parts, *row["notes"]]

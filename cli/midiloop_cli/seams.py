@@ -1,0 +1,178 @@
+"""The command that measures seams: audioloop seam.
+
+The library is imported inside it, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from midiloop_cli import report
+from midiloop_cli.symbolic import PATH, json_option
+
+if TYPE_CHECKING:
+    from audioloop.seam import Figures, Seam
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+class Measured(NamedTuple):
+    """A file's seam, or why there is none, and the picture of it."""
+
+    file: str
+    seam: Seam | None
+    error: str = ""
+    picture: Path | None = None
+
+    def excess(self) -> float:
+        """The larger of both, 0 where nothing was measured."""
+        return max(self.seam.excess.values()) if self.seam else 0.0
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
+@click.option(
+    "--bars", type=click.IntRange(1), help="Bars of each file; default: what the file says."
+)
+@click.option(
+    "-o", "--out", type=PATH, help="Picture of one file's seam (.png, .svg, .pdf), or a folder."
+)
+@click.option(
+    "--fail-above", "limit", type=click.FloatRange(0), metavar="X",
+    help="Exit with 1 where the jump or the residual at a seam is over X times its local median "
+    "and, where bars are known, over X times the largest at the file's other bar lines as well.",
+)  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws the controls.")
+@json_option
+def seam(
+    files: tuple[Path, ...],
+    bars: int | None,
+    out: Path | None,
+    limit: float | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Measure where the end of a loop meets its beginning, beside its bar lines and controls."""
+    if out and out.suffix.lower() in PICTURES and len(files) > 1:
+        raise click.UsageError("--out names one picture for several files; give a folder.")
+    found = [_measured(path, place, bars, seed) for path, place in _places(files, out)]
+    over = [one.file for one in found if limit is not None and one.excess() > limit]
+    shown = report.to_json(_as_json(found, over)) if as_json else _table(found, over, limit)
+    click.echo(shown, nl=bool(shown))
+    for one in found:
+        if one.error:
+            click.echo(f"audioloop: error: {one.error}", err=True)
+    sys.exit(1 if over or any(one.error for one in found) else 0)
+
+
+def _places(files: tuple[Path, ...], out: Path | None) -> Iterator[tuple[Path, Path | None]]:
+    """Each file, and where its picture goes."""
+    if out is None or (len(files) == 1 and out.suffix and not out.is_dir()):
+        yield from ((path, out) for path in files)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
+    for path in files:
+        name = path.stem if path.stem not in taken else path.name
+        number = 1
+        while name in taken:  # files of one name, out of several folders
+            number += 1
+            name = f"{path.name}-{number}"
+        taken.add(name)
+        yield path, out / f"{name}.png"
+
+
+def _measured(path: Path, picture: Path | None, bars: int | None, seed: int) -> Measured:
+    import numpy as np
+
+    from audioloop import described, seam, seam_figure
+    from midiloop.errors import LoopError
+
+    try:
+        loop = described.read(path)
+        rng = np.random.default_rng(seed)
+        found = seam.measure(loop.repeats, bars=bars or loop.bars, rng=rng)
+        if picture:
+            seam_figure.draw(loop.repeats, found, picture, path.name)
+        return Measured(str(path), found, picture=picture)
+    except (LoopError, OSError) as error:
+        cause = error.strerror if isinstance(error, OSError) else None
+        cause = (cause or str(error)).removeprefix(f"{path}: ")
+        return Measured(str(path), None, f"{path}: {cause}")
+
+
+def _as_json(found: list[Measured], over: list[str]) -> dict[str, Any]:
+    from audioloop.seam import CONTROLS, MEANING
+
+    files = [
+        {"file": one.file, **one.seam.as_json(), "picture": one.picture and str(one.picture)}
+        if one.seam
+        else {"file": one.file, "error": one.error}
+        for one in found
+    ]
+    return {"files": files, "above": over, "meaning": MEANING, "controls": CONTROLS}
+
+
+def _table(found: list[Measured], over: list[str], limit: float | None) -> str:
+    """One seam with its controls and what all of it means, or a line for each of several."""
+    measured = [one for one in found if one.seam]
+    lines = _one(measured[0]) if len(found) == len(measured) == 1 else list(_several(measured))
+    lines += [f"picture: {one.picture}" for one in measured if one.picture and len(found) == 1]
+    lines += [f"above {limit:g}: {file}" for file in over]
+    return "\n".join(lines)
+
+
+def _one(found: Measured) -> list[str]:
+    from audioloop import seam
+
+    assert found.seam
+    lines = [f"{'':<14}{'joins':>6}{'jump':>18}{'residual':>18}{'flux percentile':>18}"]
+    for row in seam.rows(found.seam):
+        lines.append(f"{_spoken(row.name):<14}{row.joins:>6}" + _cells(row.median, row.largest))
+    among = found.seam.bar_flux_percentile
+    if among is not None:
+        lines.append(f"bar flux percentile {among:.0f}")
+    over = ", ".join(f"{name} {value:.2f}" for name, value in found.seam.excess.items())
+    lines += [f"excess: {over}", ""]
+    meaning = {**seam.MEANING, "excess": seam.EXCESS, **seam.CONTROLS}
+    lines += [f"{_spoken(name)}: {text}" for name, text in meaning.items()]
+    return [*lines, "beside a median in brackets: the largest"]
+
+
+def _cells(median: Figures, largest: Figures | None) -> str:
+    cells = [_figure(value) for value in median[:2]] + [f"{median.flux_percentile:.0f}"]
+    if largest:
+        most = [_figure(value) for value in largest[:2]] + [f"{largest.flux_percentile:.0f}"]
+        cells = [f"{cell} ({top})" for cell, top in zip(cells, most, strict=True)]
+    return "".join(f"{cell:>18}" for cell in cells)
+
+
+def _several(found: list[Measured]) -> Iterator[str]:
+    if found:
+        names = f"{'jump':>8}{'residual':>10}{'flux':>6}{'bar flux':>10}"
+        yield names + f"{'excess':>8}{'bars':>6}  file"
+    for one in found:
+        assert one.seam
+        among, bars = one.seam.bar_flux_percentile, one.seam.bars
+        cells = [
+            f"{_figure(one.seam.figures.jump):>8}",
+            f"{_figure(one.seam.figures.residual):>10}",
+            f"{one.seam.figures.flux_percentile:>6.0f}",
+            f"{'–' if among is None else f'{among:.0f}':>10}",
+            f"{_figure(one.excess()):>8}",
+            f"{'–' if bars is None else bars:>6}",
+        ]
+        yield "".join(cells) + f"  {one.file}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", " ")
