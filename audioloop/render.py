@@ -36,7 +36,6 @@ from audioloop.synth import (
     NOTE_ON,
     Event,
     SoundFont,
-    Synth,
 )
 from audioloop.wave import Samples, Wave, loudness_lufs, resampled, tiled
 from midiloop.errors import LoopError
@@ -180,20 +179,27 @@ def periodic(song: Score, n_blocks: int, font: SoundFont) -> Samples:
     # A quarter note at a time, or about that: small enough to stop soon, large enough to tell.
     quarters = max(1, song.length_ticks // song.ticks_per_quarter)
     edges = [round(n_blocks * number / quarters) for number in range(quarters + 1)]
+    kept = np.empty((2, n_blocks * BLOCK), np.float32)
     with font.synth(programs) as synth:
-        first = [_play(synth, events, *edge) for edge in pairwise(edges)]
-        floor = SETTLED * max(float(np.abs(piece).max(initial=0)) for piece, _ in first)
-        for number, (before, voices) in enumerate(first):
-            again, voices_again = _play(synth, events, edges[number], edges[number + 1])
-            first[number] = again, voices_again
-            if voices_again == voices and np.abs(again - before).max(initial=0) <= floor:
+
+        def play(start: int, end: int, out: Samples) -> int:
+            due = [event for event in events if start <= event.block < end]
+            synth.play(due, start, out)
+            return synth.n_voices
+
+        beats = [
+            (start, end, kept[:, start * BLOCK : end * BLOCK]) for start, end in pairwise(edges)
+        ]
+        voices = [play(*beat) for beat in beats]
+        floor = SETTLED * Wave(kept, font.rate).peak
+        for (start, end, first), sounding in zip(beats, voices, strict=True):
+            again = np.empty_like(first)
+            settled = play(start, end, again) == sounding
+            settled &= bool((np.abs(again - first) <= floor).all())
+            first[:] = again
+            if settled:
                 break
-    return np.concatenate([piece for piece, _ in first], axis=1)
-
-
-def _play(synth: Synth, events: Sequence[Event], start: int, end: int) -> tuple[Samples, int]:
-    due = [event for event in events if start <= event.block < end]
-    return synth.play(due, start, end - start), synth.n_voices
+    return kept
 
 
 def performance(song: Score, n_blocks: int) -> tuple[list[Event], Mapping[int, int]]:

@@ -79,16 +79,16 @@ def wav(body: bytes, *, channels: int, rate: int, bits: int, chunks: Sequence[Ch
     if kind == FLOAT:
         parts.append(Chunk(b"fact", struct.pack("<I", len(body) // frame)))
     parts += [Chunk(b"data", body), *chunks]
-    packed = b"".join(map(_packed, parts))
-    if len(packed) > MAX_BYTES:
+    pieces = [piece for part in parts for piece in _packed(part)]
+    size = sum(map(len, pieces))
+    if size > MAX_BYTES:
         raise LoopError("a WAV holds no more than 4 GiB; write FLAC, or less of it")
-    return b"RIFF" + struct.pack("<I", 4 + len(packed)) + b"WAVE" + packed
+    return b"".join([b"RIFF", struct.pack("<I", 4 + size), b"WAVE", *pieces])
 
 
-def _packed(chunk: Chunk) -> bytes:
-    return (
-        chunk.name + struct.pack("<I", len(chunk.body)) + chunk.body + b"\0" * (len(chunk.body) % 2)
-    )
+def _packed(chunk: Chunk) -> tuple[bytes, ...]:
+    size = struct.pack("<I", len(chunk.body))
+    return chunk.name, size, chunk.body, b"\0" * (len(chunk.body) % 2)
 
 
 def chunks(data: bytes) -> Iterator[Chunk]:

@@ -19,8 +19,6 @@ from types import ModuleType
 from typing import NamedTuple
 from unittest import mock
 
-import numpy as np
-
 from audioloop.wave import Samples, needs
 from midiloop.errors import CallError, LoopError
 
@@ -179,6 +177,7 @@ class SoundFont:
         self._owner = self._new(_CHANNELS_A_PORT)
         with _stderr_shut():  # a library that FluidSynth asks next has words of its own
             number = self._api.fluid_synth_sfload(self._owner.synth, os.fsencode(path), 0)
+        self._number = number
         if number == -1:
             self._delete(self._owner)
             raise LoopError(f"{path}: FluidSynth cannot load this SoundFont; give another")
@@ -211,6 +210,11 @@ class SoundFont:
         Args:
             programs: General MIDI program by channel; those of channel 9 are drum kits.
         """
+        # Samples stay in memory as long as some synth has chosen them: the owner keeps them for the
+        # next loop, which mostly wants the same.
+        for channel, program in programs.items():
+            if channel < _CHANNELS_A_PORT:
+                Synth(self._api, self._owner.synth).program(self._number, channel, program)
         n_ports = 1 + max(programs, default=0) // _CHANNELS_A_PORT
         handles = self._new(n_ports * _CHANNELS_A_PORT)
         # The font lends itself to the synth, which would free it if it kept it.
@@ -254,29 +258,28 @@ class Synth:
         """Voices that sound."""
         return int(self._api.fluid_synth_get_active_voice_count(self._synth))
 
-    def play(self, events: Sequence[Event], first: int, n_blocks: int) -> Samples:
-        """Go on from what sounds for some blocks: float32 (2, 64 · ``n_blocks``).
+    def play(self, events: Sequence[Event], first: int, out: Samples) -> None:
+        """Go on from what sounds, and fill ``out`` with it.
 
         Args:
             events: those of these blocks, in order.
             first: number of the first block.
+            out: float32 (2, whole blocks of samples), each channel in one piece.
         """
-        out = np.zeros((2, n_blocks * BLOCK), np.float32)
+        left, right = out[0].ctypes.data, out[1].ctypes.data
+
+        def render(start: int, end: int) -> None:
+            if end > start:
+                offset, frames = start * BLOCK, (end - start) * BLOCK
+                self._write(self._synth, frames, left, offset, 1, right, offset, 1)
+
         at = 0
         for event in events:
             here = event.block - first
-            self._render(out, at, here)
+            render(at, here)
             at = here
             self._send(event)
-        self._render(out, at, n_blocks)
-        return out
-
-    def _render(self, out: Samples, start: int, end: int) -> None:
-        if end <= start:
-            return
-        frames, offset = (end - start) * BLOCK, start * BLOCK
-        left, right = out[0].ctypes.data, out[1].ctypes.data
-        self._write(self._synth, frames, left, offset, 1, right, offset, 1)
+        render(at, out.shape[1] // BLOCK)
 
     def _send(self, event: Event) -> None:
         api, (_, kind, channel, number, value) = self._api, event

@@ -139,19 +139,21 @@ def write(path: Path, wave: Wave, label: Label, form: Format) -> None:
 
 def _integers(samples: Samples, depth: str) -> NDArray[np.int32]:
     scale = FULL_SCALE[depth]
-    scaled = np.rint(samples * np.float32(scale))
-    return np.asarray(np.clip(scaled, -scale, scale - 1), np.int32)
+    scaled = np.multiply(samples, np.float32(scale), order="C")
+    np.rint(scaled, out=scaled)
+    np.minimum(scaled, scale - 1, out=scaled)  # full scale itself is only there below zero
+    return scaled.astype(np.int32)
 
 
 def _wav(wave: Wave, label: Label, form: Format) -> bytes:
-    interleaved = np.ascontiguousarray(wave.samples.T)
+    interleaved = wave.samples.T
     if form.depth == "float":
         body, bits = interleaved.astype("<f4").tobytes(), 32
     elif form.depth == "16":
         body, bits = _integers(interleaved, "16").astype("<i2").tobytes(), 16
     else:
-        wide = _integers(interleaved, "24").astype("<i4").reshape(-1, 1).view(np.uint8)
-        body, bits = np.ascontiguousarray(wide[:, :3]).tobytes(), 24
+        wide = _integers(interleaved, "24").astype("<i4", copy=False)
+        body, bits = wide.reshape(-1, 1).view(np.uint8)[:, :3].tobytes(), 24
     loop = riff.Loop(0, len(wave))
     return riff.wav(
         body,
@@ -270,8 +272,11 @@ def resampled(samples: Samples, length: int) -> Samples:
         import soxr
     except ImportError as error:
         raise needs("soxr") from error
-    around = np.arange(-CONTEXT, was + CONTEXT) % was
-    frames = soxr.resample(np.ascontiguousarray(samples[:, around].T), was, length, quality="VHQ")
+    edge = samples
+    if was < CONTEXT:
+        edge = tiled(samples, -(-CONTEXT // was))
+    around = np.concatenate([edge[:, -CONTEXT:], samples, edge[:, :CONTEXT]], axis=1)
+    frames = soxr.resample(np.ascontiguousarray(around.T), was, length, quality="HQ")
     start = round(CONTEXT * length / was)
     return np.asarray(np.ascontiguousarray(frames[start : start + length].T), np.float32)
 

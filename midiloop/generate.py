@@ -37,7 +37,7 @@ from midiloop.store import LoopDataset
 from midiloop.train import FINGERPRINTS, MODELS, PRIOR
 
 SHIPPED = Path(__file__).parent / "pretrained"
-BATCH = 256
+BATCH = 512
 PATIENCE, MIN_TRIED = 200, 5_000  # candidates for each loop that is wanted, and at least
 PARTS = ("drums", "bass")
 LOOP_RULE = "loop"

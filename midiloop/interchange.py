@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -148,7 +150,9 @@ def from_multitrack(song: Multitrack, grid: Grid = LOOP) -> Roll:
 
 
 def _library(name: str) -> Any:
+    # pretty_midi imports pyfluidsynth, which prints where it found its library when CI is set.
     try:
-        return importlib.import_module(name)
+        with contextlib.redirect_stdout(io.StringIO()):
+            return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(f"{name} is missing: pip install 'midiloop[interchange]'") from error

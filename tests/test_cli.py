@@ -22,7 +22,8 @@ from midiloop.errors import CallError
 
 def midiloop(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "midiloop_cli", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60)
+    env = {**os.environ, "CI": "true"}  # with which some libraries print more
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60, env=env)
 
 
 @pytest.fixture(scope="module")

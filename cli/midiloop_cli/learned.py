@@ -156,7 +156,7 @@ def train(
     metavar="kick,crash,bass,loop",
     help="What plays on the first step; loop: bars 1 and 5 are alike, by the rules.",
 )
-@click.option("--batch", type=click.IntRange(1), help="Loops drawn at a time; default: 256.")
+@click.option("--batch", type=click.IntRange(1), help="Loops drawn at a time; default: 512.")
 @json_option
 def generate(
     run: Path | None,

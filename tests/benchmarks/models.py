@@ -40,7 +40,7 @@ def main() -> None:
 
 def show(what: str, figure: float | str) -> None:
     shown = figure if isinstance(figure, str) else f"{figure:,.2f}"
-    print(f"{what:<60} {shown:>12}", flush=True)
+    print(f"{what:<66} {shown:>12}", flush=True)
 
 
 def training(dataset: Path, device: str, repeats: int) -> None:
