@@ -76,8 +76,8 @@ class Label:
         return Acid(self.tempo_bpm, int(self.quarters), self.meter, root)
 
     def tags(self, n_samples: int) -> dict[str, str]:
-        """For FLAC and OGG files; players of games loop from LOOPSTART for LOOPLENGTH samples."""
-        tags = {"LOOPSTART": "0", "LOOPLENGTH": str(n_samples), "BPM": decimal(self.tempo_bpm)}
+        """For FLAC and OGG files."""
+        tags = {**loop_tags(n_samples), "BPM": decimal(self.tempo_bpm)}
         if self.root is not None:
             tags["INITIALKEY"] = PITCH_CLASSES[self.root]
         tags["METER"] = f"{self.meter[0]}/{self.meter[1]}"
@@ -126,6 +126,11 @@ class Label:
                 f"--name-template {pattern!r}: a name of over {MAX_NAME} bytes; shorten it"
             )
         return name
+
+
+def loop_tags(n_samples: int) -> dict[str, str]:
+    """Tags of a loop of unknown tempo: players of games loop from LOOPSTART for LOOPLENGTH."""
+    return {"LOOPSTART": "0", "LOOPLENGTH": str(n_samples)}
 
 
 def _check_fields(pattern: str) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from midiloop import models
 from midiloop.errors import LoopError
@@ -32,8 +33,19 @@ class Checkpoint(NamedTuple):
     about: dict[str, Any]
 
 
+class Configured(Protocol):
+    """A network that knows the frozen dataclass that it is built from."""
+
+    @property
+    def config(self) -> Any:
+        """The dataclass."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors by name."""
+
+
 def save_model(
-    folder: Path, kind: str, model: Model, about: dict[str, Any], *, half: bool = False
+    folder: Path, kind: str, model: Configured, about: dict[str, Any], *, half: bool = False
 ) -> None:
     """Write a checkpoint, each of its files whole or not at all.
 
@@ -69,15 +81,28 @@ def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:
     Raises:
         LoopError: the folder holds none, one of another kind or version, or a damaged one.
     """
+    model, kind, about = load_any(folder, models.KINDS, device)
+    assert isinstance(model, Model)  # as all of these kinds are
+    return Checkpoint(model, kind, about)
+
+
+def load_any(
+    folder: Path, kinds: Mapping[str, models.Kind], device: torch.device | None = None
+) -> tuple[nn.Module, str, dict[str, Any]]:
+    """Read a checkpoint of one of ``kinds``: the model, its kind, and what else is said of it.
+
+    Raises:
+        LoopError: see `load_model`.
+    """
     about = read_config(folder)
     kind = about["kind"]
     try:
-        config = models.from_json(kind, about["config"])
+        config = models.from_json(kind, about["config"], kinds)
     except LoopError as error:
         raise LoopError(f"{folder / 'config.json'}: {error}; train it again") from None
     tensors, _ = read_tensors(folder / "model.safetensors")
     try:
-        model = models.build(kind, config)
+        model = kinds[kind][0](config)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise LoopError(
             f"{folder / 'config.json'}: no {kind} can be made of this config ({error}); "
@@ -100,7 +125,7 @@ def load_model(folder: Path, device: torch.device | None = None) -> Checkpoint:
             for name, tensor in tensors.items()
         }
     )
-    return Checkpoint(model.to(device or torch.device("cpu")).eval(), kind, about)
+    return model.to(device or torch.device("cpu")).eval(), kind, about
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -113,13 +138,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text())
     except FileNotFoundError:
-        raise LoopError(
-            f"{folder}: no config.json; give a folder that 'midiloop train' wrote"
-        ) from None
+        raise LoopError(f"{folder}: no config.json; give a folder that 'train' wrote") from None
     except (OSError, ValueError) as error:
         raise LoopError(f"{path}: {error}; train it again") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise LoopError(f"{path}: not a checkpoint; give a folder that 'midiloop train' wrote")
+        raise LoopError(f"{path}: not a checkpoint; give a folder that 'train' wrote")
     if about.get("format_version") != FORMAT_VERSION:
         raise LoopError(
             f"{path}: format version {about.get('format_version')}, this midiloop reads "

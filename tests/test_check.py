@@ -411,7 +411,7 @@ def test_the_command_prints_a_line_a_file(
     assert first.startswith(f"ok  {good}  2 bars at 120 bpm, 32,000 samples, jump ")
     assert second.startswith(f"ok  {plain}  32,000 samples, jump ")
     assert second.endswith("no tempo in header, tags or name")
-    assert last == "2 files, 0 of them not all right"
+    assert last == "2 files, all right"
 
     bad, torn = header(acid(90), name="bad.wav"), tmp_path / "torn.wav"
     torn.write_bytes(good.read_bytes()[:999])
@@ -426,7 +426,7 @@ def test_the_command_prints_a_line_a_file(
         == f"bad {torn}  the header promises 128,144 bytes, the file has 999; write it anew"
     )
     assert lines[4] == f"bad {tmp_path / 'none.wav'}  No such file or directory"
-    assert lines[5] == "5 files, 3 of them not all right"
+    assert lines[5] == "5 files, 3 of them bad"
 
 
 def test_the_command_reports_json(loop: Callable[..., Path], tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def check(sources: tuple[Path, ...], as_json: bool) -> None:
     if as_json:
         click.echo(report.to_json({"files": rows, "bad": bad}))
     elif len(rows) > 1:
-        click.echo(f"{len(rows):,} files, {bad:,} of them not all right")
+        click.echo(f"{len(rows):,} files, " + (f"{bad:,} of them bad" if bad else "all right"))
     sys.exit(1 if bad else 0)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from typing import Any
+
+from torch import nn
 
 from midiloop.errors import LoopError
 from midiloop.models.cnn_vae import CNNVAE, CNNVAEConfig
@@ -19,7 +21,10 @@ from midiloop.models.lstm_vae import (
 from midiloop.models.prior import Prior, PriorConfig
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
 
-KINDS: dict[str, tuple[Callable[[Any], Model], type[Any]]] = {
+# A kind of model: what makes one of a config, and the config's class.
+Kind = tuple[Callable[[Any], nn.Module], type[Any]]
+
+KINDS: dict[str, Kind] = {
     "ar-lstm-vae": (ARLSTMVAE, ARLSTMVAEConfig),
     "nonar-lstm-vae": (NonARLSTMVAE, NonARLSTMVAEConfig),
     "cnn-vae": (CNNVAE, CNNVAEConfig),
@@ -61,7 +66,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def build(kind: str, config: Any) -> Model:
     """A model with fresh weights, drawn from PyTorch's own generator."""
-    return KINDS[kind][0](config)
+    model = KINDS[kind][0](config)
+    assert isinstance(model, Model)  # as all of them are
+    return model
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -69,15 +76,15 @@ def to_json(config: Any) -> dict[str, Any]:
     return asdict(config)
 
 
-def from_json(kind: str, found: dict[str, Any]) -> Any:
+def from_json(kind: str, found: dict[str, Any], kinds: Mapping[str, Kind] = KINDS) -> Any:
     """Undo `to_json`.
 
     Raises:
         LoopError: there is no such kind, or the config is one of another version.
     """
-    if kind not in KINDS:
-        raise LoopError(f"no model is called {kind!r}; there are {', '.join(KINDS)}")
-    config = KINDS[kind][1]
+    if kind not in kinds:
+        raise LoopError(f"no model is called {kind!r}; there are {', '.join(kinds)}")
+    config = kinds[kind][1]
     names = {field.name for field in fields(config)}
     if set(found) != names:
         odd = ", ".join(sorted(set(found) ^ names))
