@@ -103,9 +103,10 @@ def load_any(
     tensors, _ = read_tensors(folder / "model.safetensors")
     try:
         model = kinds[kind][0](config)
-    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
+        cause = str(error).partition("\n")[0]
         raise LoopError(
-            f"{folder / 'config.json'}: no {kind} can be made of this config ({error}); "
+            f"{folder / 'config.json'}: no {kind} can be made of this config ({cause}); "
             "train it again"
         ) from error
     fresh = model.state_dict()

@@ -159,7 +159,7 @@ def another_shape(folder: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str, str]] = {
-    "no config": (remove(CONFIG), "", "midiloop train"),
+    "no config": (remove(CONFIG), "", "train"),
     "an empty config": (write(CONFIG, b""), CONFIG, "train it again"),
     "half a config": (cut(CONFIG, 0.5), CONFIG, "train it again"),
     "a config that is no text": (write(CONFIG, b"\xff\xfe\0"), CONFIG, "train it again"),
