@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build
+AUDIOCRAFT := $(BUILD)/audiocraft-env
 SYSTEM := libfluidsynth3 chromium
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow system lint fuzz bench bench-models bench-render bench-seams clean
+.PHONY: demo test test-slow test-audiocraft system lint fuzz bench bench-models bench-render \
+	bench-seams bench-codec clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo  ## loops from the example songs, new ones, and audio of those that is checked
@@ -39,6 +41,12 @@ lint: $(VENV)/.dev
 test-slow: $(VENV)/.dev  ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -q tests/test_fit.py --slow
 
+# About 2 GB: audiocraft's requirements cannot be installed as they are, see tests/golden/magnet.py.
+test-audiocraft: $(VENV)/.dev $(AUDIOCRAFT)/.done  ## that MAGNeT is still audiocraft's own
+	OMP_NUM_THREADS=1 $(AUDIOCRAFT)/bin/python tests/golden/magnet.py
+	git diff --exit-code --stat tests/golden/magnet.safetensors
+	$(BIN)/python -m pytest -q tests/test_magnet.py
+
 fuzz: $(VENV)/.dev  ## 20,000 damaged files, each of which must end as loops or as a reject
 	$(BIN)/python -m pytest -q tests/test_fuzz.py --mutations 20000
 
@@ -54,6 +62,9 @@ bench-render: $(VENV)/.dev  ## speed and memory of rendering
 bench-seams: $(VENV)/.dev  ## how seamless 200 generated loops are at random tempi
 	$(BIN)/python tests/benchmarks/seams.py
 
+bench-codec: $(VENV)/.dev  ## how near the codec comes: make bench-codec LOOPS=dataset
+	$(BIN)/python tests/benchmarks/codec.py $(LOOPS)
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "midiloop needs Python 3.11 or newer: make PYTHON=/path/to/python3"; exit 1; }
@@ -61,6 +72,16 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) -e '.[plot,models,audio]'
+	@touch $@
+
+$(AUDIOCRAFT)/.done:
+	$(PYTHON) -m venv $(AUDIOCRAFT)
+	$(AUDIOCRAFT)/bin/python -m pip install --quiet torch==2.13.0 numpy einops julius omegaconf \
+		hydra-core soundfile huggingface_hub tqdm num2words av librosa transformers torchmetrics \
+		spacy colorlog retrying submitit treetable cloudpickle safetensors
+	$(AUDIOCRAFT)/bin/python -m pip install --quiet --no-deps torchaudio==2.11.0 \
+		dora-search==0.1.13 flashy==0.0.2 audiocraft==1.3.0
+	rm -f $(AUDIOCRAFT)/lib/python*/site-packages/torchaudio/lib/*.so
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt

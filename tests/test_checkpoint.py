@@ -247,7 +247,10 @@ def unpickles(source: str) -> list[str]:
         if isinstance(node, ast.Import):
             found += [a.name for a in node.names if a.name.split(".")[0] in UNPICKLERS]
         elif isinstance(node, ast.ImportFrom):
-            if (node.module or "").split(".")[0] in UNPICKLERS:
+            names = {alias.name for alias in node.names} - {
+                "UnpicklingError"
+            }  # which reads nothing
+            if (node.module or "").split(".")[0] in UNPICKLERS and names:
                 found.append(str(node.module))
         elif isinstance(node, ast.Call):
             call = ast.unparse(node)

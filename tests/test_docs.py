@@ -19,9 +19,13 @@ def test_every_reason_and_every_column_is_explained() -> None:
 
 def test_every_command_and_its_options_are_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
-    commands = {**midiloop.commands, **audioloop.commands}
-    for name, command in commands.items():
-        assert f"loop {name}" in text
+    commands = [
+        (group.name, name, command)
+        for group in (midiloop, audioloop)
+        for name, command in group.commands.items()
+    ]
+    for group_name, name, command in commands:
+        assert f"{group_name} {name}" in text
         if name in ("inspect", "plot", "export"):
             continue  # their --help says it all
         options = {option for p in command.params for option in p.opts if "--" in option}

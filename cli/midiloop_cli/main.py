@@ -11,7 +11,7 @@ import click
 
 from midiloop import __version__
 from midiloop.errors import CallError, LoopError
-from midiloop_cli import audio, checks, learned, seams, symbolic
+from midiloop_cli import audio, checks, codecs, learned, seams, symbolic
 
 MODELS_NEED = ("torch", "safetensors", "einops")
 
@@ -74,5 +74,11 @@ def audioloop() -> None:
     """Turn MIDI loops into audio loops without a seam, and check those you have."""
 
 
-for command in (audio.render, checks.check, seams.seam):
+for command in (
+    audio.render,
+    checks.check,
+    seams.seam,
+    codecs.train,
+    codecs.reconstruct,
+):
     audioloop.add_command(command)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from audioloop.fit import Progress as SoundProgress
     from midiloop.evaluate import Distance, Estimate, Evaluation, Size
     from midiloop.extract import Progress as MiningProgress
     from midiloop.fit import Progress as TrainingProgress
@@ -143,6 +144,38 @@ def training() -> Iterator[Callable[[str, TrainingProgress], None]]:
                 text += f", validation {_figure(progress.error)} (best {_figure(progress.best)})"
             text += f", {progress.loops_per_s:,.0f} loops/s"
             bar.update(tasks[stage], completed=progress.step, description=text)
+
+        yield draw
+
+
+@contextmanager
+def sounding(name: str) -> Iterator[Callable[[SoundProgress], None]]:
+    """Show the share that is done, loss and validation, while a model of sound trains."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn(name),
+        BarColumn(BAR_WIDTH),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=1.0)
+
+        def draw(progress: SoundProgress) -> None:
+            minutes, seconds = divmod(round(progress.left_s), 60)
+            text = f"{minutes}:{seconds:02d} left, step {progress.step:,}"
+            shown = {**progress.terms, **progress.figures}
+            text += "".join(
+                f", {key} {shown[key]:.2f}"
+                for key in ("waveform", "mel", "si_sdr_db", "si_sdr_codes_db")
+                if key in shown
+            )
+            bar.update(task, completed=progress.done, description=text)
 
         yield draw
 

@@ -1,0 +1,149 @@
+"""Layers whose signal may be a circle: what comes after its last sample is its first.
+
+Each takes ``circular`` when it is called, so the same weights serve a loop and a signal with ends
+(beyond which there is silence). On the circle every layer commutes with rotation: rotating what
+goes in rotates what comes out, so no place is a seam.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ROTARY_PERIOD = 10_000.0
+
+
+def pad(x: Tensor, left: int, right: int, *, circular: bool) -> Tensor:
+    """More on both sides: (…, T) -> (…, left + T + right).
+
+    A circle goes on as it begins, however often round; a line goes on in zeros.
+    """
+    n = x.shape[-1]
+    if not circular:
+        return F.pad(x, (left, right))
+    if max(left, right) <= n:
+        return torch.cat([x[..., n - left :], x, x[..., :right]], -1)
+    return x[..., torch.arange(-left, n + right, device=x.device) % n]
+
+
+class Conv(nn.Module):
+    """A convolution of odd length that keeps the number of places: (B, C, T) -> (B, D, T)."""
+
+    def __init__(self, channels: int, outputs: int, length: int, *, groups: int = 1) -> None:
+        super().__init__()
+        if length % 2 == 0:
+            raise ValueError(f"a kernel of {length} has no middle")
+        self.reach = length // 2
+        self.conv = nn.Conv1d(channels, outputs, length, groups=groups)
+
+    def forward(self, x: Tensor, *, circular: bool) -> Tensor:
+        """(B, C, T) to (B, D, T)."""
+        if self.reach:
+            x = pad(x, self.reach, self.reach, circular=circular)
+        convolved: Tensor = self.conv(x)
+        return convolved
+
+
+class Frames(nn.Module):
+    """Overlapping windows, each seen by the same linear map: (B, 1, T · hop) -> (B, D, T).
+
+    Window n is centred on samples n · hop to (n + 1) · hop.
+    """
+
+    def __init__(self, window: int, hop: int, outputs: int) -> None:
+        super().__init__()
+        self.reach, self.hop = _reach(window, hop), hop
+        self.basis = nn.Parameter(lapped(outputs, window, hop))
+
+    def forward(self, x: Tensor, *, circular: bool) -> Tensor:
+        """(B, 1, T · hop) to (B, D, T)."""
+        x = pad(x, self.reach, self.reach, circular=circular)
+        return F.conv1d(x, self.basis[:, None], stride=self.hop)
+
+
+class OverlapAdd(nn.Module):
+    """The way back: each place becomes a window, and windows add up: (B, D, T) -> (B, 1, T · hop).
+
+    This is a transposed convolution, whose ends are added to the other end of a circle, or cut off.
+    """
+
+    def __init__(self, inputs: int, window: int, hop: int) -> None:
+        super().__init__()
+        self.reach, self.hop = _reach(window, hop), hop
+        self.basis = nn.Parameter(lapped(inputs, window, hop))
+
+    def forward(self, x: Tensor, *, circular: bool) -> Tensor:
+        """(B, D, T) to (B, 1, T · hop)."""
+        # A window starts before its own hop, so some places on each side reach into the signal.
+        more = -(-self.reach // self.hop)
+        x = pad(x, more, more, circular=circular)
+        whole = F.conv_transpose1d(x, self.basis[:, None], stride=self.hop)
+        start = self.reach + more * self.hop
+        return whole[..., start : start + (x.shape[-1] - 2 * more) * self.hop]
+
+
+def _reach(window: int, hop: int) -> int:
+    if window < hop or (window - hop) % 2:
+        raise ValueError(f"a window of {window} is not centred on a hop of {hop}")
+    return (window - hop) // 2
+
+
+def lapped(n: int, window: int, hop: int) -> Tensor:
+    """The lowest ``n`` functions of a lapped transform: (n, window), float32.
+
+    Where a window is two or four hops and ``n`` is ``hop``, they are an orthonormal basis of all
+    signals: what `Frames` takes apart `OverlapAdd` puts together again (Malvar 1992, *Signal
+    Processing with Lapped Transforms*: the modulated lapped transform, and the extended one with
+    its window in closed form).
+    """
+    at = torch.arange(window, dtype=torch.float64) + 0.5
+    if window == 4 * hop:
+        envelope = math.sqrt(1 / 8) - 0.5 * torch.cos(2 * math.pi * at / window)
+    else:
+        envelope = torch.sin(math.pi * at / window)
+    bands = torch.arange(n, dtype=torch.float64)[:, None] + 0.5
+    basis = envelope * torch.cos(math.pi / hop * bands * (at + hop / 2)) * math.sqrt(2 / hop)
+    return basis.float()
+
+
+class Attention(nn.Module):
+    """Self-attention that knows distances, on a line or round a circle: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        if dim % (2 * heads):
+            raise ValueError(f"{dim} channels are not {heads} heads of pairs")
+        self.heads = heads
+        self.inward = nn.Linear(dim, 3 * dim, bias=False)
+        self.outward = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor, *, circular: bool) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        heads = rearrange(self.inward(x), "b t (three h d) -> three b h t d", three=3, h=self.heads)
+        query, key, value = heads
+        query, key = (turned(a, circular=circular) for a in (query, key))
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.outward(rearrange(mixed, "b h t d -> b t (h d)"))
+        return out
+
+
+def turned(x: Tensor, *, circular: bool) -> Tensor:
+    """Rotary positions (Su et al. 2021): (…, T, D) -> (…, T, D), D even.
+
+    Each pair of channels turns by its own angle a place. On a circle of T places every angle is
+    snapped to a whole number of turns a round, so that the first place follows the last; pairs too
+    slow for one turn do not turn at all.
+    """
+    n_places, dim = x.shape[-2:]
+    rates = ROTARY_PERIOD ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    if circular:
+        rates = torch.round(rates * n_places / (2 * math.pi)) * (2 * math.pi) / n_places
+    angles = torch.arange(n_places, dtype=torch.float64)[:, None] * rates
+    cos, sin = (f(angles).to(x.device, x.dtype) for f in (torch.cos, torch.sin))
+    even, odd = x[..., 0::2], x[..., 1::2]
+    pairs = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
+    return pairs.flatten(-2)

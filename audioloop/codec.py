@@ -1,0 +1,296 @@
+"""Waves as latents and codes, and back: a codec that works on a circle.
+
+::
+
+    wave (B, 1, 640 · T) -> 100 frames a second -> 50 a second -> latent (B, 64, T)
+    latent (B, 64, T)    -> codes (B, 4, T)     -> latent (B, 64, T)
+    latent (B, 64, T)    -> 50 frames a second  -> 100 a second -> wave (B, 1, 640 · T)
+
+Frames of a learned basis take the place of a ladder of strided convolutions: nearly all of the work
+is done at 50 and 100 places a second, and there in matrix products. The blocks are those of
+ConvNeXt (Liu et al. 2022, section 2) in one dimension, as Vocos has them (Siuzdak 2023, section
+3.1); the residual quantiser is that of SoundStream (Zeghidour et al. 2021, algorithm 1) with the
+averages and restarts of Jukebox (Dhariwal et al. 2020, section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audioloop.circular import Conv, Frames, OverlapAdd
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """Sizes of a codec.
+
+    Attributes:
+        rate: samples a second.
+        frame: samples of a code; each is made of two hops.
+        window: samples that the learned basis sees at a hop.
+        fine, coarse: channels at 100 and at 50 places a second.
+        encoder_blocks, decoder_blocks: at 100 places a second, and as many at 50.
+        latent_dim: numbers of a frame.
+        codebooks, codebook_size: of a frame's codes.
+        decay: of the averages that codebooks follow.
+        rare: share of an even count below which a vector starts anew.
+        commitment: weight of the latent's distance from its codes.
+    """
+
+    rate: int = 32_000
+    frame: int = 640
+    window: int = 1280
+    fine: int = 320
+    coarse: int = 384
+    encoder_blocks: int = 2
+    decoder_blocks: int = 3
+    expansion: int = 2
+    latent_dim: int = 64
+    codebooks: int = 4
+    codebook_size: int = 1024
+    decay: float = 0.99
+    rare: float = 0.1
+    commitment: float = 0.25
+
+    @property
+    def hop(self) -> int:
+        """Samples of a place of the finer of the two."""
+        return self.frame // 2
+
+    @property
+    def frames_per_s(self) -> float:
+        """Codes a second, of each codebook."""
+        return self.rate / self.frame
+
+
+class Quantized(NamedTuple):
+    """What the codebooks make of a latent.
+
+    Attributes:
+        latent: (B, L, T), sum of the chosen vectors, with the gradient of what went in.
+        codes: int64 (B, K, T).
+        commitment: (), mean squared distance of what was quantised, over codebooks.
+    """
+
+    latent: Tensor
+    codes: Tensor
+    commitment: Tensor
+
+
+class Block(nn.Module):
+    """Mix places channel by channel, then channels place by place, and add: (B, C, T)."""
+
+    def __init__(self, channels: int, expansion: int) -> None:
+        super().__init__()
+        self.places = Conv(channels, channels, 7, groups=channels)
+        self.norm = nn.LayerNorm(channels)
+        self.widen = nn.Linear(channels, expansion * channels)
+        self.narrow = nn.Linear(expansion * channels, channels)
+        nn.init.zeros_(self.narrow.weight)  # at first, a block adds nothing
+        nn.init.zeros_(self.narrow.bias)
+
+    def forward(self, x: Tensor, *, circular: bool) -> Tensor:
+        """(B, C, T) to (B, C, T)."""
+        mixed = self.norm(self.places(x, circular=circular).mT)  # (B, T, C)
+        mixed = self.narrow(F.gelu(self.widen(mixed), approximate="tanh"))
+        added: Tensor = x + mixed.mT
+        return added
+
+
+class Blocks(nn.ModuleList):
+    """One block after the other."""
+
+    def __init__(self, n: int, channels: int, expansion: int) -> None:
+        super().__init__(Block(channels, expansion) for _ in range(n))
+
+    def forward(self, x: Tensor, *, circular: bool) -> Tensor:
+        """(B, C, T) to (B, C, T)."""
+        for block in self:
+            x = block(x, circular=circular)
+        return x
+
+
+@torch.no_grad()
+def _pass_lowest(weight: Tensor, wide: int, narrow: int) -> None:
+    """Let a map (narrow, wide) pass the lowest channels of both of its hops, and little else.
+
+    So the codec is a transform codec of the lowest bands before it has learned anything.
+    """
+    weight.mul_(0.05)
+    rows = torch.arange(narrow // 2)
+    weight[rows, rows] = 1.0
+    weight[narrow // 2 + rows, wide // 2 + rows] = 1.0
+
+
+class Encoder(nn.Module):
+    """Wave to latent."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        fine, coarse = config.fine, config.coarse
+        self.frames = Frames(config.window, config.hop, fine)
+        self.fine = Blocks(config.encoder_blocks, fine, config.expansion)
+        self.halve = nn.Linear(2 * fine, coarse)
+        self.coarse = Blocks(config.encoder_blocks, coarse, config.expansion)
+        self.out = nn.Linear(coarse, config.latent_dim)
+        _pass_lowest(self.halve.weight, 2 * fine, coarse)
+        _pass_lowest(self.out.weight, coarse, config.latent_dim)
+
+    def forward(self, wave: Tensor, *, circular: bool) -> Tensor:
+        """(B, 1, 640 · T) to (B, 64, T)."""
+        x = self.frames(wave, circular=circular)  # (B, fine, 2T)
+        x = self.fine(x, circular=circular)
+        x = self.halve(rearrange(x, "b c (t two) -> b t (two c)", two=2)).mT  # (B, coarse, T)
+        x = self.coarse(x, circular=circular)
+        latent: Tensor = self.out(x.mT).mT
+        return latent
+
+
+class Decoder(nn.Module):
+    """Latent to wave."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        fine, coarse = config.fine, config.coarse
+        self.inward = Conv(config.latent_dim, coarse, 3)
+        self.coarse = Blocks(config.decoder_blocks, coarse, config.expansion)
+        self.split = nn.Linear(coarse, 2 * fine)
+        self.fine = Blocks(config.decoder_blocks, fine, config.expansion)
+        self.frames = OverlapAdd(fine, config.window, config.hop)
+        nn.init.zeros_(self.inward.conv.weight)  # of neighbours nothing, at first
+        _pass_lowest(self.inward.conv.weight[..., 1].T, coarse, config.latent_dim)
+        _pass_lowest(self.split.weight.T, 2 * fine, coarse)
+
+    def forward(self, latent: Tensor, *, circular: bool) -> Tensor:
+        """(B, 64, T) to (B, 1, 640 · T)."""
+        x = self.inward(latent, circular=circular)  # (B, coarse, T)
+        x = self.coarse(x, circular=circular)
+        x = rearrange(self.split(x.mT), "b t (two c) -> b c (t two)", two=2)  # (B, fine, 2T)
+        x = self.fine(x, circular=circular)
+        wave: Tensor = self.frames(x, circular=circular)
+        return wave
+
+
+class Quantizer(nn.Module):
+    """Codebooks one after the other, each for what those before it left over."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.decay, self.rare = config.decay, config.rare
+        shape = config.codebooks, config.codebook_size
+        self.vectors: Tensor
+        self.counts: Tensor
+        self.register_buffer("vectors", torch.randn(*shape, config.latent_dim))
+        self.register_buffer("counts", torch.zeros(shape))  # rows that each is the average of
+
+    def forward(self, latent: Tensor) -> Quantized:
+        """(B, L, T) to the nearest sum of vectors; in training, vectors move."""
+        left = rearrange(latent.float(), "b l t -> (b t) l")
+        codes, commitments = [], []
+        for book in range(len(self.vectors)):
+            nearest = self._nearest(left.detach(), book)
+            if self.training:
+                self._follow(left.detach(), nearest, book)
+            chosen = self.vectors[book, nearest]
+            commitments.append(F.mse_loss(left, chosen))
+            left = left - chosen
+            codes.append(nearest)
+        missed = rearrange(left, "(b t) l -> b l t", b=len(latent))
+        return Quantized(
+            latent - missed.detach(),
+            rearrange(torch.stack(codes), "k (b t) -> b k t", b=len(latent)),
+            torch.stack(commitments).mean(),
+        )
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes (B, K, T), of the first K codebooks, to their latent (B, L, T)."""
+        vectors = [self.vectors[book, row] for book, row in enumerate(codes.unbind(1))]
+        return torch.stack(vectors).sum(0).mT
+
+    def _nearest(self, rows: Tensor, book: int) -> Tensor:
+        vectors = self.vectors[book]
+        with torch.autocast(rows.device.type, enabled=False):
+            distance = torch.addmm(vectors.square().sum(1), rows, vectors.T, alpha=-2)
+        return distance.argmin(1)
+
+    @torch.no_grad()
+    def _follow(self, rows: Tensor, codes: Tensor, book: int) -> None:
+        """Move every vector towards the average of its rows; those that few want start anew."""
+        vectors, counts = self.vectors[book], self.counts[book]
+        size, kept = len(vectors), self.decay * counts
+        sums = kept[:, None] * vectors
+        sums.index_add_(0, codes, rows, alpha=1 - self.decay)
+        counts.copy_(kept + (1 - self.decay) * torch.bincount(codes, minlength=size))
+        vectors.copy_(sums / counts[:, None].clamp(min=1e-8))
+        even = len(rows) / size
+        rare = counts < self.rare * even
+        fresh = rows[torch.randint(len(rows), (size,), device=rows.device)]
+        counts[rare] = even
+        vectors[rare] = fresh[rare]
+
+
+class Coded(NamedTuple):
+    """A wave that went through the codec.
+
+    Attributes:
+        wave: (B, 1, samples).
+        latent: (B, L, T), before the quantiser.
+        quantized: what the quantiser made of it.
+    """
+
+    wave: Tensor
+    latent: Tensor
+    quantized: Quantized
+
+
+class Codec(nn.Module):
+    """Waves (B, 1, 640 · T) to latents (B, 64, T) or codes (B, 4, T), and back."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quantizer = Quantizer(config)
+        self.decoder = Decoder(config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.quantizer.vectors.device
+
+    def forward(self, wave: Tensor, continuous: Tensor, *, circular: bool) -> Coded:
+        """There and back.
+
+        Args:
+            wave: (B, 1, 640 · T).
+            continuous: bool (B,): which are decoded from the latent, and not from codes.
+        """
+        latent = self.encoder(wave, circular=circular)
+        quantized = self.quantizer(latent)
+        chosen = torch.where(continuous[:, None, None], latent, quantized.latent)
+        return Coded(self.decoder(chosen, circular=circular), latent, quantized)
+
+    def encode(self, wave: Tensor, *, circular: bool) -> Tensor:
+        """(B, 1, 640 · T) to latents (B, L, T)."""
+        latent: Tensor = self.encoder(wave, circular=circular)
+        return latent
+
+    def quantize(self, latent: Tensor) -> Tensor:
+        """Latents (B, L, T) to codes int64 (B, K, T)."""
+        codes: Tensor = self.quantizer(latent).codes
+        return codes
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """Codes (B, K, T), of the first K codebooks, to latents (B, L, T)."""
+        return self.quantizer.lookup(codes)
+
+    def decode(self, latent: Tensor, *, circular: bool) -> Tensor:
+        """Latents (B, L, T) to (B, 1, 640 · T)."""
+        wave: Tensor = self.decoder(latent, circular=circular)
+        return wave

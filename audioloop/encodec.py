@@ -1,0 +1,283 @@
+"""A published EnCodec as a coder of loops, to compare with: `coder.Coder` by way of transformers.
+
+EnCodec (Défossez et al. 2022, *High Fidelity Neural Audio Compression*, section 3) is a ladder of
+strided convolutions with an LSTM at its end, a residual quantiser, and the same ladder back. An
+LSTM has to start somewhere, so none of it can be closed to a circle. A loop is tiled and cropped
+instead::
+
+    … g h | a b c d e f g h | a b …     tile: the loop goes on as it would, on both sides
+    run it as a line
+          | a b c d e f g h |           crop: what heard the ends of the line is dropped
+
+What is kept has heard at least `CONTEXT_S` of the loop around it, more than one round if the loop
+is shorter. So it commutes with rotation as far as the LSTM has forgotten what was before that.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import rearrange
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from audioloop.circular import pad
+from midiloop.errors import LoopError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+CONTEXT_S = 2.0  # on each side: what the LSTM remembers, and what the convolutions see
+PROBE_FRAMES = 3
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FITTING = "give facebook/encodec_32khz, or a model of its kind"
+
+
+@dataclass(frozen=True)
+class EnCodecConfig:
+    """What an EnCodec's codes look like.
+
+    Attributes:
+        rate: samples a second.
+        frame: samples of a code.
+        codebooks, codebook_size: of a frame's codes, at the highest of its bandwidths.
+        latent_dim: numbers of a frame.
+    """
+
+    rate: int
+    frame: int
+    codebooks: int
+    codebook_size: int
+    latent_dim: int
+
+    @property
+    def context_frames(self) -> int:
+        """How far a loop goes on at each side before it is run: 100 frames at 32 kHz."""
+        return math.ceil(CONTEXT_S * self.rate / self.frame)
+
+
+class EnCodec:
+    """Waves (B, 1, frame · T) to latents (B, L, T) or codes (B, K, T), and back.
+
+    Args:
+        model: transformers' ``EncodecModel``, of one channel, whose level is left as it is.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.config = EnCodecConfig(
+            rate=model.config.sampling_rate,
+            frame=math.prod(model.config.upsampling_ratios),
+            codebooks=len(model.quantizer.layers),
+            codebook_size=model.config.codebook_size,
+            latent_dim=model.config.hidden_size,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return torch.device(self.model.device)
+
+    def encode(self, wave: Tensor, *, circular: bool) -> Tensor:
+        """(B, 1, frame · T) to latents (B, L, T)."""
+        if not circular:
+            line: Tensor = self.model.encoder(wave)
+            return line
+        more = self.config.context_frames
+        reach = more * self.config.frame
+        tiled: Tensor = self.model.encoder(pad(wave, reach, reach, circular=True))
+        return tiled[..., more:-more]
+
+    def quantize(self, latent: Tensor) -> Tensor:
+        """Latents (B, L, T) to codes int64 (B, K, T)."""
+        codes: Tensor = self.model.quantizer.encode(latent)
+        return rearrange(codes, "k b t -> b k t")
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """Codes (B, K, T), of the first K codebooks, to latents (B, L, T)."""
+        latent: Tensor = self.model.quantizer.decode(rearrange(codes, "b k t -> k b t"))
+        return latent
+
+    def decode(self, latent: Tensor, *, circular: bool) -> Tensor:
+        """Latents (B, L, T) to (B, 1, frame · T)."""
+        if not circular:
+            line: Tensor = self.model.decoder(latent)
+            return line
+        more = self.config.context_frames
+        reach = more * self.config.frame
+        tiled: Tensor = self.model.decoder(pad(latent, more, more, circular=True))
+        return tiled[..., reach:-reach]
+
+
+def load(name: str, device: torch.device | None = None) -> EnCodec:
+    """A published EnCodec, in evaluation mode.
+
+    Its two files are read here and not by ``from_pretrained``, which a config can lead to a
+    pickle even where it was told to use safetensors, and which fills in weights that are missing.
+
+    Args:
+        name: a folder with ``config.json`` and ``model.safetensors``, or a name on Hugging Face.
+
+    Raises:
+        ImportError: transformers is not installed.
+        LoopError: there is no such folder or name, or the hub cannot be reached, or what is there
+            is no EnCodec, or one that does not fit, or damaged, or holds pickled weights only.
+    """
+    transformers = _transformers()
+    with _quiet():
+        about = _read_config(_file(name, CONFIG), name)
+        weights = _file(name, WEIGHTS)
+        errors = importlib.import_module("huggingface_hub.errors")
+        try:
+            config = transformers.EncodecConfig.from_dict(about)
+            _check_fits(config, name)
+            codec = EnCodec(transformers.EncodecModel(config))
+            _probe(codec)
+        except LoopError:
+            raise
+        except (
+            AttributeError, TypeError, ValueError, RuntimeError, ArithmeticError, LookupError,
+            errors.StrictDataclassError,
+        ) as error:  # fmt: skip
+            raise LoopError(
+                f"{name}: no EnCodec can be made of its {CONFIG} ({_line(error)}); {FITTING}"
+            ) from error
+        _fill(codec.model, weights)
+    codec.model.to(device or torch.device("cpu"))
+    return codec
+
+
+def _transformers() -> ModuleType:
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise ImportError(
+            "EnCodec needs transformers: pip install 'midiloop[published]'", name="transformers"
+        ) from error
+
+
+def _file(name: str, file: str) -> Path:
+    """One file of a folder or of a model on the hub, downloaded if need be."""
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / file).is_file():
+            raise LoopError(_lacks(name, file))
+        return folder / file
+    if folder.exists():
+        raise LoopError(f"{name}: a file; give the folder that it is in")
+    hub = importlib.import_module("huggingface_hub")
+    errors = importlib.import_module("huggingface_hub.errors")
+    try:
+        return Path(hub.hf_hub_download(name, file))
+    except errors.LocalEntryNotFoundError as error:  # offline, as a subclass of the next
+        raise LoopError(
+            f"{name}: no such folder, and Hugging Face cannot be reached; "
+            "download it where it can, and give the folder"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise LoopError(_lacks(name, file)) from error
+    except errors.HFValidationError as error:
+        raise LoopError(f"{name}: no such folder; {FITTING}") from error
+    except (OSError, errors.HTTPError) as error:
+        raise LoopError(
+            f"{name}: no such folder, and nothing to be had from Hugging Face ({_line(error)}); "
+            f"{FITTING}"
+        ) from error
+
+
+def _lacks(name: str, file: str) -> str:
+    if file == CONFIG:
+        return f"{name}: no {file}; {FITTING}"
+    return (
+        f"{name}: no {file}, and nothing is unpickled here; if you trust its weights, convert "
+        "them: transformers.EncodecModel.from_pretrained(…).save_pretrained(FOLDER)"
+    )
+
+
+def _read_config(path: Path, name: str) -> dict[str, Any]:
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LoopError(f"{path}: {_line(error)}; download it again") from error
+    kind = about.get("model_type") if isinstance(about, dict) else None
+    if kind != "encodec":
+        raise LoopError(f"{name}: not an EnCodec, but {kind or 'something else'}; {FITTING}")
+    assert isinstance(about, dict)
+    return about
+
+
+def _check_fits(config: Any, name: str) -> None:
+    """Raise `LoopError` for what cannot be tiled and cropped as one channel."""
+    odd = {
+        "of more than one channel": config.audio_channels != 1,
+        "that levels what it hears": config.normalize or config.norm_type != "weight_norm",
+        "that works in chunks": config.chunk_length_s is not None,
+    }
+    found = [what for what, there in odd.items() if there]
+    if found:
+        raise LoopError(f"{name}: an EnCodec {' and '.join(found)}; {FITTING}")
+
+
+@torch.inference_mode()
+def _probe(codec: EnCodec) -> None:
+    """Take a short wave there and back: some configs are found wanting only when they are run."""
+    latent = codec.encode(torch.zeros(1, 1, PROBE_FRAMES * codec.config.frame), circular=False)
+    codec.decode(codec.dequantize(codec.quantize(latent)), circular=False)
+
+
+def _fill(model: Any, path: Path) -> None:
+    """Give the model its weights.
+
+    PyTorch itself knows the names that normed weights had when EnCodec was published.
+    """
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise LoopError(f"{path}: {_line(error)}; download it again") from error
+    try:
+        missing = model.load_state_dict(tensors, strict=False).missing_keys
+    except RuntimeError as error:
+        raise LoopError(
+            f"{path}: the weights are not of the sizes that {CONFIG} says; download both again"
+        ) from error
+    if missing:
+        raise LoopError(
+            f"{path}: {len(missing)} weights are not there, {missing[0]} among them; "
+            "download it again"
+        )
+
+
+def _line(error: Exception) -> str:
+    """What an error says, on one line, with its remedies for others left out."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither log lines nor progress bars of others on a command's output."""
+    utils = importlib.import_module("huggingface_hub.utils")
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    bars = not utils.are_progress_bars_disabled()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    if bars:
+        utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            utils.enable_progress_bars()

@@ -1,0 +1,253 @@
+"""Published MAGNeTs, and the texts that they read.
+
+A checkpoint of audiocraft is a folder with ``state_dict.bin``: a pickle of the weights, and of the
+configuration that they were trained with, as YAML. PyTorch reads its tensors and plain values
+here, and nothing that could run code. A text becomes the states of a T5, by way of transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from audioloop.magnet.network import Magnet, MagnetConfig
+from midiloop.errors import LoopError
+
+FILE = "state_dict.bin"
+TEXT_MODEL = "t5-base"
+FITTING = "give the folder of a facebook/magnet-*"
+
+# Where a published configuration says what our config holds.
+SIZES = {
+    "dim": ("transformer_lm", "dim"),
+    "heads": ("transformer_lm", "num_heads"),
+    "layers": ("transformer_lm", "num_layers"),
+    "widening": ("transformer_lm", "hidden_scale"),
+    "codebooks": ("transformer_lm", "n_q"),
+    "codebook_size": ("transformer_lm", "card"),
+    "context": ("transformer_lm", "subcodes_context"),
+}
+
+# What else it must say, or be silent about. Of biases and layer scales the names of weights tell.
+FIXED: dict[tuple[str, ...], Any] = {
+    ("lm_model",): "transformer_lm_magnet",
+    ("transformer_lm", "activation"): "gelu",
+    ("transformer_lm", "norm"): "layer_norm",
+    ("transformer_lm", "norm_first"): True,
+    ("transformer_lm", "positional_embedding"): "sin",
+    ("transformer_lm", "causal"): False,
+    ("fuser", "cross_attention_pos_emb"): False,
+    ("fuser", "cross"): ["description"],
+}
+
+
+class Published(NamedTuple):
+    """A checkpoint that was loaded.
+
+    Attributes:
+        model: in evaluation mode, its weights fixed.
+        span: frames that it has learned to fill together.
+        segment_s: seconds that it has learned to write.
+        text_model: name of the T5 whose states it reads.
+    """
+
+    model: Magnet
+    span: int
+    segment_s: float
+    text_model: str
+
+
+def load(folder: Path, device: torch.device | None = None) -> Published:
+    """Read a MAGNeT that audiocraft has exported.
+
+    Raises:
+        LoopError: the folder holds none, or one that would run code, or is damaged or of another
+            kind, or its weights are not those of its configuration; or YAML cannot be read here.
+    """
+    path = folder / FILE
+    weights, about = _read(path)
+    config = _config(about, path)
+    try:
+        with torch.device("meta"):
+            model = Magnet(config)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise LoopError(
+            f"{path}: no MAGNeT can be made of its configuration ({_line(error)}); {FITTING}"
+        ) from error
+    _check(weights, model.state_dict(), path)
+    model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
+    return Published(
+        model.to(device or torch.device("cpu")).eval().requires_grad_(False),
+        span=_at(about, ("masking", "span_len"), 3),
+        segment_s=_at(about, ("dataset", "segment_duration"), 10),
+        text_model=_at(about, ("conditioners", "description", "t5", "name"), TEXT_MODEL),
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights by name, and the configuration that they were trained with."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is odd in a file that is refused anyway
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise LoopError(f"{path}: no such file; {FITTING}") from None
+    except UnpicklingError as error:
+        raise LoopError(
+            f"{path}: holds more than tensors and plain values, which could run code and is not "
+            f"read; {FITTING}"
+        ) from error
+    except (
+        OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError, TypeError,
+    ) as error:  # fmt: skip
+        raise LoopError(f"{path}: damaged ({_line(error)}); download it again") from error
+    weights = found.get("best_state") if isinstance(found, dict) else None
+    text = found.get("xp.cfg") if isinstance(found, dict) else None
+    if not isinstance(weights, Mapping) or not isinstance(text, str):
+        raise LoopError(f"{path}: lacks best_state or xp.cfg, weights or their YAML; {FITTING}")
+    if not all(isinstance(weight, Tensor) for weight in weights.values()):
+        raise LoopError(f"{path}: best_state is not of tensors alone; {FITTING}")
+    return dict(weights), _parsed(text, path)
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    try:
+        yaml: Any = importlib.import_module("yaml")
+    except ImportError as error:
+        raise LoopError(f"{path}: its configuration is YAML: pip install pyyaml") from error
+    try:
+        about = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise LoopError(f"{path}: xp.cfg is no YAML ({_line(error)}); download it again") from error
+    if not isinstance(about, dict):
+        raise LoopError(f"{path}: xp.cfg says nothing of a model; {FITTING}")
+    return about
+
+
+def _config(about: dict[str, Any], path: Path) -> MagnetConfig:
+    """The sizes of a published configuration, of a network that is as ours."""
+    for keys, fitting in FIXED.items():
+        found = _at(about, keys, fitting)
+        if found != fitting:
+            raise LoopError(f"{path}: {'.'.join(keys)} is {found}, not {fitting}; {FITTING}")
+    sizes: dict[str, Any] = {}
+    for name, keys in SIZES.items():
+        sizes[name] = size = _at(about, keys, getattr(MagnetConfig, name))
+        least = -1 if name == "context" else 1
+        if not isinstance(size, int) or size < least:
+            raise LoopError(f"{path}: {'.'.join(keys)} is {size}, not a number; {FITTING}")
+    if sizes["context"] == -1:
+        sizes["context"] = None
+    return MagnetConfig(**sizes)
+
+
+def _at(about: Any, keys: Sequence[str], otherwise: Any) -> Any:
+    """What a configuration says at a place, unless it is silent."""
+    for key in keys:
+        if not isinstance(about, dict) or about.get(key) is None:
+            return otherwise
+        about = about[key]
+    return about
+
+
+def _check(weights: dict[str, Tensor], fresh: dict[str, Tensor], path: Path) -> None:
+    """Raise `LoopError` for weights that are missing, or unknown, or of another shape."""
+    shared = weights.keys() & fresh.keys()
+    odd = {
+        "missing": fresh.keys() - weights.keys(),
+        "unknown": weights.keys() - fresh.keys(),
+        "of another shape": {n for n in shared if weights[n].shape != fresh[n].shape},
+    }
+    told = [f"{_few(names)} {how}" for how, names in odd.items() if names]
+    if told:
+        raise LoopError(f"{path}: weights {', '.join(told)}; {FITTING}")
+
+
+def _few(names: set[str]) -> str:
+    """Up to three names."""
+    first = sorted(names)[:3]
+    more = len(names) - len(first)
+    return " and ".join(first) + (f" and {more} more" if more else "")
+
+
+def _line(error: Exception) -> str:
+    """What an error says first."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+class Text(NamedTuple):
+    """What a text model says of texts, as `network.Magnet.condition` takes it.
+
+    Attributes:
+        states: float (B, S, 768).
+        mask: bool (B, S): what is no padding; an empty text is all padding.
+    """
+
+    states: Tensor
+    mask: Tensor
+
+
+class TextModel:
+    """Texts to their states, by a T5 of a name on Hugging Face, or in a folder.
+
+    Raises:
+        ImportError: transformers is not installed.
+        LoopError: there is no such T5, or it cannot be reached.
+    """
+
+    def __init__(self, name: str = TEXT_MODEL, device: torch.device | None = None) -> None:
+        transformers = _transformers()
+        with _quiet(transformers):
+            try:
+                # Without this, pickled weights would do as well.
+                model = transformers.T5EncoderModel.from_pretrained(name, use_safetensors=True)
+                self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
+            except (OSError, ValueError, ImportError) as error:
+                raise LoopError(
+                    f"{name}: no T5 can be had ({_line(error)}); give {TEXT_MODEL}, or a folder "
+                    "that it was saved in"
+                ) from error
+        self.model: Any = model.to(device or torch.device("cpu")).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Text:
+        """States of texts (B, S, 768)."""
+        tokens = self.tokenizer(list(texts), return_tensors="pt", padding=True)
+        ids, mask = (tokens[key].to(self.model.device) for key in ("input_ids", "attention_mask"))
+        states: Tensor = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        said = torch.tensor([bool(text) for text in texts], device=mask.device)
+        return Text(states, mask.bool() & said[:, None])
+
+
+def _transformers() -> ModuleType:
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise ImportError(
+            "texts need transformers: pip install 'midiloop[published]'", name="transformers"
+        ) from error
+
+
+@contextmanager
+def _quiet(transformers: ModuleType) -> Iterator[None]:
+    """Neither log lines nor progress bars of others on a command's output."""
+    told = transformers.utils.logging
+    level, bars = told.get_verbosity(), told.is_progress_bar_enabled()
+    told.set_verbosity(logging.CRITICAL)
+    told.disable_progress_bar()
+    try:
+        yield
+    finally:
+        told.set_verbosity(level)
+        if bars:
+            told.enable_progress_bar()

@@ -1,0 +1,298 @@
+"""What ``audioloop train`` does: the codec, on renders of a loop dataset.
+
+First the codec learns to give back the wave and its spectra. Then the encoder and its codes stand
+still, and the decoder goes on against critics, which want what an average of all likely sounds
+lacks: the noise of a cymbal.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from audioloop import coder, fit, renders, spectral
+from audioloop.adversary import Adversary, critics_loss, deceit_loss, feature_gap
+from audioloop.codec import Codec, CodecConfig
+from audioloop.coder import KIND, KINDS
+from audioloop.fidelity import si_sdr_db
+from audioloop.fit import Progress, Result, Settings, Stage
+from audioloop.renders import Renders, Variety
+from audioloop.wave import Samples
+from midiloop import checkpoint
+from midiloop.errors import CallError, LoopError
+from midiloop.store import LoopDataset
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the codec is to learn from an excerpt, and how much each thing counts.
+
+    Attributes:
+        frames: of an excerpt.
+        excerpts: of each render.
+        fade_s: how long an excerpt takes to go over into its beginning, see `renders.circles`.
+        open_every: every so many steps, excerpts have ends instead.
+        continuous: share of excerpts that are decoded from the latent, and not from codes.
+        waveform, convergence, magnitude, mel, level: weights, see `spectral.Distances`.
+        deceit, features: weights against the critics.
+        adversarial: where in the run their stage begins; 1: never.
+        adversarial_rate: its share of the learning rate.
+    """
+
+    frames: int = 40
+    excerpts: int = 2
+    fade_s: float = 0.02
+    open_every: int = 4
+    continuous: float = 1 / 3
+    waveform: float = 4.0
+    convergence: float = 0.3
+    magnitude: float = 0.5
+    mel: float = 1.5
+    level: float = 2.0
+    deceit: float = 0.1
+    features: float = 1.0
+    adversarial: float = 0.7
+    adversarial_rate: float = 0.3
+
+
+CONFIG, LESSON = CodecConfig(), Lesson()
+WEIGHTS = ("waveform", "convergence", "magnitude", "mel", "level", "deceit", "features")
+SHARES = ("continuous", "adversarial", "adversarial_rate")
+N_VALID = 24
+
+
+def lesson_of(changes: Sequence[str]) -> Lesson:
+    """The default lesson with changes, as in "waveform=1".
+
+    Raises:
+        CallError: there is no such thing to change, or not to that.
+    """
+    names = (*WEIGHTS, *SHARES)
+    found: dict[str, Any] = {}
+    for change in changes:
+        name, _, text = change.partition("=")
+        if name not in names:
+            raise CallError(f"{change!r}: a lesson has no {name!r}; it has {', '.join(names)}")
+        try:
+            found[name] = float(text)
+        except ValueError:
+            raise CallError(f"{change!r}: {text!r} is no number; write {name}=1") from None
+        if not 0 <= found[name] <= (1 if name in SHARES else 1e6):
+            raise CallError(f"{change!r}: out of range; leave it out for the default")
+    return replace(LESSON, **found)
+
+
+class CodecTask(fit.Task):
+    """A codec and its critics, as `fit` trains them."""
+
+    def __init__(
+        self,
+        config: CodecConfig,
+        lesson: Lesson,
+        settings: Settings,
+        sounds: Callable[[Sequence[int]], list[Samples]],
+        valid: Callable[[], list[Samples]],
+        device: torch.device,
+        heard: dict[str, Any],
+    ) -> None:
+        torch.manual_seed(settings.seed)
+        self.lesson, self.settings, self.sounds, self.device = lesson, settings, sounds, device
+        self.valid, self.heard = functools.cache(valid), heard
+        self.model: Codec = Codec(config).to(device)
+        self.adversary = Adversary().to(device)
+        self.modules: dict[str, nn.Module] = {"codec": self.model, "adversary": self.adversary}
+        betas = 0.8, 0.99
+        self.optimizers: dict[str, Optimizer] = {
+            "codec": Adam(self.model.parameters(), betas=betas),
+            "adversary": Adam(self.adversary.parameters(), betas=betas),
+        }
+        self.stages = Stage(0.0, 1.0), Stage(lesson.adversarial, lesson.adversarial_rate)
+
+    def begun_with(self) -> dict[str, Any]:
+        """What must be the same when a run resumes."""
+        return {
+            "codec": asdict(self.model.config),
+            "lesson": asdict(self.lesson),
+            "heard": self.heard,
+        }
+
+    def step(self, number: int, stage: int) -> dict[str, Tensor]:
+        """Learn from one batch."""
+        lesson = self.lesson
+        wanted = self._batch(number)
+        circular = lesson.open_every == 0 or number % lesson.open_every != 0
+        continuous = torch.rand(len(wanted), device=self.device) < lesson.continuous
+        if stage == 0:
+            coded = self.model(wanted, continuous, circular=circular)
+            found, commitment = coded.wave, coded.quantized.commitment
+        else:
+            with torch.no_grad():  # what codes mean stands still; the codebooks settle on it
+                latent = self.model.encode(wanted, circular=circular)
+                quantized = self.model.quantizer(latent)
+                chosen = torch.where(continuous[:, None, None], latent, quantized.latent)
+            found = self.model.decode(chosen, circular=circular)
+            commitment = found.new_zeros(())
+        apart = spectral.distances(found, wanted, self.model.config.rate, circular=circular)
+        loss = (
+            lesson.waveform * apart.waveform
+            + lesson.convergence * apart.convergence
+            + lesson.magnitude * apart.magnitude
+            + lesson.mel * apart.mel
+            + lesson.level * apart.level
+            + self.model.config.commitment * commitment
+        )
+        terms = {**apart._asdict(), "commitment": commitment}
+        losses = {"codec": loss}
+        if stage == 1:
+            # Convolutions over spectra cost most; what critics say need not be exact.
+            with torch.autocast(self.device.type, torch.bfloat16):
+                real = self.adversary(wanted, circular=circular)
+                fake = self.adversary(found, circular=circular)
+            against = {"deceit": deceit_loss(fake), "features": feature_gap(real, fake)}
+            losses["codec"] = (
+                loss + lesson.deceit * against["deceit"] + lesson.features * against["features"]
+            )
+            losses["adversary"] = critics_loss(real, fake)
+            terms |= {**against, "critics": losses["adversary"]}
+        self._descend(losses)
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _descend(self, losses: dict[str, Tensor]) -> None:
+        """Move each module down its own loss, both from where they stand now."""
+        for name, loss in losses.items():
+            parameters = list(self.modules[name].parameters())
+            found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            for parameter, gradient in zip(parameters, found, strict=True):
+                parameter.grad = gradient
+        for name in losses:
+            nn.utils.clip_grad_norm_(self.modules[name].parameters(), self.settings.clip)
+            self.optimizers[name].step()
+
+    def _batch(self, number: int) -> Tensor:
+        """Excerpts (B, 1, samples) of a step."""
+        lesson, config = self.lesson, self.model.config
+        n_renders = -(-self.settings.batch // lesson.excerpts)
+        sounds = self.sounds(range(number * n_renders, (number + 1) * n_renders))
+        rng = np.random.default_rng([self.settings.seed, 1, number])
+        length, fade = lesson.frames * config.frame, round(lesson.fade_s * config.rate)
+        excerpts = [renders.circles(s, lesson.excerpts, length, fade, rng) for s in sounds]
+        batch = np.concatenate(excerpts)[: self.settings.batch, None]
+        return torch.from_numpy(batch).to(self.device)
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """SI-SDR, from the latent and from codes, and the mel distance of the latter."""
+        assert isinstance(model, Codec)
+        continuous: list[float] = []
+        coded: list[float] = []
+        mel: list[float] = []
+        for samples in self.valid():
+            wanted = torch.from_numpy(samples).to(self.device)[None, None]
+            latent = model.encode(wanted, circular=True)
+            codes = model.quantize(latent)
+            for into, what in ((continuous, latent), (coded, model.dequantize(codes))):
+                found = model.decode(what, circular=True)
+                into.append(si_sdr_db(found[0, 0].cpu().numpy(), samples))
+            apart = spectral.distances(found, wanted, model.config.rate, circular=True)
+            mel.append(float(apart.mel))
+        return {
+            "si_sdr_db": float(np.median(continuous)),
+            "si_sdr_codes_db": float(np.median(coded)),
+            "mel_codes": float(np.mean(mel)),
+        }
+
+    def save(self, folder: Path, model: nn.Module, about: dict[str, Any]) -> None:
+        """Write the checkpoint."""
+        assert isinstance(model, Codec)
+        checkpoint.save_model(folder, KIND, model, about)
+
+
+def codec(
+    dataset: LoopDataset,
+    out: Path,
+    settings: Settings,
+    soundfonts: Sequence[Path],
+    *,
+    config: CodecConfig = CONFIG,
+    lesson: Lesson = LESSON,
+    begin_with: Path | None = None,
+    n_workers: int = 1,
+    device: torch.device,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Result:
+    """Train a codec on renders of the training songs of a dataset.
+
+    Args:
+        soundfonts: renders take turns with them.
+        begin_with: a run whose codec is to learn more; its sizes are kept.
+        n_workers: processes that render.
+
+    Raises:
+        CallError, LoopError: see `fit.fit`; or a split is empty, or a SoundFont cannot be loaded.
+    """
+    variety = Variety(rate=config.rate)
+    source, others = (renders.loops(dataset, split) for split in ("train", "valid"))
+    making = Renders(source, soundfonts, variety, seed=settings.seed, n_workers=n_workers)
+    begun = None if begin_with is None else coder.load(begin_with)
+    heard = {
+        "rules": dataset.manifest["rules"]["name"],
+        "counts": dataset.manifest["counts"],
+        "soundfonts": [path.name for path in soundfonts],
+        "begun_with": None if begun is None else _fingerprint(begun),
+    }
+    about = {"settings": asdict(settings), "lesson": asdict(lesson), "data": heard}
+    try:
+        task = CodecTask(
+            config if begun is None else begun.config,
+            lesson,
+            settings,
+            making.take,
+            lambda: _valid(Renders(others, soundfonts, variety, seed=settings.seed), config),
+            device,
+            heard,
+        )
+        if begun is not None:
+            task.model.load_state_dict(begun.state_dict())
+        return fit.fit(task, settings, out, about=about, resume=resume, on_progress=on_progress)
+    finally:
+        making.close()
+
+
+def _fingerprint(model: Codec) -> str:
+    weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in model.state_dict().values())
+    return hashlib.md5(weights).hexdigest()
+
+
+def _valid(making: Renders, config: CodecConfig) -> list[Samples]:
+    """Renders of songs that nothing is learned from, cut to whole frames."""
+    try:
+        found = making.take(range(2 * N_VALID))
+    finally:
+        making.close()
+    heard = [s[: len(s) // config.frame * config.frame] for s in found if s.any()]
+    if not heard:
+        raise LoopError("all of the validation loops are silent with this SoundFont; give another")
+    return heard[:N_VALID]
+
+
+def pack(run: Path, out: Path) -> None:
+    """Copy the checkpoint of a run in 16 bits, to ship it.
+
+    Raises:
+        CallError: ``out`` exists.
+        LoopError: the run holds no codec.
+    """
+    if out.exists():
+        raise CallError(f"{out}: exists already; choose another name, or remove it first")
+    model, kind, about = checkpoint.load_any(run, KINDS)
+    assert isinstance(model, Codec)  # the only kind there is
+    checkpoint.save_model(out, kind, model, about, half=True)

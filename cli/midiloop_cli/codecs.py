@@ -1,0 +1,178 @@
+"""Commands of the codec: audioloop train, audioloop reconstruct.
+
+The library is imported inside each command, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from midiloop_cli import report
+from midiloop_cli.learned import device_option
+from midiloop_cli.symbolic import PATH, json_option
+
+if TYPE_CHECKING:
+    from audioloop.coder import Coder
+    from audioloop.reconstruct import Figures, Reconstructed, Summary
+    from midiloop.errors import LoopError
+
+
+@click.command()
+@click.argument("model", type=click.Choice(["codec"]))
+@click.argument("dataset", type=PATH, metavar="LOOPS")
+@click.option("-o", "--out", required=True, type=PATH, metavar="RUN", help="Folder for the run.")
+@click.option("--minutes", type=float, help="How long to train, over all sessions.")
+@click.option("--steps", type=click.IntRange(1), help="How many steps to train, instead.")
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Excerpts.")
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True)
+@click.option(
+    "--sf2", "soundfonts", type=PATH, multiple=True,
+    help="SoundFont to render with; several take turns. Default: a system's FluidR3.",
+)  # fmt: skip
+@click.option(
+    "--begin-with", type=PATH, metavar="RUN", help="A codec that is to learn more, from here on."
+)
+@click.option(
+    "--lesson", "changes", multiple=True, metavar="NAME=VALUE",
+    help="What counts how much: waveform, convergence, magnitude, mel, level, deceit, features; "
+    "adversarial: where in the run critics begin.",
+)  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--workers", "n_workers", type=click.IntRange(1, 256), default=1, show_default=True,
+    help="Processes that render.",
+)  # fmt: skip
+@device_option
+@click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
+@json_option
+def train(
+    model: str,
+    dataset: Path,
+    out: Path,
+    soundfonts: tuple[Path, ...],
+    begin_with: Path | None,
+    changes: tuple[str, ...],
+    n_workers: int,
+    device: str,
+    resume: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Train a codec on renders of a loop dataset, each played otherwise every time."""
+    from audioloop import fit, synth, train
+    from midiloop.fit import choose_device
+    from midiloop.store import LoopDataset
+
+    with report.sounding(model) as live:
+        result = train.codec(
+            LoopDataset(dataset),
+            out,
+            fit.Settings(**settings),
+            [synth.soundfont(path).resolve() for path in soundfonts or (None,)],
+            lesson=train.lesson_of(changes),
+            begin_with=begin_with,
+            n_workers=n_workers,
+            device=choose_device(device),
+            resume=resume,
+            on_progress=live,
+        )
+    last = {"folder": str(out), "steps": result.steps, "minutes": result.took_s / 60}
+    figures = {**result.history[-1], **last}
+    shown = (
+        f"{out}: {result.steps:,} steps in {result.took_s / 60:.1f} minutes; on songs not learned "
+        f"from, SI-SDR {figures['si_sdr_db']:.2f} dB from the latent, "
+        f"{figures['si_sdr_codes_db']:.2f} dB from the codes"
+    )
+    click.echo(report.to_json(figures) if as_json else shown)
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE|FOLDER...")
+@click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="For what comes back.")
+@click.option("--codec", "run", type=PATH, metavar="RUN", help="A codec that you trained.")
+@click.option(
+    "--encodec", metavar="NAME",
+    help="A published EnCodec of 32 kHz instead, as a folder or a name on Hugging Face.",
+)  # fmt: skip
+@json_option
+def reconstruct(
+    files: tuple[Path, ...], out: Path, run: Path | None, encodec: str | None, as_json: bool
+) -> None:
+    """Take loops through a codec and back; hear, see and measure what comes back.
+
+    For each file: DIR/NAME_latent.wav, DIR/NAME_codes.wav, and NAME.png with their spectra.
+    """
+    from audioloop import check, reconstruct
+
+    if run and encodec:
+        raise click.UsageError("--codec and --encodec are two codecs; give one.")
+    codec = _codec(run, encodec)
+    sources = list(check.files(files))
+
+    def show(outcome: Reconstructed | LoopError) -> None:
+        if not as_json:
+            _show(outcome)
+
+    if not as_json:
+        click.echo(HEADER)
+    done, failed = reconstruct.run(sources, out, codec, on_file=show)
+    found = reconstruct.as_json(done, failed, codec.config)
+    reconstruct.write_record(out, found)
+    if as_json:
+        click.echo(report.to_json(found))
+    elif done:
+        click.echo(_summed(reconstruct.summary(done, codec.config), len(done), out))
+    for error in failed:
+        click.echo(f"audioloop: error: {error}", err=True)
+    sys.exit(1 if failed else 0)
+
+
+def _codec(run: Path | None, encodec: str | None) -> Coder:
+    from audioloop import coder
+
+    if encodec is None:
+        return coder.load(run)
+    from audioloop import encodec as published
+
+    return published.load(encodec)
+
+
+HEADER = (
+    f"{'':<32} {'way':<8} {'SI-SDR dB':>9} {'STFT':>6} {'mel':>6} {'>8 kHz dB':>9} "
+    f"{'wrap dB':>8} {'jump':>6} {'flux %':>6}"
+)
+
+
+def _show(outcome: Reconstructed | LoopError) -> None:
+    if isinstance(outcome, Exception):
+        return  # with the other errors, at the end
+    for way, figures in outcome.figures.items():
+        click.echo(_line(outcome.source.stem if way == "latent" else "", way, figures))
+    for note in outcome.notes:
+        click.echo(f"{'':<32} {note}")
+
+
+def _line(name: str, way: str, figures: Figures) -> str:
+    formats = ("9.2f", "6.2f", "6.2f", "+9.1f", "8.0f", "6.2f", "6.0f")
+    shown = [
+        "–".rjust(int(form.strip("+").split(".")[0])) if value is None else format(value, form)
+        for value, form in zip(figures, formats, strict=True)
+    ]
+    name = name if len(name) <= 32 else f"{name[:16]}…{name[-15:]}"
+    return f"{name:<32} {way:<8} {' '.join(shown)}"
+
+
+def _summed(found: Summary, n_files: int, out: Path) -> str:
+    lines = [""]
+    lines += [
+        _line(f"median of {n_files:,}" if way == "latent" else "", way, figures)
+        for way, figures in found.median.items()
+    ]
+    used = ", ".join(f"{share:.0%}" for share in found.use)
+    lines.append(f"codes: {found.kilobits_per_s:g} kbit/s; of each codebook in use: {used}")
+    lines.append(f"sounds and pictures: {out}")
+    return "\n".join(lines)

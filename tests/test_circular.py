@@ -1,0 +1,201 @@
+"""Layers on a circle commute with rotation, and on a line they are PyTorch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audioloop.circular import Attention, Conv, Frames, OverlapAdd, lapped, pad, turned
+
+HOP = 8
+LENGTHS = (1, 2, 3, 5, 24)  # places; the first are shorter than what a layer reaches
+WINDOWS = (HOP, 2 * HOP, 4 * HOP, 10 * HOP, 3 * HOP - 2)
+KERNELS = (1, 3, 7, 15)
+CONTEXT = 16  # places, more than any layer here reaches
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(8)
+
+
+def convs() -> list[Conv]:
+    return [Conv(6, 4, length) for length in KERNELS] + [Conv(6, 6, 7, groups=6)]
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def middle(layer: nn.Module, x: Tensor) -> Tensor:
+    """One round of a layer's result, amid enough rounds of a line."""
+    places = x.shape[-1] // HOP if isinstance(layer, Frames) else x.shape[-1]
+    aside = -(-CONTEXT // places)
+    rounds: Tensor = layer(x.repeat(1, 1, 2 * aside + 1), circular=False)
+    return rounds.chunk(2 * aside + 1, -1)[aside]
+
+
+# What lies beyond the ends.
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_a_circle_goes_on_as_it_begins_however_often_round(n: int) -> None:
+    x = torch.randn(2, 3, n)
+    for left, right in [(0, 0), (1, 0), (0, 1), (n, n), (n - 1, n + 1), (3 * n + 2, 5 * n + 1)]:
+        expected = [x[..., place % n] for place in range(-left, n + right)]
+        assert torch.equal(pad(x, left, right, circular=True), torch.stack(expected, -1))
+
+
+def test_a_line_goes_on_in_zeros() -> None:
+    x = torch.randn(2, 3, 4)
+    assert torch.equal(pad(x, 5, 1, circular=False), F.pad(x, (5, 1)))
+
+
+# Rotation.
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_a_convolution_commutes_with_rotation(n: int) -> None:
+    x = torch.randn(2, 6, n)
+    for conv in convs():
+        for by in (1, n - 1, n // 2):
+            close(conv(x.roll(by, -1), circular=True), conv(x, circular=True).roll(by, -1))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("n", LENGTHS)
+def test_frames_and_their_sum_commute_with_rotation_by_hops(n: int, window: int) -> None:
+    frames, add = Frames(window, HOP, 12), OverlapAdd(12, window, HOP)
+    x, y = torch.randn(2, 1, n * HOP), torch.randn(2, 12, n)
+    for by in (1, n - 1, n // 2):
+        found = frames(x.roll(by * HOP, -1), circular=True)
+        close(found, frames(x, circular=True).roll(by, -1))
+        close(add(y.roll(by, -1), circular=True), add(y, circular=True).roll(by * HOP, -1))
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_attention_round_a_circle_commutes_with_rotation(n: int) -> None:
+    attention = Attention(16, 2).double()
+    x = torch.randn(2, n, 16, dtype=torch.float64)
+    for by in (1, n - 1, n // 2):
+        found = attention(x.roll(by, 1), circular=True)
+        expected = attention(x, circular=True).roll(by, 1)
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def test_attention_on_a_line_does_not() -> None:
+    attention, x = Attention(16, 2), torch.randn(2, 24, 16)
+    moved = attention(x.roll(5, 1), circular=False) - attention(x, circular=False).roll(5, 1)
+    assert moved.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("circular", [False, True])
+def test_attention_knows_where_things_are(circular: bool) -> None:
+    attention, x = Attention(16, 2), torch.randn(2, 24, 16)
+    order = torch.randperm(24)
+    mixed = attention(x[:, order], circular=circular) - attention(x, circular=circular)[:, order]
+    assert mixed.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("circular", [False, True])
+def test_turning_keeps_lengths_and_makes_products_follow_distance(circular: bool) -> None:
+    x, y = (torch.randn(8, dtype=torch.float64).expand(12, 8) for _ in range(2))
+    one, other = turned(x, circular=circular), turned(y, circular=circular)
+    torch.testing.assert_close(one.norm(dim=1), x.norm(dim=1))
+    products = one @ other.T
+    for distance in range(-11, 12):
+        diagonal = products.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
+
+
+# A circle is a line that repeats.
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_a_circle_is_the_middle_of_a_line_that_repeats(n: int) -> None:
+    x, wave = torch.randn(2, 6, n), torch.randn(2, 1, n * HOP)
+    for layer in [*convs(), *(OverlapAdd(6, window, HOP) for window in WINDOWS)]:
+        close(layer(x, circular=True), middle(layer, x))
+    for window in WINDOWS:
+        frames = Frames(window, HOP, 6)
+        close(frames(wave, circular=True), middle(frames, wave))
+
+
+# With ends.
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_a_convolution_with_ends_is_pytorchs_own(n: int) -> None:
+    x = torch.randn(2, 6, n)
+    for layer in convs():
+        own, groups = layer.conv, layer.conv.groups
+        reach = own.weight.shape[-1] // 2
+        expected = F.conv1d(x, own.weight, own.bias, padding=reach, groups=groups)
+        close(layer(x, circular=False), expected)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("n", LENGTHS)
+def test_frames_and_their_sum_with_ends_are_pytorchs_own(n: int, window: int) -> None:
+    frames, add = Frames(window, HOP, 12), OverlapAdd(12, window, HOP)
+    x, y, reach = torch.randn(2, 1, n * HOP), torch.randn(2, 12, n), (window - HOP) // 2
+    own = F.conv1d(x, frames.basis[:, None], stride=HOP, padding=reach)
+    close(frames(x, circular=False), own)
+    whole = F.conv_transpose1d(y, add.basis[:, None], stride=HOP)
+    close(add(y, circular=False), whole[..., reach : reach + n * HOP])
+
+
+# The basis.
+
+
+@pytest.mark.parametrize("hops", [2, 4])
+@pytest.mark.parametrize("hop", [4, 320])
+@pytest.mark.parametrize("n", [1, 2, 3, 17])
+def test_what_frames_take_apart_their_sum_puts_together(n: int, hop: int, hops: int) -> None:
+    frames, add = Frames(hops * hop, hop, hop), OverlapAdd(hop, hops * hop, hop)
+    x = torch.randn(2, 1, n * hop)
+    taken = frames(x, circular=True)
+    close(add(taken, circular=True), x)
+    torch.testing.assert_close(taken.square().sum(), x.square().sum())
+
+
+@pytest.mark.parametrize("hops", [2, 4])
+def test_the_lowest_functions_hold_a_low_tone(hops: int) -> None:
+    hop, n = 64, 32
+    x = torch.cos(2 * torch.pi * 3.7 * torch.arange(n * hop) / hop / 16)[None, None]
+    x = x * torch.hann_window(n * hop)
+    frames, add = Frames(hops * hop, hop, 8), OverlapAdd(8, hops * hop, hop)
+    missed = add(frames(x, circular=True), circular=True) - x
+    assert missed.square().mean() < 1e-3 * x.square().mean()
+
+
+def test_the_basis_is_orthonormal_and_begins_with_the_lowest() -> None:
+    basis = lapped(16, 32, 16)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(16), atol=1e-5, rtol=0)
+    assert torch.equal(lapped(5, 32, 16), basis[:5])
+    turns = (basis[:, :-1] * basis[:, 1:] < 0).sum(1)
+    assert turns.tolist() == sorted(turns.tolist())
+
+
+# What cannot be built.
+
+
+@pytest.mark.parametrize("length", [2, 8])
+def test_a_kernel_without_a_middle(length: int) -> None:
+    with pytest.raises(ValueError, match=f"a kernel of {length} has no middle"):
+        Conv(4, 4, length)
+
+
+@pytest.mark.parametrize(("window", "hop"), [(7, 8), (9, 8), (15, 8), (4, 8)])
+def test_a_window_that_is_not_centred_on_its_hop(window: int, hop: int) -> None:
+    for layer in (Frames, OverlapAdd):
+        with pytest.raises(ValueError, match="not centred on a hop of 8"):
+            layer(*(window, hop, 4) if layer is Frames else (4, window, hop))
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(6, 2), (16, 3), (3, 1)])
+def test_channels_that_are_not_heads_of_pairs(dim: int, heads: int) -> None:
+    with pytest.raises(ValueError, match=f"{dim} channels are not {heads} heads of pairs"):
+        Attention(dim, heads)
