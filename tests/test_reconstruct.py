@@ -258,49 +258,54 @@ def test_training_that_cannot_begin_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
-class TestShipped:
-    """The codec in the package."""
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    """The one in the package."""
+    return coder.load()
 
-    @pytest.fixture(scope="class")
-    def codec(self) -> Codec:
-        return coder.load()
 
-    def test_it_is_small(self) -> None:
-        files = [path for path in coder.SHIPPED.iterdir() if path.suffix == ".safetensors"]
-        assert sum(path.stat().st_size for path in files) < 14e6
+def test_the_shipped_codec_is_small() -> None:
+    files = [path for path in coder.SHIPPED.iterdir() if path.suffix == ".safetensors"]
+    assert sum(path.stat().st_size for path in files) < 14e6
 
-    def test_a_render_comes_back(self, codec: Codec, rendered: render.Rendered) -> None:
-        figures, _, _ = reconstruct.measure(rendered.mix, codec)
-        least = {"latent": 8.0, "codes": 5.0}
-        for way, found in figures.items():
-            assert found.si_sdr_db is not None
-            assert found.si_sdr_db > least[way]
-            assert found.high_gap_db == pytest.approx(0, abs=6)
-            assert found.wrap_error_db is not None
-            assert found.wrap_error_db < -100
 
-    def test_codes_of_a_rotated_loop_are_the_rotated_codes(
-        self, codec: Codec, rendered: render.Rendered
-    ) -> None:
-        ring = coder.onto_ring(rendered.mix, codec.config)
-        with torch.inference_mode():
-            codes = codec.quantize(codec.encode(ring, circular=True))
-            turned = ring.roll(7 * codec.config.frame, -1)
-            codes_turned = codec.quantize(codec.encode(turned, circular=True))
-        agree = (codes_turned == codes.roll(7, -1)).float().mean()
-        assert agree > 0.999  # a vector as near as another may lose by rounding
+def test_a_render_comes_back_from_the_shipped_codec(
+    codec: Codec, rendered: render.Rendered
+) -> None:
+    figures, _, _ = reconstruct.measure(rendered.mix, codec)
+    least = {"latent": 8.0, "codes": 5.0}
+    for way, found in figures.items():
+        assert found.si_sdr_db is not None
+        assert found.si_sdr_db > least[way]
+        assert found.high_gap_db == pytest.approx(0, abs=6)
+        assert found.wrap_error_db is not None
+        assert found.wrap_error_db < -100
 
-    @pytest.mark.parametrize(("tempo_bpm", "bars"), [(40.0, 1), (123.456, 3), (250.0, 8)])
-    def test_any_tempo_and_number_of_bars_comes_back_exact(
-        self, codec: Codec, tempo_bpm: float, bars: int
-    ) -> None:
-        label = Label(tempo_bpm, bars)
-        rng = np.random.default_rng(1)
-        samples = rng.normal(0, 0.1, (2, label.samples(RATE))).astype(np.float32)
-        coded = coder.encoded(Wave(samples, RATE), codec)
-        latent = coder.latent_of(coded.codes, codec)
-        assert len(coder.decoded(latent, codec, coded.n_samples, RATE)) == label.samples(RATE)
 
-    def test_an_empty_folder_holds_no_codec(self, tmp_path: Path) -> None:
-        with pytest.raises(LoopError, match=r"no config\.json"):
-            coder.load(tmp_path)
+def test_codes_of_a_rotated_loop_are_the_rotated_codes(
+    codec: Codec, rendered: render.Rendered
+) -> None:
+    ring = coder.onto_ring(rendered.mix, codec.config)
+    with torch.inference_mode():
+        codes = codec.quantize(codec.encode(ring, circular=True))
+        turned = ring.roll(7 * codec.config.frame, -1)
+        codes_turned = codec.quantize(codec.encode(turned, circular=True))
+    agree = (codes_turned == codes.roll(7, -1)).float().mean()
+    assert agree > 0.999  # a vector as near as another may lose by rounding
+
+
+@pytest.mark.parametrize(("tempo_bpm", "bars"), [(40.0, 1), (123.456, 3), (250.0, 8)])
+def test_any_tempo_and_number_of_bars_comes_back_exact(
+    codec: Codec, tempo_bpm: float, bars: int
+) -> None:
+    label = Label(tempo_bpm, bars)
+    rng = np.random.default_rng(1)
+    samples = rng.normal(0, 0.1, (2, label.samples(RATE))).astype(np.float32)
+    coded = coder.encoded(Wave(samples, RATE), codec)
+    latent = coder.latent_of(coded.codes, codec)
+    assert len(coder.decoded(latent, codec, coded.n_samples, RATE)) == label.samples(RATE)
+
+
+def test_an_empty_folder_holds_no_codec(tmp_path: Path) -> None:
+    with pytest.raises(LoopError, match=r"no config\.json"):
+        coder.load(tmp_path)
