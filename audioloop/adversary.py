@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audioloop.circular import pad
+from audioloop.spectral import transform
 
 WINDOWS = (512, 1024, 2048)
 COMPRESSION = 0.3  # exponent of magnitudes
@@ -57,17 +58,7 @@ class Critic(nn.Module):
 
 def compressed(x: Tensor, window: int, *, circular: bool) -> Tensor:
     """Spectra of waves (B, samples), magnitudes to the power of 0.3: (B, 2, bins, places)."""
-    reach = window // 2 - window // 8
-    around = pad(x, reach, reach, circular=circular)
-    shape = torch.hann_window(window, device=x.device)
-    spectra = torch.stft(
-        around,
-        window,
-        window // 4,
-        window=shape * 2 / shape.sum(),
-        center=False,
-        return_complex=True,
-    )
+    spectra = transform(x, window, circular=circular)
     parts = torch.stack([spectra.real, spectra.imag], 1)
     power = parts.square().sum(1, keepdim=True) + 1e-8
     return parts * power ** ((COMPRESSION - 1) / 2)

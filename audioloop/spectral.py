@@ -64,19 +64,26 @@ def _log_gap(ours: Tensor, theirs: Tensor) -> Tensor:
     return ((ours + QUIET).log() - (theirs + QUIET).log()).abs().mean()
 
 
-def spectrum(x: Tensor, window: int, *, circular: bool) -> Tensor:
-    """Magnitudes of waves (B, samples), four windows overlapping: (B, bins, places)."""
+def transform(x: Tensor, window: int, *, circular: bool) -> Tensor:
+    """Complex spectra of waves (B, samples), four windows overlapping: (B, bins, places).
+
+    A sine of amplitude 1 has magnitude 1.
+    """
     shape = torch.hann_window(window, device=x.device)
     reach = window // 2 - window // 8
-    around = pad(x, reach, reach, circular=circular)
-    spectra = torch.stft(
-        around,
+    return torch.stft(
+        pad(x, reach, reach, circular=circular),
         window,
         window // 4,
         window=shape * 2 / shape.sum(),
         center=False,
         return_complex=True,
     )
+
+
+def spectrum(x: Tensor, window: int, *, circular: bool) -> Tensor:
+    """Magnitudes of the same: (B, bins, places)."""
+    spectra = transform(x, window, circular=circular)
     # Without the floor the root has no gradient at 0.
     return (spectra.real.square() + spectra.imag.square() + 1e-10).sqrt()
 

@@ -101,7 +101,7 @@ AUDIO_LAYERS = {
         "circular", "coder", "described", "fidelity", "label", "reconstruct_figure", "seam", "wave",
     },
     "spectral": {"circular"},
-    "adversary": {"circular"},
+    "adversary": {"circular", "spectral"},
     "renders": {"render", "synth", "wave"},
     "fit": set(),
     "magnet": set(),
