@@ -147,7 +147,6 @@ def run(
     Raises:
         OSError: a file cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
     done: list[Reconstructed] = []
     failed: list[LoopError] = []
     names: set[str] = set()
@@ -172,12 +171,16 @@ def _name(path: Path, taken: set[str]) -> str:
 
 
 def _one(path: Path, out: Path, name: str, codec: Coder) -> Reconstructed:
-    found = described.read(path)
+    try:
+        found = described.read(path)
+    except OSError as error:  # one file that cannot be read costs that file
+        raise LoopError(f"{path}: {error.strerror or error}; check the path") from error
     loop = found.repeats
     try:
         figures, waves, codes = measure(loop, codec)
     except LoopError as error:
         raise LoopError(f"{path}: {error}") from error
+    out.mkdir(parents=True, exist_ok=True)
     notes = _notes(loop, codec.config)
     label = _label(found, name)
     written: dict[str, str] = {}

@@ -109,9 +109,11 @@ def test_a_folder_is_read_and_a_bad_file_does_not_stop_the_rest(
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
     short = Wave(np.full((1, 200), 0.1, np.float32), RATE)
     wave.write(tmp_path / "short.wav", short, None, Format())
-    done = audioloop("reconstruct", tmp_path, "-o", tmp_path / "out", "--codec", run)
+    missing = tmp_path / "missing.wav"
+    done = audioloop("reconstruct", missing, tmp_path, "-o", tmp_path / "out", "--codec", run)
     assert done.returncode == 1
-    errors = done.stderr.splitlines()
+    first, *errors = done.stderr.splitlines()
+    assert "missing.wav: No such file" in first
     assert len(errors) == 2
     assert "broken.wav" in errors[0]
     assert "short.wav: 4.5 ms are less than a frame of 20 ms" in errors[1]
@@ -150,6 +152,14 @@ def test_clipping_is_named_and_what_would_clip_is_turned_down(run: Path, tmp_pat
     assert "samples at full scale or beyond" in done.stdout
     assert "turned down by" in done.stdout
     assert wave.read(tmp_path / "out" / "loud_latent.wav").peak <= 1
+
+
+def test_nothing_is_written_where_nothing_came_back(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = audioloop("reconstruct", tmp_path / "missing.wav", "-o", out, "--codec", run)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert not out.exists()
 
 
 def test_without_matplotlib_there_is_sound_and_no_picture(

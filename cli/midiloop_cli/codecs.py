@@ -113,15 +113,20 @@ def reconstruct(
     codec = _codec(run, encodec)
     sources = list(check.files(files))
 
-    def show(outcome: Reconstructed | LoopError) -> None:
-        if not as_json:
-            _show(outcome)
+    shown: list[Reconstructed] = []
 
-    if not as_json:
-        click.echo(HEADER)
+    def show(outcome: Reconstructed | LoopError) -> None:
+        if as_json or isinstance(outcome, Exception):
+            return  # errors come with the others, at the end
+        if not shown:
+            click.echo(HEADER)
+        shown.append(outcome)
+        _show(outcome)
+
     done, failed = reconstruct.run(sources, out, codec, on_file=show)
     found = reconstruct.as_json(done, failed, codec.config)
-    reconstruct.write_record(out, found)
+    if done:
+        reconstruct.write_record(out, found)
     if as_json:
         click.echo(report.to_json(found))
     elif done:
@@ -147,9 +152,7 @@ HEADER = (
 )
 
 
-def _show(outcome: Reconstructed | LoopError) -> None:
-    if isinstance(outcome, Exception):
-        return  # with the other errors, at the end
+def _show(outcome: Reconstructed) -> None:
     for way, figures in outcome.figures.items():
         click.echo(_line(outcome.source.stem if way == "latent" else "", way, figures))
     for note in outcome.notes:
