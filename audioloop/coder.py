@@ -8,12 +8,13 @@ else in the package rounds frames.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from audioloop.codec import Codec, CodecConfig
 from audioloop.wave import Wave, stretched
@@ -93,6 +94,12 @@ def load(folder: Path | None = None, device: torch.device | None = None) -> Code
     codec, _, _ = checkpoint.load_any(folder or SHIPPED, KINDS, device)
     assert isinstance(codec, Codec)  # the only kind there is
     return codec
+
+
+def fingerprint(*modules: nn.Module) -> str:
+    """A short name for the weights of some modules."""
+    weights = (tensor for module in modules for tensor in module.state_dict().values())
+    return hashlib.md5(b"".join(tensor.cpu().numpy().tobytes() for tensor in weights)).hexdigest()
 
 
 def n_frames(n_samples: int, rate: int, shape: Shape) -> int:

@@ -2,13 +2,13 @@
 
 First the codec learns to give back the wave and its spectra. Then the encoder and its codes stand
 still, and the decoder goes on against critics, which want what an average of all likely sounds
-lacks: the noise of a cymbal.
+lacks: the noise of a cymbal. What it lacks even then of their energy, `balance` gives it back in
+every checkpoint that a run writes; the state that it resumes from has none of that.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from audioloop import coder, fit, renders, spectral
+from audioloop import balance, coder, fit, renders, spectral
 from audioloop.adversary import Adversary, critics_loss, deceit_loss, feature_gap
 from audioloop.codec import Codec, CodecConfig
-from audioloop.coder import KIND, KINDS
+from audioloop.coder import KIND
 from audioloop.fidelity import si_sdr_db
 from audioloop.fit import Progress, Result, Settings, Stage
 from audioloop.renders import Renders, Variety
@@ -210,9 +210,9 @@ class CodecTask(fit.Task):
         }
 
     def save(self, folder: Path, model: nn.Module, about: dict[str, Any]) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint, its highs as strong as they should be, see `balance`."""
         assert isinstance(model, Codec)
-        checkpoint.save_model(folder, KIND, model, about)
+        checkpoint.save_model(folder, KIND, balance.balanced(model, self.valid()), about)
 
 
 def codec(
@@ -247,7 +247,7 @@ def codec(
         "rules": dataset.manifest["rules"]["name"],
         "counts": dataset.manifest["counts"],
         "soundfonts": [path.name for path in soundfonts],
-        "begun_with": None if begun is None else _fingerprint(begun),
+        "begun_with": None if begun is None else coder.fingerprint(begun),
     }
     about = {"settings": asdict(settings), "lesson": asdict(lesson), "data": heard}
     try:
@@ -267,11 +267,6 @@ def codec(
         making.close()
 
 
-def _fingerprint(model: Codec) -> str:
-    weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in model.state_dict().values())
-    return hashlib.md5(weights).hexdigest()
-
-
 def _valid(making: Renders, config: CodecConfig) -> list[Samples]:
     """Renders of songs that nothing is learned from, cut to whole frames."""
     try:
@@ -282,17 +277,3 @@ def _valid(making: Renders, config: CodecConfig) -> list[Samples]:
     if not heard:
         raise LoopError("all of the validation loops are silent with this SoundFont; give another")
     return heard[:N_VALID]
-
-
-def pack(run: Path, out: Path) -> None:
-    """Copy the checkpoint of a run in 16 bits, to ship it.
-
-    Raises:
-        CallError: ``out`` exists.
-        LoopError: the run holds no codec.
-    """
-    if out.exists():
-        raise CallError(f"{out}: exists already; choose another name, or remove it first")
-    model, kind, about = checkpoint.load_any(run, KINDS)
-    assert isinstance(model, Codec)  # the only kind there is
-    checkpoint.save_model(out, kind, model, about, half=True)

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from midiloop import models
-from midiloop.errors import LoopError
+from midiloop.errors import CallError, LoopError
 from midiloop.models.layers import Model
 
 FORMAT = "midiloop-checkpoint"
@@ -33,6 +33,7 @@ class Checkpoint(NamedTuple):
     about: dict[str, Any]
 
 
+@runtime_checkable
 class Configured(Protocol):
     """A network that knows the frozen dataclass that it is built from."""
 
@@ -127,6 +128,20 @@ def load_any(
         }
     )
     return model.to(device or torch.device("cpu")).eval(), kind, about
+
+
+def pack(run: Path, out: Path, kinds: Mapping[str, models.Kind]) -> None:
+    """Copy the checkpoint of a run in 16 bits, to ship it.
+
+    Raises:
+        CallError: ``out`` exists.
+        LoopError: the run holds no model of these kinds.
+    """
+    if out.exists():
+        raise CallError(f"{out}: exists already; choose another name, or remove it first")
+    model, kind, about = load_any(run, kinds)
+    assert isinstance(model, Configured)  # as all models with a kind are
+    save_model(out, kind, model, about, half=True)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

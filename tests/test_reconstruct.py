@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from audioloop import coder, described, piece, reconstruct, render, synth, train, wave
+from audioloop import coder, described, piece, reconstruct, render, synth, wave
 from audioloop.codec import Codec, CodecConfig
 from audioloop.label import Label
 from audioloop.wave import Format, Wave
@@ -238,7 +238,7 @@ def test_a_codec_is_trained_with_one_command_and_goes_on(
     assert again.stderr.count("\n") == 1
     resumed = audioloop(*call, "--resume")
     assert json.loads(resumed.stdout)["si_sdr_db"] == found["si_sdr_db"]
-    train.pack(tmp_path / "run", tmp_path / "packed")
+    checkpoint.pack(tmp_path / "run", tmp_path / "packed", coder.KINDS)
     packed, whole = (coder.load(tmp_path / name) for name in ("packed", "run"))
     for ours, theirs in zip(packed.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)

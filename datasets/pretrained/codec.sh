@@ -13,5 +13,5 @@ audioloop train codec "$folder/loops" -o "$folder/spectra" --minutes 32.5 ${3:+-
   --lesson waveform=1 --lesson level=1 --lesson adversarial=1
 audioloop train codec "$folder/loops" -o "$folder/codec" --minutes 36 ${3:+--sf2 "$3"} --resume \
   --begin-with "$folder/spectra" --learning-rate 5e-4
-python -c "from pathlib import Path; from audioloop import train
-train.pack(Path('$folder/codec'), Path('$folder/packed-codec'))"
+python -c "from pathlib import Path; from audioloop import coder; from midiloop import checkpoint
+checkpoint.pack(Path('$folder/codec'), Path('$folder/packed-codec'), coder.KINDS)"
