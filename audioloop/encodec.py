@@ -17,13 +17,10 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -31,11 +28,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from audioloop import hub
 from audioloop.circular import pad
 from midiloop.errors import LoopError
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 CONTEXT_S = 2.0  # on each side: what the LSTM remembers, and what the convolutions see
 PROBE_FRAMES = 3
@@ -133,8 +128,8 @@ def load(name: str, device: torch.device | None = None) -> EnCodec:
         LoopError: there is no such folder or name, or the hub cannot be reached, or what is there
             is no EnCodec, or one that does not fit, or damaged, or holds pickled weights only.
     """
-    transformers = _transformers()
-    with _quiet():
+    transformers = hub.transformers("EnCodec needs")
+    with hub.quiet():
         about = _read_config(_file(name, CONFIG), name)
         weights = _file(name, WEIGHTS)
         errors = importlib.import_module("huggingface_hub.errors")
@@ -150,49 +145,18 @@ def load(name: str, device: torch.device | None = None) -> EnCodec:
             errors.StrictDataclassError,
         ) as error:  # fmt: skip
             raise LoopError(
-                f"{name}: no EnCodec can be made of its {CONFIG} ({_line(error)}); {FITTING}"
+                f"{name}: no EnCodec can be made of its {CONFIG} ({hub.line(error)}); {FITTING}"
             ) from error
         _fill(codec.model, weights)
     codec.model.to(device or torch.device("cpu"))
     return codec
 
 
-def _transformers() -> ModuleType:
+def _file(name: str, wanted: str) -> Path:
     try:
-        return importlib.import_module("transformers")
-    except ImportError as error:
-        raise ImportError(
-            "EnCodec needs transformers: pip install 'midiloop[published]'", name="transformers"
-        ) from error
-
-
-def _file(name: str, file: str) -> Path:
-    """One file of a folder or of a model on the hub, downloaded if need be."""
-    folder = Path(name)
-    if folder.is_dir():
-        if not (folder / file).is_file():
-            raise LoopError(_lacks(name, file))
-        return folder / file
-    if folder.exists():
-        raise LoopError(f"{name}: a file; give the folder that it is in")
-    hub = importlib.import_module("huggingface_hub")
-    errors = importlib.import_module("huggingface_hub.errors")
-    try:
-        return Path(hub.hf_hub_download(name, file))
-    except errors.LocalEntryNotFoundError as error:  # offline, as a subclass of the next
-        raise LoopError(
-            f"{name}: no such folder, and Hugging Face cannot be reached; "
-            "download it where it can, and give the folder"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise LoopError(_lacks(name, file)) from error
-    except errors.HFValidationError as error:
-        raise LoopError(f"{name}: no such folder; {FITTING}") from error
-    except (OSError, errors.HTTPError) as error:
-        raise LoopError(
-            f"{name}: no such folder, and nothing to be had from Hugging Face ({_line(error)}); "
-            f"{FITTING}"
-        ) from error
+        return hub.file(name, wanted, FITTING)
+    except FileNotFoundError as error:
+        raise LoopError(_lacks(name, wanted)) from error
 
 
 def _lacks(name: str, file: str) -> str:
@@ -208,7 +172,7 @@ def _read_config(path: Path, name: str) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise LoopError(f"{path}: {_line(error)}; download it again") from error
+        raise LoopError(f"{path}: {hub.line(error)}; download it again") from error
     kind = about.get("model_type") if isinstance(about, dict) else None
     if kind != "encodec":
         raise LoopError(f"{name}: not an EnCodec, but {kind or 'something else'}; {FITTING}")
@@ -243,7 +207,7 @@ def _fill(model: Any, path: Path) -> None:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise LoopError(f"{path}: {_line(error)}; download it again") from error
+        raise LoopError(f"{path}: {hub.line(error)}; download it again") from error
     try:
         missing = model.load_state_dict(tensors, strict=False).missing_keys
     except RuntimeError as error:
@@ -255,29 +219,3 @@ def _fill(model: Any, path: Path) -> None:
             f"{path}: {len(missing)} weights are not there, {missing[0]} among them; "
             "download it again"
         )
-
-
-def _line(error: Exception) -> str:
-    """What an error says, on one line, with its remedies for others left out."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) or type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither log lines nor progress bars of others on a command's output."""
-    utils = importlib.import_module("huggingface_hub.utils")
-    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    bars = not utils.are_progress_bars_disabled()
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    if bars:
-        utils.disable_progress_bars()
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bars:
-            utils.enable_progress_bars()

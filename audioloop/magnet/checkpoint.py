@@ -8,18 +8,16 @@ here, and nothing that could run code. A text becomes the states of a T5, by way
 from __future__ import annotations
 
 import importlib
-import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from audioloop import hub
 from audioloop.magnet.network import Magnet, MagnetConfig
 from midiloop.errors import LoopError
 
@@ -67,14 +65,20 @@ class Published(NamedTuple):
     text_model: str
 
 
-def load(folder: Path, device: torch.device | None = None) -> Published:
+def load(name: str | Path, device: torch.device | None = None) -> Published:
     """Read a MAGNeT that audiocraft has exported.
+
+    Args:
+        name: a folder with ``state_dict.bin``, or a name on Hugging Face.
 
     Raises:
         LoopError: the folder holds none, or one that would run code, or is damaged or of another
             kind, or its weights are not those of its configuration; or YAML cannot be read here.
     """
-    path = folder / FILE
+    try:
+        path = hub.file(str(name), FILE, FITTING)
+    except FileNotFoundError:
+        raise LoopError(f"{name}: no {FILE}; {FITTING}") from None
     weights, about = _read(path)
     config = _config(about, path)
     try:
@@ -82,7 +86,7 @@ def load(folder: Path, device: torch.device | None = None) -> Published:
             model = Magnet(config)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise LoopError(
-            f"{path}: no MAGNeT can be made of its configuration ({_line(error)}); {FITTING}"
+            f"{path}: no MAGNeT can be made of its configuration ({hub.line(error)}); {FITTING}"
         ) from error
     _check(weights, model.state_dict(), path)
     model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
@@ -100,8 +104,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is odd in a file that is refused anyway
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise LoopError(f"{path}: no such file; {FITTING}") from None
     except UnpicklingError as error:
         raise LoopError(
             f"{path}: holds more than tensors and plain values, which could run code and is not "
@@ -110,7 +112,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (
         OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError, TypeError,
     ) as error:  # fmt: skip
-        raise LoopError(f"{path}: damaged ({_line(error)}); download it again") from error
+        raise LoopError(f"{path}: damaged ({hub.line(error)}); download it again") from error
     weights = found.get("best_state") if isinstance(found, dict) else None
     text = found.get("xp.cfg") if isinstance(found, dict) else None
     if not isinstance(weights, Mapping) or not isinstance(text, str):
@@ -128,7 +130,9 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
     try:
         about = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise LoopError(f"{path}: xp.cfg is no YAML ({_line(error)}); download it again") from error
+        raise LoopError(
+            f"{path}: xp.cfg is no YAML ({hub.line(error)}); download it again"
+        ) from error
     if not isinstance(about, dict):
         raise LoopError(f"{path}: xp.cfg says nothing of a model; {FITTING}")
     return about
@@ -180,11 +184,6 @@ def _few(names: set[str]) -> str:
     return " and ".join(first) + (f" and {more} more" if more else "")
 
 
-def _line(error: Exception) -> str:
-    """What an error says first."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
-
-
 class Text(NamedTuple):
     """What a text model says of texts, as `network.Magnet.condition` takes it.
 
@@ -206,15 +205,15 @@ class TextModel:
     """
 
     def __init__(self, name: str = TEXT_MODEL, device: torch.device | None = None) -> None:
-        transformers = _transformers()
-        with _quiet(transformers):
+        transformers = hub.transformers("texts need")
+        with hub.quiet():
             try:
                 # Without this, pickled weights would do as well.
                 model = transformers.T5EncoderModel.from_pretrained(name, use_safetensors=True)
                 self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
             except (OSError, ValueError, ImportError) as error:
                 raise LoopError(
-                    f"{name}: no T5 can be had ({_line(error)}); give {TEXT_MODEL}, or a folder "
+                    f"{name}: no T5 can be had ({hub.line(error)}); give {TEXT_MODEL}, or a folder "
                     "that it was saved in"
                 ) from error
         self.model: Any = model.to(device or torch.device("cpu")).eval().requires_grad_(False)
@@ -227,27 +226,3 @@ class TextModel:
         states: Tensor = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
         said = torch.tensor([bool(text) for text in texts], device=mask.device)
         return Text(states, mask.bool() & said[:, None])
-
-
-def _transformers() -> ModuleType:
-    try:
-        return importlib.import_module("transformers")
-    except ImportError as error:
-        raise ImportError(
-            "texts need transformers: pip install 'midiloop[published]'", name="transformers"
-        ) from error
-
-
-@contextmanager
-def _quiet(transformers: ModuleType) -> Iterator[None]:
-    """Neither log lines nor progress bars of others on a command's output."""
-    told = transformers.utils.logging
-    level, bars = told.get_verbosity(), told.is_progress_bar_enabled()
-    told.set_verbosity(logging.CRITICAL)
-    told.disable_progress_bar()
-    try:
-        yield
-    finally:
-        told.set_verbosity(level)
-        if bars:
-            told.enable_progress_bar()

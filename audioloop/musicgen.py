@@ -1,0 +1,178 @@
+"""A published MusicGen as a model that expects codes of EnCodec, by way of transformers.
+
+MusicGen (Copet et al. 2023, arXiv:2306.05284, section 2.2) hears and writes a column at a time, in
+which each codebook is one frame later than the one before it::
+
+    column       0   1   2   3   4  …
+    codebook 1   –  a1  a2  a3  a4
+    codebook 2   –   –  b1  b2  b3       after column t + k it expects the code
+    codebook 3   –   –   –  c1  c2       of frame t in codebook k, both from 0
+
+Here it is told nothing: without a text, what it would hear of one is zeros, and as its attention
+has no biases, that is the same as nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from audioloop import hub
+from audioloop.encodec import EnCodec
+from midiloop.errors import LoopError
+
+FITTING = "give facebook/musicgen-small, or a model of its kind"
+# Of a config, where in it the decoder is told, and what its weights' names begin with.
+KINDS: dict[Any, tuple[str | None, str]] = {
+    "musicgen": ("decoder", "decoder."),
+    "musicgen_decoder": (None, ""),
+}
+# What is taken from a config, which could ask for more than a model of these sizes.
+SIZES = (
+    "vocab_size", "num_codebooks", "audio_channels", "hidden_size", "num_hidden_layers", "ffn_dim",
+    "num_attention_heads", "activation_function", "scale_embedding", "max_position_embeddings",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MusicGenConfig:
+    """What its codes look like."""
+
+    codebooks: int
+    codebook_size: int
+
+
+class MusicGen:
+    """What is expected of each code, knowing what was written before it.
+
+    Args:
+        model: transformers' ``MusicgenForCausalLM``, of one channel.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.config = MusicGenConfig(model.config.num_codebooks, model.config.vocab_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return torch.device(self.model.device)
+
+    def __call__(self, codes: Tensor, _: object = None, /) -> Tensor:
+        """Logits (B, K, T, size) of codes int64 (B, K, T).
+
+        As it writes the first codebooks of a frame before the later ones of the frames before it,
+        the later codes of the last K - 1 frames are expected with less knowledge than others.
+        """
+        n, n_books, n_frames = codes.shape
+        columns = codes.new_full((n, n_books, n_frames + n_books - 1), self.config.codebook_size)
+        for book in range(n_books):
+            line = columns[:, book, book + 1 :]
+            line[..., :n_frames] = codes[:, book, : line.shape[-1]]
+        found = self.model(columns.flatten(0, 1), use_cache=False).logits
+        found = found.unflatten(0, (n, n_books))
+        rows = [found[:, book, book : book + n_frames] for book in range(n_books)]
+        return torch.stack(rows, 1)
+
+
+def load(name: str, device: torch.device | None = None) -> MusicGen:
+    """A published MusicGen, in evaluation mode; of its files, only tensors and a config are read.
+
+    Args:
+        name: a folder with ``config.json`` and weights in ``.safetensors``, or a name on Hugging
+            Face.
+
+    Raises:
+        ImportError: transformers is not installed.
+        LoopError: there is no such folder or name, or the hub cannot be reached, or what is there
+            is no MusicGen, or one of two channels, or damaged, or holds pickled weights only.
+    """
+    transformers = hub.transformers("MusicGen needs")
+    errors = importlib.import_module("huggingface_hub.errors")
+    with hub.quiet():
+        folder = Path(name) if Path(name).exists() else _downloaded(name)
+        about, prefix = _decoder(folder / "config.json", name)
+        try:
+            sizes = {name: about[name] for name in SIZES if name in about}
+            model = transformers.MusicgenForCausalLM(transformers.MusicgenDecoderConfig(**sizes))
+        except (
+            AttributeError, TypeError, ValueError, RuntimeError, ArithmeticError, LookupError,
+            errors.StrictDataclassError,
+        ) as error:  # fmt: skip
+            raise LoopError(
+                f"{name}: no MusicGen can be made of its config.json ({hub.line(error)}); {FITTING}"
+            ) from error
+        if model.config.audio_channels != 1:
+            raise LoopError(f"{name}: a MusicGen of more than one channel; {FITTING}")
+        _fill(model, folder, prefix)
+    return MusicGen(model.to(device or torch.device("cpu")))
+
+
+def of_codec(model: MusicGen, codec: EnCodec) -> None:
+    """Check that a MusicGen can know the codes of an EnCodec.
+
+    Raises:
+        LoopError: their codes are of different numbers.
+    """
+    known = model.config.codebooks, model.config.codebook_size
+    found = codec.config.codebooks, codec.config.codebook_size
+    if known != found:
+        raise LoopError(
+            f"the MusicGen knows {known[0]} codebooks of {known[1]}, the EnCodec has {found[0]} of "
+            f"{found[1]}; give the one that it was trained with"
+        )
+
+
+def _downloaded(name: str) -> Path:
+    snapshots = importlib.import_module("huggingface_hub")
+    errors = importlib.import_module("huggingface_hub.errors")
+    try:
+        return Path(
+            snapshots.snapshot_download(name, allow_patterns=["config.json", "*.safetensors"])
+        )
+    except (OSError, errors.HFValidationError, errors.HTTPError) as error:
+        raise LoopError(
+            f"{name}: no such folder, and nothing to be had from Hugging Face ({hub.line(error)}); "
+            f"{FITTING}"
+        ) from error
+
+
+def _decoder(path: Path, name: str) -> tuple[dict[str, Any], str]:
+    """The config of what writes codes, and what its weights' names begin with."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LoopError(f"{path}: {hub.line(error)}; {FITTING}") from error
+    kind = about.get("model_type") if isinstance(about, dict) else None
+    if kind not in KINDS:
+        raise LoopError(f"{name}: not a MusicGen, but {kind or 'something else'}; {FITTING}")
+    part, prefix = KINDS[kind]
+    found = about.get(part, about)
+    return (found if isinstance(found, dict) else {}), prefix
+
+
+def _fill(model: Any, folder: Path, prefix: str) -> None:
+    """Give the model its weights; those of text and sound in the same files are left alone."""
+    tensors: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            found = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise LoopError(f"{path}: {hub.line(error)}; download it again") from error
+        tensors |= {one.removeprefix(prefix): found[one] for one in found if one.startswith(prefix)}
+    fresh = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    odd = [name for name in fresh if name not in tensors or tensors[name].shape != fresh[name]]
+    if odd:
+        raise LoopError(
+            f"{folder}: {len(odd)} weights are not in its .safetensors, or of other sizes than "
+            f"config.json says, {odd[0]} among them; nothing else is read; {FITTING}"
+        )
+    model.load_state_dict(tensors, strict=False)
