@@ -8,6 +8,7 @@ goes in rotates what comes out, so no place is a seam.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -110,6 +111,13 @@ def lapped(n: int, window: int, hop: int) -> Tensor:
     return basis.float()
 
 
+class Heard(NamedTuple):
+    """What attention has heard of earlier places: keys and values (B, heads, T, D)."""
+
+    keys: Tensor
+    values: Tensor
+
+
 class Attention(nn.Module):
     """Self-attention that knows distances, on a line or round a circle: (B, T, D) -> (B, T, D)."""
 
@@ -121,29 +129,73 @@ class Attention(nn.Module):
         self.inward = nn.Linear(dim, 3 * dim, bias=False)
         self.outward = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Tensor, *, circular: bool) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
-        heads = rearrange(self.inward(x), "b t (three h d) -> three b h t d", three=3, h=self.heads)
-        query, key, value = heads
+    def forward(
+        self, x: Tensor, *, circular: bool, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """(B, T, D) to (B, T, D).
+
+        Args:
+            mask: bool (T, T): which place hears which; None is all.
+            causal: a place hears itself and those before it.
+        """
+        query, key, value = self._parts(x)
         query, key = (turned(a, circular=circular) for a in (query, key))
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
+        return self._joined(mixed)
+
+    def after(self, x: Tensor, heard: Heard) -> tuple[Tensor, Heard]:
+        """What `forward`, causal on a line, gives for places (B, T, D) that come after others."""
+        query, key, value = self._parts(x)
+        start = heard.keys.shape[2]
+        query, key = (turned(a, circular=False, start=start) for a in (query, key))
+        heard = Heard(torch.cat([heard.keys, key], 2), torch.cat([heard.values, value], 2))
+        n_new = x.shape[1]
+        mask = torch.ones(n_new, start + n_new, dtype=torch.bool, device=x.device).tril(start)
+        mixed = F.scaled_dot_product_attention(query, heard.keys, heard.values, mask)
+        return self._joined(mixed), heard
+
+    def nothing(self, x: Tensor) -> Heard:
+        """What has been heard before the first of places (B, T, D)."""
+        empty = x.new_zeros(len(x), self.heads, 0, x.shape[2] // self.heads)
+        return Heard(empty, empty)
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = self.inward(x).chunk(3, -1)
+        query, key, value = (
+            rearrange(a, "b t (h d) -> b h t d", h=self.heads) for a in (query, key, value)
+        )
+        return query, key, value
+
+    def _joined(self, mixed: Tensor) -> Tensor:
         out: Tensor = self.outward(rearrange(mixed, "b h t d -> b t (h d)"))
         return out
 
 
-def turned(x: Tensor, *, circular: bool) -> Tensor:
+def turned(x: Tensor, *, circular: bool, start: int = 0) -> Tensor:
     """Rotary positions (Su et al. 2021): (…, T, D) -> (…, T, D), D even.
 
     Each pair of channels turns by its own angle a place. On a circle of T places every angle is
     snapped to a whole number of turns a round, so that the first place follows the last; pairs too
     slow for one turn do not turn at all.
+
+    Args:
+        start: number of the first place.
     """
     n_places, dim = x.shape[-2:]
     rates = ROTARY_PERIOD ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     if circular:
         rates = torch.round(rates * n_places / (2 * math.pi)) * (2 * math.pi) / n_places
-    angles = torch.arange(n_places, dtype=torch.float64)[:, None] * rates
+    angles = torch.arange(start, start + n_places, dtype=torch.float64)[:, None] * rates
     cos, sin = (f(angles).to(x.device, x.dtype) for f in (torch.cos, torch.sin))
     even, odd = x[..., 0::2], x[..., 1::2]
     pairs = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
     return pairs.flatten(-2)
+
+
+def near(n_places: int, reach: int, *, circular: bool) -> Tensor:
+    """Which places are at most ``reach`` from which: bool (T, T)."""
+    places = torch.arange(n_places)
+    apart = (places[:, None] - places).abs()
+    if circular:
+        apart = torch.minimum(apart, n_places - apart)
+    return apart <= reach

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audioloop.circular import Attention, Conv, Frames, OverlapAdd, lapped, pad, turned
+from audioloop.circular import Attention, Conv, Frames, OverlapAdd, lapped, near, pad, turned
 
 HOP = 8
 LENGTHS = (1, 2, 3, 5, 24)  # places; the first are shorter than what a layer reaches
@@ -108,6 +108,107 @@ def test_turning_keeps_lengths_and_makes_products_follow_distance(circular: bool
     for distance in range(-11, 12):
         diagonal = products.diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
+
+
+# Who hears whom.
+
+
+@pytest.mark.parametrize("circular", [False, True])
+def test_attention_is_its_formula(circular: bool) -> None:
+    """Softmax of scaled products of turned queries and keys, head by head (Vaswani et al. 2017)."""
+    attention, x = Attention(16, 2).double(), torch.randn(2, 9, 16, dtype=torch.float64)
+    mask = torch.rand(9, 9) < 0.5
+    mask |= torch.eye(9, dtype=torch.bool)
+    parts = (x @ attention.inward.weight.T).chunk(3, -1)
+    heads = []
+    for head in (slice(0, 8), slice(8, 16)):
+        query, key, value = (part[..., head] for part in parts)
+        query, key = turned(query, circular=circular), turned(key, circular=circular)
+        weights = (query @ key.mT / 8**0.5).masked_fill(~mask, -torch.inf).softmax(-1)
+        heads.append(weights @ value)
+    expected = torch.cat(heads, -1) @ attention.outward.weight.T
+    found = attention(x, circular=circular, mask=mask)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_restricted_attention_round_a_circle_commutes_with_rotation(n: int) -> None:
+    attention = Attention(16, 2).double()
+    mask = near(n, 2, circular=True)
+    x = torch.randn(2, n, 16, dtype=torch.float64)
+    for by in (1, n - 1, n // 2):
+        found = attention(x.roll(by, 1), circular=True, mask=mask)
+        expected = attention(x, circular=True, mask=mask).roll(by, 1)
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_causal_attention_hears_itself_and_what_was_before(n: int) -> None:
+    attention, x = Attention(16, 2), torch.randn(2, n, 16)
+    found = attention(x, circular=False, causal=True)
+    mask = torch.ones(n, n).tril().bool()
+    close(found, attention(x, circular=False, mask=mask))
+    for end in range(1, n + 1):
+        close(found[:, end - 1], attention(x[:, :end], circular=False)[:, -1])
+
+
+@pytest.mark.parametrize("pieces", [(24,), (1,) * 24, (5, 1, 0, 17, 1)])
+def test_what_comes_after_what_was_heard_is_the_whole(pieces: tuple[int, ...]) -> None:
+    attention, x = Attention(16, 2), torch.randn(2, 24, 16)
+    heard, found = attention.nothing(x), []
+    for piece in torch.split(x, list(pieces), 1):
+        mixed, heard = attention.after(piece, heard)
+        found.append(mixed)
+    close(torch.cat(found, 1), attention(x, circular=False, causal=True))
+    assert heard.keys.shape == heard.values.shape == (2, 2, 24, 8)
+
+
+def test_hearing_more_leaves_what_was_heard_as_it_was() -> None:
+    attention, x = Attention(16, 2), torch.randn(2, 24, 16)
+    _, heard = attention.after(x[:, :10], attention.nothing(x))
+    before = [part.clone() for part in heard]
+    first, _ = attention.after(x[:, 10:11], heard)
+    attention.after(x[:, 11:], heard)
+    again, _ = attention.after(x[:, 10:11], heard)
+    assert torch.equal(first, again)
+    assert all(torch.equal(part, old) for part, old in zip(heard, before, strict=True))
+
+
+@pytest.mark.parametrize("start", [1, 7, 400])
+def test_turning_may_start_anywhere(start: int) -> None:
+    x = torch.randn(2, 412, 8)
+    expected = turned(x, circular=False)[:, start : start + 12]
+    assert torch.equal(turned(x[:, start : start + 12], circular=False, start=start), expected)
+
+
+def test_turning_starts_at_zero() -> None:
+    x = torch.randn(2, 12, 8)
+    for circular in (False, True):
+        found = turned(x, circular=circular)
+        assert torch.equal(found[:, 0], x[:, 0])
+        assert not torch.equal(found[:, 1], x[:, 1])
+
+
+def test_near_written_out_by_hand() -> None:
+    def lines(mask: Tensor) -> list[str]:
+        return ["".join("x" if hears else "." for hears in row) for row in mask.tolist()]
+
+    assert lines(near(5, 1, circular=False)) == ["xx...", "xxx..", ".xxx.", "..xxx", "...xx"]
+    assert lines(near(5, 1, circular=True)) == ["xx..x", "xxx..", ".xxx.", "..xxx", "x..xx"]
+    for circular in (False, True):
+        assert torch.equal(near(5, 0, circular=circular), torch.eye(5, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("reach", [0, 1, 2, 30])
+def test_nearness_is_mutual_and_rolls_round_a_circle(n: int, reach: int) -> None:
+    line, ring = (near(n, reach, circular=circular) for circular in (False, True))
+    assert torch.equal(line, line.T)
+    assert torch.equal(ring, ring.T)
+    assert torch.equal(ring, ring.roll((1, 1), (0, 1)))
+    assert ring.sum(1).tolist() == [min(n, 2 * reach + 1)] * n
+    assert (ring | ~line).all()
+    assert line[0].sum() == min(n, reach + 1)
 
 
 # A circle is a line that repeats.

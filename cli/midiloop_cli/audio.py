@@ -109,25 +109,18 @@ def render(
     began_s = time.monotonic()
     with report.counting("loops", len(items)) as count:
         result = batch.run(
-            items, out, settings, n_workers=n_workers, resume=resume, on_progress=_steps(count)
+            items,
+            out,
+            settings,
+            n_workers=n_workers,
+            resume=resume,
+            on_progress=report.steps(count),
         )
     took_s = time.monotonic() - began_s
     click.echo(report.to_json(_as_json(result)) if as_json else _summary(result, out, took_s))
     for name, cause in result.failed:
         click.echo(f"audioloop: error: {name}: {cause}", err=True)
     sys.exit(1 if result.failed else 0)
-
-
-def _steps(count: Callable[..., None]) -> Callable[[int], None]:
-    """Turn how many are done into how many more are."""
-    seen = 0
-
-    def update(done: int) -> None:
-        nonlocal seen
-        count(max(0, done - seen))
-        seen = max(seen, done)
-
-    return update
 
 
 def _summary(result: Result, out: Path, took_s: float) -> str:

@@ -1,4 +1,4 @@
-"""Commands of the codec: audioloop train, audioloop reconstruct.
+"""Commands of models of sound: audioloop train, audioloop reconstruct.
 
 The library is imported inside each command, so that ``--help`` answers at once.
 """
@@ -6,6 +6,7 @@ The library is imported inside each command, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", type=click.Choice(["codec"]))
+@click.argument("model", type=click.Choice(["codec", "masked", "causal"]))
 @click.argument("dataset", type=PATH, metavar="LOOPS")
 @click.option("-o", "--out", required=True, type=PATH, metavar="RUN", help="Folder for the run.")
 @click.option("--minutes", type=float, help="How long to train, over all sessions.")
@@ -31,15 +32,30 @@ if TYPE_CHECKING:
 @click.option("--learning-rate", type=float, default=1e-3, show_default=True)
 @click.option(
     "--sf2", "soundfonts", type=PATH, multiple=True,
-    help="SoundFont to render with; several take turns. Default: a system's FluidR3.",
+    help="SoundFont to render with; several take turns for a codec. Default: a system's FluidR3.",
 )  # fmt: skip
 @click.option(
     "--begin-with", type=PATH, metavar="RUN", help="A codec that is to learn more, from here on."
 )
 @click.option(
     "--lesson", "changes", multiple=True, metavar="NAME=VALUE",
-    help="What counts how much: waveform, convergence, magnitude, mel, level, deceit, features; "
-    "adversarial: where in the run critics begin.",
+    help="What counts how much for a codec: waveform, convergence, magnitude, mel, level, deceit, "
+    "features; adversarial: where in the run critics begin.",
+)  # fmt: skip
+@click.option(
+    "--loops", "n_loops", type=click.IntRange(1), metavar="N",
+    help="Loops to render and code before masked or causal learn from them; default: 10,000.",
+)  # fmt: skip
+@click.option(
+    "--coded", type=PATH, metavar="FOLDER",
+    help="Where those are, or will be, for several runs; default: in RUN.",
+)  # fmt: skip
+@click.option(
+    "--codec", "run", type=PATH, metavar="RUN", help="Whose codes masked or causal learn."
+)
+@click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16"]),
+    help="Of what masked or causal compute; default: float32.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
@@ -56,38 +72,78 @@ def train(
     soundfonts: tuple[Path, ...],
     begin_with: Path | None,
     changes: tuple[str, ...],
+    n_loops: int | None,
+    coded: Path | None,
+    run: Path | None,
+    precision: str | None,
     n_workers: int,
     device: str,
     resume: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Train a codec on renders of a loop dataset, each played otherwise every time."""
-    from audioloop import fit, synth, train
+    """Train on renders of a loop dataset, each of them played otherwise.
+
+    codec turns sound into codes and back, masked fills gaps in codes, causal goes on with them.
+    """
+    from audioloop import fit, synth
     from midiloop.fit import choose_device
     from midiloop.store import LoopDataset
 
-    with report.sounding(model) as live:
-        result = train.codec(
-            LoopDataset(dataset),
-            out,
-            fit.Settings(**settings),
-            [synth.soundfont(path).resolve() for path in soundfonts or (None,)],
-            lesson=train.lesson_of(changes),
-            begin_with=begin_with,
-            n_workers=n_workers,
-            device=choose_device(device),
-            resume=resume,
-            on_progress=live,
-        )
+    _only(model == "codec", {"--begin-with": begin_with, "--lesson": changes or None}, "a codec")
+    theirs = {"--loops": n_loops, "--coded": coded, "--codec": run, "--precision": precision}
+    _only(model != "codec", theirs, "masked and causal")
+    fonts = [synth.soundfont(path).resolve() for path in soundfonts or (None,)]
+    shared: dict[str, Any] = {
+        "n_workers": n_workers,
+        "device": choose_device(device),
+        "resume": resume,
+    }
+    loops, how = LoopDataset(dataset), fit.Settings(**settings)
+    if model == "codec":
+        from audioloop import train
+
+        lesson = train.lesson_of(changes)
+        with report.sounding(model) as live:
+            result = train.codec(
+                loops, out, how, fonts, lesson=lesson, begin_with=begin_with, on_progress=live,
+                **shared,
+            )  # fmt: skip
+    else:
+        from audioloop import token_train
+
+        if len(fonts) > 1:
+            raise click.UsageError("--sf2: masked and causal learn from one SoundFont; give one.")
+        n = n_loops or token_train.N_LOOPS
+        study = replace(token_train.STUDY, precision=precision or "float32")
+        with report.counting("loops", n) as count, report.sounding(model) as live:
+            result = token_train.tokens(
+                model, loops, out, how, fonts[0], n_loops=n, folder=coded, codec=run, study=study,
+                on_coded=report.steps(count), on_progress=live, **shared,
+            )  # fmt: skip
     last = {"folder": str(out), "steps": result.steps, "minutes": result.took_s / 60}
     figures = {**result.history[-1], **last}
-    shown = (
-        f"{out}: {result.steps:,} steps in {result.took_s / 60:.1f} minutes; on songs not learned "
-        f"from, SI-SDR {figures['si_sdr_db']:.2f} dB from the latent, "
-        f"{figures['si_sdr_codes_db']:.2f} dB from the codes"
+    click.echo(report.to_json(figures) if as_json else _trained(model, figures))
+
+
+def _only(fits: bool, options: dict[str, Any], who: str) -> None:
+    """Raise `click.UsageError` for an option of other models."""
+    for name, value in options.items():
+        if value is not None and not fits:
+            raise click.UsageError(f"{name} is for {who}.")
+
+
+def _trained(model: str, figures: dict[str, Any]) -> str:
+    begin = f"{figures['folder']}: {figures['steps']:,} steps in {figures['minutes']:.1f} minutes; "
+    if model == "codec":
+        return begin + (
+            f"on songs not learned from, SI-SDR {figures['si_sdr_db']:.2f} dB from the latent, "
+            f"{figures['si_sdr_codes_db']:.2f} dB from the codes"
+        )
+    return begin + (
+        f"on songs not learned from, {figures['nats']:.2f} nats a code, and "
+        f"{figures['nats_untold']:.2f} where nothing is told"
     )
-    click.echo(report.to_json(figures) if as_json else shown)
 
 
 @click.command()

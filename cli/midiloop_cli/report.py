@@ -116,6 +116,18 @@ def counting(noun: str, total: int) -> Iterator[Callable[..., None]]:
         yield lambda more=1: bar.advance(task, more)
 
 
+def steps(count: Callable[..., None]) -> Callable[[int], None]:
+    """Turn how many are done into how many more are."""
+    seen = 0
+
+    def update(done: int) -> None:
+        nonlocal seen
+        count(max(0, done - seen))
+        seen = max(seen, done)
+
+    return update
+
+
 @contextmanager
 def training() -> Iterator[Callable[[str, TrainingProgress], None]]:
     """Show epochs, loss, validation error and speed, while a model trains."""
@@ -172,7 +184,7 @@ def sounding(name: str) -> Iterator[Callable[[SoundProgress], None]]:
             shown = {**progress.terms, **progress.figures}
             text += "".join(
                 f", {key} {shown[key]:.2f}"
-                for key in ("waveform", "mel", "si_sdr_db", "si_sdr_codes_db")
+                for key in ("loss", "nats", "waveform", "mel", "si_sdr_db", "si_sdr_codes_db")
                 if key in shown
             )
             bar.update(task, completed=progress.done, description=text)

@@ -1,0 +1,60 @@
+"""The models of codes that ship, and those of a run of your own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from audioloop import coded
+from audioloop.codec import Codec
+from audioloop.tokens import Causal, Masked, TokenConfig
+from midiloop import checkpoint
+from midiloop.errors import LoopError
+
+KINDS: dict[str, Any] = {"masked": (Masked, TokenConfig), "causal": (Causal, TokenConfig)}
+PRETRAINED = Path(__file__).parent / "pretrained"
+SHIPPED = {"masked": PRETRAINED / "masked", "causal": PRETRAINED / "causal"}
+
+
+def load_masked(folder: Path | None = None, device: torch.device | None = None) -> Masked:
+    """The model that fills gaps, of a run, or the one that ships.
+
+    Raises:
+        LoopError: the folder holds none, or one of another kind, or a damaged one.
+    """
+    model = _loaded("masked", folder, device)
+    assert isinstance(model, Masked)  # the only kind that is read
+    return model
+
+
+def load_causal(folder: Path | None = None, device: torch.device | None = None) -> Causal:
+    """The model that goes on, of a run, or the one that ships.
+
+    Raises:
+        LoopError: the folder holds none, or one of another kind, or a damaged one.
+    """
+    model = _loaded("causal", folder, device)
+    assert isinstance(model, Causal)  # the only kind that is read
+    return model
+
+
+def _loaded(kind: str, folder: Path | None, device: torch.device | None) -> nn.Module:
+    kinds = {kind: KINDS[kind]}
+    model, _, _ = checkpoint.load_any(folder or SHIPPED[kind], kinds, device)
+    return model.requires_grad_(False)
+
+
+def of_codec(model: Masked | Causal, codec: Codec) -> None:
+    """Check that a model has learned the codes of a codec, whose numbers mean nothing in another.
+
+    Raises:
+        LoopError: it has learned those of another one.
+    """
+    if model.config.codec != coded.codes_of(codec):
+        raise LoopError(
+            "the model has learned the codes of another codec; give the codec that it was "
+            "trained with, or train it with this one"
+        )

@@ -1,0 +1,474 @@
+"""Training of models of codes: what they are given, and that they learn from it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_coded import here, saved
+from test_renders import bundled
+from torch import Tensor, nn
+
+from audioloop import coded, coder, conditions, fit, token_train
+from audioloop.coded import CodedLoop
+from audioloop.conditions import NOTES, UNSAID, Condition, Told
+from audioloop.fit import Settings
+from audioloop.token_models import KINDS
+from audioloop.token_train import (
+    TASKS,
+    MaskedTask,
+    Study,
+    TokenTask,
+    gaps,
+    less,
+    with_gaps,
+)
+from audioloop.tokens import TokenConfig
+from handmade import random_rolls
+from midiloop import checkpoint, workers
+from midiloop.errors import CallError
+from midiloop.store import LoopDataset
+
+CONFIG = TokenConfig(
+    dim=32, heads=2, layers=2, widening=2, codebooks=3, codebook_size=64, reach=5, codec="tests"
+)
+STUDY = Study(line=40)
+ALL = Study(line=40, all_unsaid=0.0, unsaid=0.0)
+SETTINGS = Settings(steps=6, batch=1, save_every_s=0)
+CPU = torch.device("cpu")
+WEIGHTS = "model.safetensors"
+LENGTHS = (32, 48, 32, 48)
+both = pytest.mark.parametrize("kind", ["masked", "causal"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_and_short_loops() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_train, "LOOP_FRAMES", 80)
+        patch.setattr(token_train, "VALID_FRAMES", 60)
+        yield
+    torch.set_num_threads(before)
+
+
+def numbered(number: int, n_frames: int) -> CodedLoop:
+    """A loop whose codes say which one it is, and which frame."""
+    roll = random_rolls(np.random.default_rng(number), 1)[0, :16]
+    codes = torch.arange(n_frames).expand(CONFIG.codebooks, -1).clone()
+    codes[1] = number
+    return CodedLoop(codes, Told(roll, 16, number, 32 + number))
+
+
+def repeating(number: int, n_frames: int) -> CodedLoop:
+    """A loop of eight frames of random codes, again and again."""
+    rng = torch.Generator().manual_seed(number)
+    bar = torch.randint(CONFIG.codebook_size, (CONFIG.codebooks, 8), generator=rng)
+    told = numbered(number, n_frames).told
+    return CodedLoop(bar.repeat(1, n_frames // 8), told)
+
+
+LOOPS = [numbered(number, n_frames) for number, n_frames in enumerate(LENGTHS)]
+
+
+def task(
+    kind: str,
+    settings: Settings = SETTINGS,
+    study: Study = STUDY,
+    config: TokenConfig = CONFIG,
+    of: Callable[[int, int], CodedLoop] = numbered,
+    heard: str = "tests",
+) -> TokenTask:
+    loops = [of(number, n_frames) for number, n_frames in enumerate(LENGTHS)]
+    return TASKS[kind](kind, config, study, settings, loops, loops, 50.0, CPU, {"of": heard})
+
+
+def run(folder: Path, kind: str, *, resume: bool = False, **more: Any) -> fit.Result:
+    made = task(kind, **more)
+    return fit.fit(made, made.settings, folder, about={"of": "tests"}, resume=resume)
+
+
+def run_until(at: int, folder: Path, kind: str, *, resume: bool = False) -> None:
+    """A run that is interrupted in the step ``at``, counted from 0."""
+    made = task(kind)
+    step = made.step
+
+    def stopping(number: int, stage: int) -> dict[str, Tensor]:
+        if number == at:
+            raise KeyboardInterrupt
+        return step(number, stage)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made, "step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            fit.fit(made, made.settings, folder, about={"of": "tests"}, resume=resume)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module", params=["masked", "causal"])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of either kind that nobody interrupted; its folder is called as the kind."""
+    folder: Path = tmp_path_factory.mktemp("whole") / request.param
+    run(folder, request.param)
+    return folder
+
+
+# Gaps.
+
+
+@pytest.mark.parametrize("span", [1, 3, 5])
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.9])
+def test_about_the_asked_share_is_open(span: int, share: float, rng: np.random.Generator) -> None:
+    found = gaps(400, 150, share, span, rng)
+    assert found.shape == (400, 150)
+    assert found.dtype == np.bool_
+    assert found.mean() == pytest.approx(share, abs=0.02)
+
+
+@pytest.mark.parametrize("n_frames", [16, 37])
+@pytest.mark.parametrize("span", [1, 3, 5])
+def test_gaps_are_spans_from_anywhere_round_the_ring(
+    span: int, n_frames: int, rng: np.random.Generator
+) -> None:
+    found = gaps(500, n_frames, 0.4, span, rng)
+    begins = found & ~np.roll(found, 1, 1)
+    for after in range(span):
+        assert np.roll(found, -after, 1)[begins].all()
+    assert (found[:, 0] & found[:, -1] & ~found[:, span - 1 if span > 1 else 1]).any()
+    assert found.mean(0) == pytest.approx(found.mean(), abs=0.1)
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-9, 1.0])
+@pytest.mark.parametrize("n_frames", [1, 2, 50])
+def test_something_is_always_open(share: float, n_frames: int, rng: np.random.Generator) -> None:
+    found = gaps(20, n_frames, share, 3, rng)
+    assert found.any(1).all()
+    if share == 1:
+        assert found.mean() > 0.99
+    else:
+        assert (found.sum(1) == min(3, n_frames)).all()
+
+
+@pytest.mark.parametrize("stage", range(3))
+def test_one_codebook_has_gaps_those_before_it_none_and_those_after_it_only(stage: int) -> None:
+    codes = torch.randint(64, (2, 3, 20))
+    before, open_ = codes.clone(), torch.rand(2, 20) < 0.4
+    given = with_gaps(codes, stage, open_, 64)
+    assert torch.equal(codes, before)
+    for book in range(3):
+        gap = open_ if book == stage else torch.full_like(open_, book > stage)
+        assert torch.equal(given[:, book] == 64, gap)
+        assert torch.equal(given[:, book][~gap], codes[:, book][~gap])
+
+
+# What is told.
+
+
+def many(n: int) -> Condition:
+    return conditions.stacked([LOOPS[0].told.on(32, 50.0)]).repeated(n)
+
+
+def parts(condition: Condition) -> dict[str, Tensor]:
+    """Of which loops what is said: bool (B,)."""
+    return {
+        "notes": condition.frames[:, :NOTES].flatten(1).any(1),
+        "beat": condition.frames[:, NOTES:].flatten(1).any(1),
+        "kit": condition.kit != UNSAID,
+        "bass": condition.bass != UNSAID,
+    }
+
+
+def test_nothing_is_dropped_that_is_not_to_be(rng: np.random.Generator) -> None:
+    whole = many(50)
+    assert all(torch.equal(*pair) for pair in zip(less(whole, ALL, rng), whole, strict=True))
+
+
+def test_all_is_dropped_that_is_to_be(rng: np.random.Generator) -> None:
+    whole = many(50)
+    found = less(whole, Study(all_unsaid=1.0), rng)
+    assert all(torch.equal(*pair) for pair in zip(found, whole.silent(), strict=True))
+    said = parts(less(whole, Study(all_unsaid=0.0, unsaid=1.0), rng))
+    assert not (said["notes"] | said["kit"] | said["bass"]).any()
+    assert 10 <= said["beat"].sum() <= 40
+
+
+def test_shares_of_what_is_dropped(rng: np.random.Generator) -> None:
+    whole = many(4000)
+    found = less(whole, Study(all_unsaid=0.1, unsaid=0.2), rng)
+    said = parts(found)
+    share = {name: float((~of).float().mean()) for name, of in said.items()}
+    dropped = 0.1 + 0.9 * 0.2
+    assert share == pytest.approx(
+        {"notes": dropped, "beat": 0.1 + 0.9 * 0.1, "kit": dropped, "bass": dropped}, abs=0.03
+    )
+    assert not (~said["beat"] & said["notes"]).any()  # notes without a beat are never told
+    together = ~said["kit"] & ~said["bass"] & ~said["notes"]
+    assert float(together.float().mean()) == pytest.approx(0.1 + 0.9 * 0.2**3, abs=0.03)
+    told = whole.frames[:1]
+    assert torch.equal(found.frames[said["notes"]][:5], told.expand(5, -1, -1))
+    beat_only = found.frames[~said["notes"] & said["beat"]][:5]
+    assert torch.equal(beat_only[:, NOTES:], told[:, NOTES:].expand(5, -1, -1))
+
+
+# What batches are of.
+
+
+def check_aligned(codes: Tensor, condition: Condition) -> None:
+    """Codes and what is told are of the same loop, and of the same frames of it."""
+    for row, (frames, kit) in enumerate(zip(condition.frames, condition.kit, strict=True)):
+        loop = LOOPS[int(codes[row, 1, 0])]
+        n_frames = loop.codes.shape[1]
+        places = (codes[row, 0, 0] + torch.arange(codes.shape[2])) % n_frames
+        assert torch.equal(codes[row], loop.codes[:, places])
+        assert torch.equal(frames, loop.told.on(n_frames, 50.0).frames[0, :, places])
+        assert kit == loop.told.kit
+
+
+@both
+def test_lines_go_round_loops_from_anywhere(kind: str) -> None:
+    made = task(kind, replace(SETTINGS, batch=30), ALL)
+    codes, condition = made.lines(60, np.random.default_rng(0))
+    assert codes.shape == (40, 3, 60)  # as many frames as 30 loops of 80
+    check_aligned(codes, condition)
+    assert len(set(codes[:, 0, 0].tolist())) > 15
+    assert set(codes[:, 1, 0].tolist()) == {0, 1, 2, 3}
+
+
+def test_rings_are_whole_loops_of_one_length() -> None:
+    made = task("masked", replace(SETTINGS, batch=5), ALL)
+    assert isinstance(made, MaskedTask)
+    seen = set()
+    for seed in range(20):
+        codes, condition = made._rings(np.random.default_rng(seed))
+        check_aligned(codes, condition)
+        assert codes.shape[2] in LENGTHS
+        assert not codes[:, 0, 0].any()
+        assert sorted(codes[:, 1, 0].tolist()) == ([0, 2] if codes.shape[2] == 32 else [1, 3])
+        seen.add(codes.shape[2])
+    assert seen == {32, 48}
+
+
+class Seen(nn.Module):
+    """Notes what `Masked` is given, and expects of every code the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = CONFIG
+        self.given: list[tuple[Tensor, int, bool]] = []
+
+    def forward(self, codes: Tensor, _: Condition, stage: int, *, circular: bool) -> Tensor:
+        self.given.append((codes, stage, circular))
+        return torch.zeros(len(codes), codes.shape[2], CONFIG.codebook_size)
+
+
+def seen(study: Study, n_steps: int) -> list[tuple[Tensor, int, bool]]:
+    made, stub = task("masked", study=study), Seen()
+    model: Any = stub
+    made.model = model
+    for number in range(n_steps):
+        loss = made.loss(number, np.random.default_rng([0, number]))
+        assert float(loss) == pytest.approx(math.log(CONFIG.codebook_size))
+    return stub.given
+
+
+def test_every_so_many_steps_are_lines() -> None:
+    for open_every, expected in ((3, [True, True, False] * 2), (1, [False] * 6), (0, [True] * 6)):
+        given = seen(replace(STUDY, open_every=open_every), 6)
+        assert [circular for *_, circular in given] == expected
+        for codes, _, circular in given:
+            assert codes.shape[2] in (LENGTHS if circular else (STUDY.line,))
+
+
+def test_codebooks_are_filled_in_their_shares() -> None:
+    stages = [stage for _, stage, _ in seen(replace(STUDY, first=0.4), 400)]
+    found = np.bincount(stages, minlength=3) / 400
+    assert found == pytest.approx([0.4, 0.3, 0.3], abs=0.08)
+    assert {stage for _, stage, _ in seen(replace(STUDY, first=1.0), 20)} == {0}
+    assert {stage for _, stage, _ in seen(replace(STUDY, first=0.0), 40)} == {1, 2}
+
+
+def test_gaps_are_as_many_as_a_quarter_of_a_cosine_says() -> None:
+    shares = []
+    for codes, stage, _ in seen(replace(STUDY, span=1), 400):
+        shares.append(float((codes[:, stage] == CONFIG.gap).float().mean()))
+        assert (codes[:, stage + 1 :] == CONFIG.gap).all()
+        assert (codes[:, :stage] != CONFIG.gap).all()
+    expected = np.cos((np.arange(9) + 1) / 10 * np.pi / 2)[::-1]
+    assert np.quantile(shares, (np.arange(9) + 1) / 10) == pytest.approx(expected, abs=0.08)
+
+
+# What is learned.
+
+
+@both
+@torch.no_grad()
+def test_a_model_that_expects_nothing_is_as_bad_as_chance(kind: str) -> None:
+    made = task(kind)
+    for head in made.model.heads:
+        assert isinstance(head, nn.Linear)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+    chance = pytest.approx(math.log(CONFIG.codebook_size))
+    assert made.validate(made.model) == {"nats": chance, "nats_untold": chance}
+    assert float(made.loss(0, np.random.default_rng(0))) == chance
+
+
+@both
+def test_a_model_learns(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "WARM_UP", 5)
+    monkeypatch.setattr(fit, "VALIDATE_EVERY", 5)
+    settings = Settings(steps=60, batch=4, learning_rate=1e-2, decay=0.9, save_every_s=1e9)
+    found = run(tmp_path, kind, settings=settings, study=ALL, of=repeating).history
+    assert found[-1]["nats"] < 0.6 * found[0]["nats"]
+    assert found[-1]["loss"] < 0.6 * found[0]["loss"]
+    assert found[-1]["nats"] < found[-1]["nats_untold"]  # for it heard which loop it is
+
+
+@both
+def test_products_of_half_as_many_bits_are_about_the_same(kind: str) -> None:
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        made = task(kind, study=replace(STUDY, precision=precision))
+        losses.append(float(made.step(0, 0)["loss"]))
+        assert all(weight.dtype == torch.float32 for weight in made.model.parameters())
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+# Going on.
+
+
+def test_a_run_that_was_interrupted_ends_bit_for_bit_as_one_that_was_not(
+    whole: Path, tmp_path: Path
+) -> None:
+    for number, at in enumerate((0, 1, 4)):
+        run_until(at, tmp_path, whole.name, resume=number > 0)
+    assert run(tmp_path, whole.name, resume=True).steps == SETTINGS.steps
+    assert (tmp_path / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+
+
+def test_another_seed_is_another_run(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path, whole.name, settings=replace(SETTINGS, seed=1))
+    assert (tmp_path / WEIGHTS).read_bytes() != (whole / WEIGHTS).read_bytes()
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "more steps": {"settings": replace(SETTINGS, steps=7)},
+    "another seed": {"settings": replace(SETTINGS, seed=1)},
+    "another study": {"study": replace(STUDY, unsaid=0.5)},
+    "another precision": {"study": replace(STUDY, precision="bfloat16")},
+    "another model": {"config": replace(CONFIG, heads=4)},
+    "codes of another codec": {"config": replace(CONFIG, codec="other")},
+    "other loops": {"heard": "others"},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_a_run_goes_on_only_as_it_was_begun(other: dict[str, Any], whole: Path) -> None:
+    before = contents(whole)
+    with pytest.raises(CallError, match="the run was begun with other settings") as bad:
+        run(whole, whole.name, resume=True, **other)
+    assert "\n" not in str(bad.value)
+    assert contents(whole) == before
+
+
+def test_a_run_of_the_other_kind_is_another_run(whole: Path) -> None:
+    (other,) = {"masked", "causal"} - {whole.name}
+    with pytest.raises(CallError, match="the run was begun with other settings"):
+        run(whole, other, resume=True)
+
+
+# On disk.
+
+
+def test_a_model_comes_back_bit_for_bit(whole: Path, tmp_path: Path) -> None:
+    model, kind, about = checkpoint.load_any(whole, KINDS)
+    assert kind == whole.name
+    assert isinstance(model, KINDS[kind][0])
+    assert model.config == CONFIG
+    assert not model.training
+    assert about["of"] == "tests"
+    made = task(kind)
+    made.save(tmp_path, model, {})
+    assert (tmp_path / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    again, *_ = checkpoint.load_any(tmp_path, KINDS)
+    with torch.no_grad():
+        figures = [made.validate(one) for one in (model, again)]
+    assert figures[0] == figures[1]
+    history = json.loads((whole / "training.json").read_text())["history"]
+    assert history[-1]["nats"] == figures[0]["nats"]
+
+
+# From a dataset.
+
+
+@pytest.fixture
+def codec(tmp_path: Path) -> Path:
+    return saved(tmp_path / "codec", 8)
+
+
+@pytest.fixture
+def _few_and_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "run", here)
+    monkeypatch.setattr(coded, "LOOPS_A_SHARD", 2)
+    monkeypatch.setattr(token_train, "N_VALID", 1)
+
+
+@pytest.mark.usefixtures("_few_and_no_workers")
+def test_both_kinds_are_trained_from_a_dataset_on_the_same_loops(
+    dataset: LoopDataset, codec: Path, tmp_path: Path
+) -> None:
+    settings = Settings(steps=2, batch=1, save_every_s=1e9)
+    name, folders = tmp_path / "loops", []
+    for kind in ("masked", "causal"):
+        seen: list[int] = []
+        result = token_train.tokens(
+            kind, dataset, tmp_path / kind, settings, bundled(), n_loops=3, folder=name,
+            codec=codec, config=CONFIG, study=STUDY, device=CPU, on_coded=seen.append,
+        )  # fmt: skip
+        assert (result.steps, len(result.history)) == (2, 1)
+        assert all(math.isfinite(value) for value in result.history[0].values())
+        assert bool(seen) == (kind == "masked")  # the other finds them
+        folders.append({path: path.stat().st_ino for path in name.rglob("*.*")})
+        model, found, about = checkpoint.load_any(tmp_path / kind, KINDS)
+        assert found == kind
+        shape = coder.load(codec)
+        expected = replace(CONFIG, codebooks=4, codebook_size=32, codec=coded.codes_of(shape))
+        assert model.config == expected
+        assert about["trained"]["steps"] == 2
+        assert about["data"]["loops"] == 3
+        assert about["data"]["soundfonts"] == [bundled().name]
+        assert about["data"]["rules"] == dataset.manifest["rules"]["name"]
+    assert folders[0] == folders[1]
+    assert {path.parent.name for path in folders[0]} == {"train", "valid"}
+
+
+@pytest.mark.usefixtures("_few_and_no_workers")
+def test_loops_are_kept_beside_the_run_unless_said_otherwise(
+    dataset: LoopDataset, codec: Path, tmp_path: Path
+) -> None:
+    settings = Settings(steps=1, batch=1)
+    given: dict[str, Any] = {"n_loops": 2, "codec": codec, "config": CONFIG, "device": CPU}
+    token_train.tokens("causal", dataset, tmp_path / "run", settings, bundled(), **given)
+    found = {path.name for path in (tmp_path / "run" / "coded").iterdir()}
+    assert found == {"train", "valid"}
+    with pytest.raises(CallError, match="a run is there already"):
+        token_train.tokens("causal", dataset, tmp_path / "run", settings, bundled(), **given)
+
+
+def test_no_loops_to_learn_from(dataset: LoopDataset, tmp_path: Path) -> None:
+    with pytest.raises(CallError, match="0 loops to learn from; give 1 or more"):
+        token_train.tokens(
+            "masked", dataset, tmp_path / "run", SETTINGS, bundled(), n_loops=0, device=CPU
+        )
+    assert not (tmp_path / "run").exists()
