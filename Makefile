@@ -8,18 +8,20 @@ SYSTEM := libfluidsynth3 chromium
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-slow test-audiocraft system lint fuzz bench bench-models bench-render \
-	bench-seams bench-codec clean
+	bench-seams bench-codec bench-magnet clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.demo  ## loops from the example songs, new ones, and audio of those that is checked
-	@rm -rf $(BUILD)/songbook $(BUILD)/loops $(BUILD)/new $(BUILD)/audio
+demo: $(VENV)/.demo  ## songs -> loops -> new loops -> audio -> a half made anew -> its seam
+	@rm -rf $(addprefix $(BUILD)/,songbook loops new audio refined seam.png)
 	@$(BIN)/python datasets/songbook/prepare.py $(BUILD)/songbook --check
 	$(BIN)/midiloop extract $(BUILD)/songbook -o $(BUILD)/loops
 	$(BIN)/midiloop inspect $(BUILD)/loops
 	$(BIN)/midiloop plot $(BUILD)/loops -o $(BUILD)/loops.png
 	$(BIN)/midiloop generate -n 8 -o $(BUILD)/new
 	$(BIN)/audioloop render $(BUILD)/new/midi -o $(BUILD)/audio
-	$(BIN)/audioloop check $(BUILD)/audio
+	$(BIN)/audioloop refine $(BUILD)/new/midi/0000[01]_*.mid -o $(BUILD)/refined
+	$(BIN)/audioloop check $(BUILD)/audio $(BUILD)/refined
+	$(BIN)/audioloop seam $(BUILD)/refined/00000_*.wav -o $(BUILD)/seam.png
 
 test: lint system  ## everything that CI checks
 	$(BIN)/python -m pytest -q
@@ -61,6 +63,9 @@ bench-render: $(VENV)/.dev  ## speed and memory of rendering
 
 bench-seams: $(VENV)/.dev  ## how seamless 200 generated loops are at random tempi
 	$(BIN)/python tests/benchmarks/seams.py
+
+bench-magnet: $(VENV)/.dev  ## what the models of codes can do: make bench-magnet LOOPS=dataset
+	$(BIN)/python tests/benchmarks/magnet.py $(LOOPS)
 
 bench-codec: $(VENV)/.dev  ## how near the codec comes: make bench-codec LOOPS=dataset
 	$(BIN)/python tests/benchmarks/codec.py $(LOOPS)

@@ -83,6 +83,7 @@ AUDIO_LAYERS = {
     "wave": {"riff", "label"},
     "piece": {"label"},
     "effects": {"wave"},
+    "beats": {"wave"},
     "synth": {"wave"},
     "render": {"effects", "label", "piece", "synth", "wave"},
     "batch": {"label", "piece", "render", "synth", "wave"},
@@ -94,8 +95,10 @@ AUDIO_LAYERS = {
     "circular": set(),
     "codec": {"circular"},
     "coder": {"codec", "wave"},
-    "encodec": {"circular", "wave"},
+    "hub": set(),
+    "encodec": {"circular", "hub", "wave"},
     "fidelity": set(),
+    "balance": {"codec", "fidelity", "wave"},
     "reconstruct_figure": {"mel", "wave"},
     "reconstruct": {
         "circular", "coder", "described", "fidelity", "label", "reconstruct_figure", "seam", "wave",
@@ -105,14 +108,46 @@ AUDIO_LAYERS = {
     "renders": {"render", "synth", "wave"},
     "fit": set(),
     "magnet": set(),
-    "magnet.network": set(),
+    "magnet.network": {"circular"},
     "magnet.decode": {"magnet.network"},
-    "magnet.checkpoint": {"magnet.network"},
-    "train": {"adversary", "codec", "coder", "fidelity", "fit", "renders", "spectral", "wave"},
+    "magnet.checkpoint": {"hub", "magnet.network"},
+    "train": {
+        "adversary", "balance", "codec", "coder", "fidelity", "fit", "renders", "spectral", "wave",
+    },
+    "conditions": set(),
+    "tokens": {"circular", "conditions"},
+    "coded": {"codec", "coder", "conditions", "render", "renders", "synth"},
+    "token_models": {"coded", "codec", "tokens"},
+    "token_train": {"coded", "coder", "conditions", "fit", "token_models", "tokens"},
+    "magnet.loops": {"conditions", "magnet.decode", "tokens"},
+    "priming": {"conditions", "magnet.decode", "tokens"},
+    "fill": {
+        "codec", "coder", "conditions", "magnet.decode", "magnet.loops", "priming", "token_models",
+        "tokens", "wave",
+    },
+    "given": {
+        "beats", "check", "conditions", "described", "label", "piece", "render", "synth", "wave",
+    },
+    "refine": {"coder", "conditions", "fill", "given", "label", "wave"},
+    "prompted": {
+        "coder", "encodec", "fill", "label", "magnet.checkpoint", "magnet.decode", "magnet.loops",
+        "wave",
+    },
+    "perplexity": {"coder", "conditions", "wave"},
+    "musicgen": {"encodec", "hub"},
+    "compare": {
+        "beats", "coded", "codec", "coder", "conditions", "fill", "magnet", "magnet.decode",
+        "magnet.loops", "mel", "perplexity", "priming", "reconstruct", "render", "renders", "seam",
+        "synth", "tokens", "wave",
+    },
+    "compare_figure": {"compare"},
 }  # fmt: skip
 AUDIO_NEED_TORCH = {
-    "circular", "codec", "coder", "encodec", "fidelity", "reconstruct", "spectral", "adversary",
-    "fit", "train", "magnet.network", "magnet.decode", "magnet.checkpoint",
+    "circular", "codec", "coder", "encodec", "fidelity", "balance", "reconstruct", "spectral",
+    "adversary", "fit", "train", "magnet.network", "magnet.decode", "magnet.checkpoint",
+    "conditions", "tokens", "coded", "token_train", "token_models", "perplexity", "musicgen",
+    "magnet.loops", "priming", "fill", "given", "refine", "prompted",
+    "compare", "compare_figure",
 }  # fmt: skip
 
 

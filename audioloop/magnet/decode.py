@@ -18,7 +18,7 @@ steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -65,6 +65,7 @@ class DecodeConfig:
         spans: what is kept or opened together: frames side by side, none in two of them
             ("nonoverlap"), or at any place ("stride1").
         span: how many frames.
+        ring: the last frame is next to the first, so spans of "stride1" go round.
     """
 
     steps: tuple[int, ...] = (20, 10, 10, 10)
@@ -74,6 +75,7 @@ class DecodeConfig:
     last_guidance: float = 1.0
     spans: Literal["nonoverlap", "stride1"] = "nonoverlap"
     span: int = 3
+    ring: bool = False
 
 
 class Spans(Protocol):
@@ -115,6 +117,7 @@ class Anywhere(NamedTuple):
     """Spans from any place on, which overlap. Each is as good as all of its codes together."""
 
     length: int
+    ring: bool = False
 
     def doubts(self, chances: Tensor, open_: Tensor) -> Tensor:
         """One number a place: (B, T)."""
@@ -130,7 +133,9 @@ class Anywhere(NamedTuple):
 
     def _union(self, doubts: Tensor, n: int) -> Tensor:
         """Halve the interval that the number of spans is in, as long as it has an inside."""
-        order = doubts.unfold(0, self.length, 1).sum(-1).argsort(descending=True)
+        again = doubts[: self.length - 1 if self.ring else 0]
+        spans = torch.cat([doubts, again]).unfold(0, self.length, 1)
+        order = spans.sum(-1).argsort(descending=True)
         few, many = n // self.length, n - self.length + 1  # all apart, all overlapping
         middle = round((few + many) / 2)
         union = self._covered(order[:middle], len(doubts))
@@ -144,11 +149,18 @@ class Anywhere(NamedTuple):
     def _covered(self, starts: Tensor, n_frames: int) -> Tensor:
         covered = torch.zeros(n_frames, dtype=torch.bool, device=starts.device)
         within = torch.arange(self.length, device=starts.device)
-        covered[(starts[:, None] + within).flatten()] = True
+        covered[(starts[:, None] + within).flatten() % n_frames] = True
         return covered
 
 
-SPANS: dict[str, Callable[[int], Spans]] = {"nonoverlap": Apart, "stride1": Anywhere}
+SPANS = ("nonoverlap", "stride1")
+
+
+def spans_of(config: DecodeConfig) -> Spans:
+    """How a config opens places."""
+    return (
+        Apart(config.span) if config.spans == "nonoverlap" else Anywhere(config.span, config.ring)
+    )
 
 
 def blank(model: Magnet, n: int, n_frames: int, prompt: Tensor | None = None) -> Tensor:
@@ -222,6 +234,8 @@ def _check(codes: Tensor, gap: int, config: DecodeConfig) -> None:
             f"cannot fill {n_frames} frames by spans of {config.span} ({config.spans}); there are "
             f"{' and '.join(SPANS)}, of 1 to {n_frames}"
         )
+    if config.ring and config.spans == "nonoverlap":
+        raise LoopError("spans that do not overlap have a first one, and a ring has none: stride1")
     if not (0 <= config.top_p <= 1 and 0 <= config.temperature < math.inf):
         raise LoopError(
             f"top-p {config.top_p}, temperature {config.temperature}; give 0 to 1, and 0 or more"
@@ -241,27 +255,64 @@ def _fill(
     rescoring: Rescoring | None,
 ) -> None:
     """Fill one codebook, in place."""
-    given = codes[:, stage].clone()  # (B, T)
-    known = given != gap
-    spans = SPANS[config.spans](config.span)
-    count, n_steps = spans.count(known[0]), config.steps[stage]
+    known = codes[:, stage] != gap  # (B, T)
+    spans = spans_of(config)
+    count = spans.count(known[0])
     doubts = spans.doubts(torch.ones(known.shape, device=codes.device), ~known)
-    shares = torch.cos(torch.linspace(0, 1, n_steps) * (math.pi / 2))
-    for step, share in enumerate(shares):
-        opened = spans.most_doubtful(doubts, max(int(share * count), 1)) & ~known
+    for moment in moments(config, stage):
+        opened = spans.most_doubtful(doubts, max(int(moment.share * count), 1)) & ~known
         codes[:, stage] = torch.where(opened, gap, codes[:, stage])
-        opened = codes[:, stage] == gap
-        left = float(share)
-        guidance = left * config.guidance + (1 - left) * config.last_guidance
+        doubts = spans.doubts(*guess(predict, codes, stage, gap, moment, generator, rescoring))
+
+
+class Moment(NamedTuple):
+    """A step of a codebook.
+
+    Attributes:
+        share: of what is open.
+        guidance, heat, top_p: of the draw.
+    """
+
+    share: float
+    guidance: float
+    heat: float
+    top_p: float
+
+
+def moments(config: DecodeConfig, stage: int) -> Iterator[Moment]:
+    """The steps of a codebook, from all open and hot to little and cold."""
+    n_steps = config.steps[stage]
+    shares = torch.cos(torch.linspace(0, 1, n_steps) * (math.pi / 2)).tolist()
+    for step, share in enumerate(shares):
+        guidance = share * config.guidance + (1 - share) * config.last_guidance
         heat = max(config.temperature * ((n_steps - 1 - step) / n_steps), COLDEST)
-        probabilities = (predict(codes, stage, guidance).float() / heat).softmax(-1)
-        drawn = draw(probabilities, config.top_p, generator)
-        codes[:, stage] = torch.where(opened, drawn, codes[:, stage])
-        chances = probabilities.gather(-1, drawn[..., None])[..., 0]
-        if rescoring is not None:
-            other = rescoring.judge(codes, stage)
-            chances = (1 - rescoring.weight) * chances + rescoring.weight * other
-        doubts = spans.doubts(chances, opened)
+        yield Moment(share, guidance, heat, config.top_p)
+
+
+def guess(
+    predict: Predict,
+    codes: Tensor,
+    stage: int,
+    gap: int,
+    moment: Moment,
+    generator: torch.Generator,
+    rescoring: Rescoring | None,
+) -> tuple[Tensor, Tensor]:
+    """Draw codes for all gaps of a codebook, in place.
+
+    Returns:
+        The chances (B, T) that all of its codes have, and bool (B, T), which were gaps.
+    """
+    opened = codes[:, stage] == gap
+    logits = predict(codes, stage, moment.guidance).float()
+    probabilities = (logits / moment.heat).softmax(-1)
+    drawn = draw(probabilities, moment.top_p, generator)
+    codes[:, stage] = torch.where(opened, drawn, codes[:, stage])
+    chances = probabilities.gather(-1, drawn[..., None])[..., 0]
+    if rescoring is not None:
+        other = rescoring.judge(codes, stage)
+        chances = (1 - rescoring.weight) * chances + rescoring.weight * other
+    return chances, opened
 
 
 def draw(probabilities: Tensor, top_p: float, generator: torch.Generator) -> Tensor:

@@ -29,6 +29,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audioloop.circular import near
+
 PERIOD = 10_000.0
 
 
@@ -81,15 +83,6 @@ def positions(n_frames: int, dim: int, *, ring: bool, origin: int = 0) -> Tensor
     else:
         angles = places / periods
     return torch.cat([angles.cos(), angles.sin()], -1)
-
-
-def near(n_frames: int, context: int, *, ring: bool) -> Tensor:
-    """Which frames are within ``context`` of which: bool (T, T)."""
-    places = torch.arange(n_frames)
-    apart = (places[:, None] - places).abs()
-    if ring:
-        apart = torch.minimum(apart, n_frames - apart)
-    return apart <= context
 
 
 class Attention(nn.Module):
@@ -212,7 +205,7 @@ class Magnet(nn.Module):
         x = x + positions(n_frames, dim, ring=ring, origin=origin).to(x)
         mask = None
         if stage > 0 and self.config.context is not None:
-            mask = near(n_frames, self.config.context, ring=ring).to(x.device)
+            mask = near(n_frames, self.config.context, circular=ring).to(x.device)
         x = self.transformer(x, condition, mask)
         logits: Tensor = self.linears[stage](self.out_norm(x))
         return logits

@@ -11,7 +11,7 @@ import click
 
 from midiloop import __version__
 from midiloop.errors import CallError, LoopError
-from midiloop_cli import audio, checks, codecs, learned, seams, symbolic
+from midiloop_cli import audio, checks, codecs, compared, learned, remade, seams, symbolic
 
 MODELS_NEED = ("torch", "safetensors", "einops")
 
@@ -80,5 +80,8 @@ for command in (
     seams.seam,
     codecs.train,
     codecs.reconstruct,
+    remade.refine,
+    remade.generate,
+    compared.compare,
 ):
     audioloop.add_command(command)

@@ -16,9 +16,26 @@ from midiloop_cli import report
 from midiloop_cli.symbolic import PATH, json_option
 
 if TYPE_CHECKING:
+    from audioloop.coder import Coder
+    from audioloop.perplexity import Interval, Paired, Reader, SeamPerplexity
     from audioloop.seam import Figures, Seam
+    from audioloop.wave import Wave
 
 PICTURES = (".png", ".svg", ".pdf")
+ENCODEC = "facebook/encodec_32khz"
+
+
+class Ear(NamedTuple):
+    """What perplexity is measured with: a codec, and a model that knows its codes."""
+
+    codec: Coder
+    model: Reader
+
+    def perplexity(self, wave: Wave, bars: int | None) -> SeamPerplexity:
+        """Of one loop."""
+        from audioloop import perplexity
+
+        return perplexity.of_wave(wave, self.codec, self.model, bars)
 
 
 class Measured(NamedTuple):
@@ -28,6 +45,7 @@ class Measured(NamedTuple):
     seam: Seam | None
     error: str = ""
     picture: Path | None = None
+    perplexity: SeamPerplexity | None = None
 
     def excess(self) -> float:
         """The larger of both, 0 where nothing was measured."""
@@ -48,6 +66,17 @@ class Measured(NamedTuple):
     "and, where bars are known, over X times the largest at the file's other bar lines as well.",
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the controls.")
+@click.option(
+    "--perplexity", is_flag=True,
+    help="Measure as well how unlikely a model of codes finds what follows the seam.",
+)  # fmt: skip
+@click.option("--model", type=PATH, metavar="RUN", help="A causal model of codes that you trained.")
+@click.option("--codec", type=PATH, metavar="RUN", help="The codec that it was trained with.")
+@click.option(
+    "--musicgen", metavar="NAME",
+    help="A published MusicGen instead, as a folder or a name on Hugging Face.",
+)  # fmt: skip
+@click.option("--encodec", metavar="NAME", help=f"The EnCodec of a MusicGen.  [default: {ENCODEC}]")
 @json_option
 def seam(
     files: tuple[Path, ...],
@@ -55,12 +84,19 @@ def seam(
     out: Path | None,
     limit: float | None,
     seed: int,
+    perplexity: bool,
+    model: Path | None,
+    codec: Path | None,
+    musicgen: str | None,
+    encodec: str | None,
     as_json: bool,
 ) -> None:
     """Measure where the end of a loop meets its beginning, beside its bar lines and controls."""
+    _check_ear(perplexity, model or codec, musicgen, encodec)
     if out and out.suffix.lower() in PICTURES and len(files) > 1:
         raise click.UsageError("--out names one picture for several files; give a folder.")
-    found = [_measured(path, place, bars, seed) for path, place in _places(files, out)]
+    ear = _ear(model, codec, musicgen, encodec or ENCODEC) if perplexity else None
+    found = [_measured(path, place, bars, seed, ear) for path, place in _places(files, out)]
     over = [one.file for one in found if limit is not None and one.excess() > limit]
     shown = report.to_json(_as_json(found, over)) if as_json else _table(found, over, limit)
     click.echo(shown, nl=bool(shown))
@@ -68,6 +104,34 @@ def seam(
         if one.error:
             click.echo(f"audioloop: error: {one.error}", err=True)
     sys.exit(1 if over or any(one.error for one in found) else 0)
+
+
+def _check_ear(
+    perplexity: bool, own: Path | None, musicgen: str | None, encodec: str | None
+) -> None:
+    if (own or musicgen or encodec) and not perplexity:
+        raise click.UsageError("A model or a codec measures perplexity; give --perplexity as well.")
+    if own and (musicgen or encodec):
+        raise click.UsageError(
+            "--model and --codec are of one kind, --musicgen and --encodec of another; give one."
+        )
+    if encodec and not musicgen:
+        raise click.UsageError("--encodec is the codec of a MusicGen; give --musicgen as well.")
+
+
+def _ear(model: Path | None, codec: Path | None, musicgen: str | None, encodec: str) -> Ear:
+    if musicgen:
+        from audioloop import encodec as published
+        from audioloop import musicgen as generators
+
+        generator, coder_of_it = generators.load(musicgen), published.load(encodec)
+        generators.of_codec(generator, coder_of_it)
+        return Ear(coder_of_it, generator)
+    from audioloop import coder, token_models
+
+    own, trained = coder.load(codec), token_models.load_causal(model)
+    token_models.of_codec(trained, own)
+    return Ear(own, trained)
 
 
 def _places(files: tuple[Path, ...], out: Path | None) -> Iterator[tuple[Path, Path | None]]:
@@ -87,7 +151,9 @@ def _places(files: tuple[Path, ...], out: Path | None) -> Iterator[tuple[Path, P
         yield path, out / f"{name}.png"
 
 
-def _measured(path: Path, picture: Path | None, bars: int | None, seed: int) -> Measured:
+def _measured(
+    path: Path, picture: Path | None, bars: int | None, seed: int, ear: Ear | None
+) -> Measured:
     import numpy as np
 
     from audioloop import described, seam, seam_figure
@@ -97,9 +163,10 @@ def _measured(path: Path, picture: Path | None, bars: int | None, seed: int) -> 
         loop = described.read(path)
         rng = np.random.default_rng(seed)
         found = seam.measure(loop.repeats, bars=bars or loop.bars, rng=rng)
+        expected = ear.perplexity(loop.repeats, found.bars) if ear else None
         if picture:
             seam_figure.draw(loop.repeats, found, picture, path.name)
-        return Measured(str(path), found, picture=picture)
+        return Measured(str(path), found, picture=picture, perplexity=expected)
     except (LoopError, OSError) as error:
         cause = error.strerror if isinstance(error, OSError) else None
         cause = (cause or str(error)).removeprefix(f"{path}: ")
@@ -109,13 +176,23 @@ def _measured(path: Path, picture: Path | None, bars: int | None, seed: int) -> 
 def _as_json(found: list[Measured], over: list[str]) -> dict[str, Any]:
     from audioloop.seam import CONTROLS, MEANING
 
-    files = [
-        {"file": one.file, **one.seam.as_json(), "picture": one.picture and str(one.picture)}
-        if one.seam
-        else {"file": one.file, "error": one.error}
-        for one in found
-    ]
-    return {"files": files, "above": over, "meaning": MEANING, "controls": CONTROLS}
+    files = [_file_as_json(one) for one in found]
+    shown = {"files": files, "above": over, "meaning": MEANING, "controls": CONTROLS}
+    expected = [one.perplexity for one in found if one.perplexity]
+    if not expected:
+        return shown
+    from audioloop import perplexity
+
+    meaning = {**MEANING, **perplexity.MEANING, **perplexity.SUMMARY}
+    return {**shown, "perplexity": perplexity.summary(expected).as_json(), "meaning": meaning}
+
+
+def _file_as_json(one: Measured) -> dict[str, Any]:
+    if not one.seam:
+        return {"file": one.file, "error": one.error}
+    expected = one.perplexity.as_json() if one.perplexity else {}
+    picture = one.picture and str(one.picture)
+    return {"file": one.file, **one.seam.as_json(), **expected, "picture": picture}
 
 
 def _table(found: list[Measured], over: list[str], limit: float | None) -> str:
@@ -138,10 +215,24 @@ def _one(found: Measured) -> list[str]:
     if among is not None:
         lines.append(f"bar flux percentile {among:.0f}")
     over = ", ".join(f"{name} {value:.2f}" for name, value in found.seam.excess.items())
-    lines += [f"excess: {over}", ""]
     meaning = {**seam.MEANING, "excess": seam.EXCESS, **seam.CONTROLS}
-    lines += [f"{_spoken(name)}: {text}" for name, text in meaning.items()]
+    lines.append(f"excess: {over}")
+    if found.perplexity:
+        from audioloop import perplexity
+
+        lines += _one_perplexity(found.perplexity)
+        meaning |= perplexity.MEANING
+    lines += ["", *(f"{_spoken(name)}: {text}" for name, text in meaning.items())]
     return [*lines, "beside a median in brackets: the largest"]
+
+
+def _one_perplexity(found: SeamPerplexity) -> list[str]:
+    shown = found.measures
+    return [
+        f"{_spoken(name)} {_figure(shown[name])}, of all codebooks {_figure(shown[f'{name}_all'])}"
+        for name in ("perplexity", "bar_perplexity", "difference_nats")
+        if shown[name] is not None
+    ]
 
 
 def _cells(median: Figures, largest: Figures | None) -> str:
@@ -153,9 +244,11 @@ def _cells(median: Figures, largest: Figures | None) -> str:
 
 
 def _several(found: list[Measured]) -> Iterator[str]:
+    expected = [one.perplexity for one in found if one.perplexity]
     if found:
-        names = f"{'jump':>8}{'residual':>10}{'flux':>6}{'bar flux':>10}"
-        yield names + f"{'excess':>8}{'bars':>6}  file"
+        names = f"{'jump':>8}{'residual':>10}{'flux':>6}{'bar flux':>10}{'excess':>8}{'bars':>6}"
+        more = f"{'perplexity':>12}{'all':>8}{'at bars':>9}{'all':>8}{'apart':>8}{'all':>8}"
+        yield names + more * bool(expected) + "  file"
     for one in found:
         assert one.seam
         among, bars = one.seam.bar_flux_percentile, one.seam.bars
@@ -167,10 +260,44 @@ def _several(found: list[Measured]) -> Iterator[str]:
             f"{_figure(one.excess()):>8}",
             f"{'–' if bars is None else bars:>6}",
         ]
+        if one.perplexity:
+            shown = zip((12, 8, 9, 8, 8, 8), one.perplexity.measures.values(), strict=True)
+            cells += [f"{_figure(value):>{width}}" for width, value in shown]
         yield "".join(cells) + f"  {one.file}"
+    if expected:
+        yield from _all_perplexities(expected)
 
 
-def _figure(value: float) -> str:
+def _all_perplexities(found: list[SeamPerplexity]) -> Iterator[str]:
+    from audioloop import perplexity
+
+    summed = perplexity.summary(found)
+    for place, first, all_ in (
+        ("seams", summed.seam, summed.seam_all),
+        ("other bar lines", summed.bars, summed.bars_all),
+    ):
+        if first and all_:
+            of_all = f"of all codebooks {_plus_minus(all_)}"
+            yield f"perplexity at {place} {_plus_minus(first)}, {of_all}"
+    if summed.difference and summed.difference_all:
+        yield (
+            f"seam less other bar lines, mean of {summed.difference.n} in nats: "
+            f"{_within(summed.difference)}; of all codebooks {_within(summed.difference_all)}"
+        )
+
+
+def _plus_minus(found: Interval) -> str:
+    return f"{_figure(found.center)} ± {_figure(found.error)}"
+
+
+def _within(found: Paired) -> str:
+    verdict = ", indistinguishable" if found.indistinguishable else ""
+    return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f}{verdict})"
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "–"
     return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
 

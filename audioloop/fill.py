@@ -1,0 +1,192 @@
+"""Gaps of a coded loop, filled on the ring: what `refine` and `generate` have in common.
+
+::
+
+    loop -> codes (1, K, T), some frames open -> codes (N, K, T) -> N loops
+
+What is kept is kept bit for bit: its codes never change, and its frames are decoded from the
+latent, which is nearer to what it was than its codes are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from audioloop import coder, priming, token_models
+from audioloop.codec import Codec
+from audioloop.conditions import Condition
+from audioloop.magnet import decode, loops
+from audioloop.magnet.decode import DecodeConfig, Rescoring
+from audioloop.tokens import Causal, Masked
+from audioloop.wave import Wave
+from midiloop.errors import CallError
+
+
+@dataclass(frozen=True)
+class Taste:
+    """How codes are drawn.
+
+    Attributes:
+        steps: of each codebook.
+        temperature, top_p: see `DecodeConfig`.
+        guidance: how many times the way that the notes show is gone at first; at last it is 1.
+        rescoring: weight of the causal model's say in what is kept, 0 to 1.
+        seed: of everything.
+    """
+
+    steps: tuple[int, ...] = (20, 8, 6, 6)
+    temperature: float = 0.25
+    top_p: float = 0.9
+    guidance: float = 1.5
+    rescoring: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise `CallError` unless each is in its range."""
+        ranges = {
+            "temperature": 0 <= self.temperature <= 100,
+            "top-p": 0 <= self.top_p <= 1,
+            "guidance": 0 <= self.guidance <= 100,
+            "rescoring": 0 <= self.rescoring <= 1,
+        }
+        for name, right in ranges.items():
+            if not right:
+                value = getattr(self, name.replace("-", "_"))
+                raise CallError(f"{name} {value}: out of range; leave it out for the default")
+
+    @property
+    def config(self) -> DecodeConfig:
+        """For a ring."""
+        return DecodeConfig(
+            steps=self.steps,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            guidance=self.guidance,
+            spans="stride1",
+            ring=True,
+        )
+
+    def generator(self, number: int, device: torch.device) -> torch.Generator:
+        """For way number i, from 0; its beginning is drawn by that of -1 - i."""
+        seed = (self.seed * 1_000_003 + number + 1) % 2**63
+        return torch.Generator(device).manual_seed(seed)
+
+
+TASTE = Taste()
+
+
+@dataclass(frozen=True, eq=False)
+class Filler:
+    """The models that it takes.
+
+    Attributes:
+        causal: for rescoring and priming; None without.
+    """
+
+    codec: Codec
+    masked: Masked
+    causal: Causal | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where all of them are."""
+        return self.masked.device
+
+    def n_frames(self, n_samples: int, rate: int) -> int:
+        """Frames of a loop, see `coder.n_frames`."""
+        return coder.n_frames(n_samples, rate, self.codec.config)
+
+    @torch.inference_mode()
+    def filled(
+        self, codes: Tensor, opened: Tensor, condition: Condition, n: int, taste: Taste = TASTE
+    ) -> Tensor:
+        """Fill some frames of a loop, in ``n`` ways.
+
+        Args:
+            codes: int64 (1, K, T), or (n, K, T) where each way begins with other ones.
+            opened: bool (T,): frames to be made anew.
+            condition: of one loop.
+
+        Returns:
+            int64 (n, K, T). Way number i depends on the seed and i alone.
+
+        Raises:
+            CallError: a causal model is to have a say, and there is none.
+        """
+        gap = self.masked.config.gap
+        given = torch.where(opened.to(codes.device), gap, codes).to(self.device)
+        condition = condition.to(self.device)
+        predict = loops.ring(self.masked, condition)
+        rescoring = None
+        if taste.rescoring:
+            judge = priming.judge(self._causal("rescored"), condition)
+            rescoring = Rescoring(judge, taste.rescoring)
+        ways = []
+        for number, one in enumerate(given.expand(n, -1, -1)):
+            generator = taste.generator(number, self.device)
+            ways.append(decode.decode(predict, one[None], gap, generator, taste.config, rescoring))
+        return torch.cat(ways)
+
+    @torch.inference_mode()
+    def primed(
+        self, condition: Condition, n_frames: int, n: int = 1, taste: Taste = TASTE
+    ) -> Tensor:
+        """The first frames of a loop by the causal model, in ``n`` ways: int64 (n, K, n_frames).
+
+        Raises:
+            CallError: there is no causal model.
+        """
+        model = self._causal("primed")
+        start = condition._replace(frames=condition.frames[..., :n_frames]).to(self.device)
+        generators = (taste.generator(-1 - number, self.device) for number in range(n))
+        return torch.cat([priming.written(model, start, generator) for generator in generators])
+
+    def _causal(self, what: str) -> Causal:
+        if self.causal is None:
+            raise CallError(f"nothing can be {what} without a causal model; load one as well")
+        return self.causal
+
+    def decoded(
+        self,
+        codes: Tensor,
+        n_samples: int,
+        rate: int,
+        kept: tuple[Tensor, Tensor] | None = None,
+    ) -> Wave:
+        """The wave (1, ``n_samples``) of a loop's codes (1, K, T).
+
+        Args:
+            kept: bool (T,), which frames are as they were, and their latent (1, L, T).
+        """
+        latent = coder.latent_of(codes, self.codec)
+        if kept is not None:
+            places, before = kept
+            latent = torch.where(places.to(latent.device), before.to(latent.device), latent)
+        return coder.decoded(latent, self.codec, n_samples, rate)
+
+
+def load(
+    masked: Path | None = None,
+    causal: Path | None = None,
+    codec: Path | None = None,
+    device: torch.device | None = None,
+    *,
+    with_causal: bool = False,
+) -> Filler:
+    """The models that ship, or those of runs.
+
+    Raises:
+        LoopError: a folder holds none, or they are of different codecs.
+    """
+    model = coder.load(codec, device)
+    masked_model = token_models.load_masked(masked, device)
+    token_models.of_codec(masked_model, model)
+    causal_model = None
+    if with_causal or causal is not None:
+        causal_model = token_models.load_causal(causal, device)
+        token_models.of_codec(causal_model, model)
+    return Filler(model, masked_model, causal_model)

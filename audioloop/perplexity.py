@@ -1,0 +1,395 @@
+"""Seam perplexity: how much a model that knows music is surprised by what follows a loop's seam.
+
+As LoopGen measures it (Marincione et al. 2025, arXiv:2504.04466, section 5.1 and appendix A): a
+model of codes hears what comes before a join, and the mean cross-entropy of the first `WINDOW`
+frames after it is how unlikely they are, in nats. e to that is the perplexity: among how many codes
+the model might as well have drawn. A loop is a ring, so what comes before its seam is its end, and
+before that its beginning once more::
+
+    … d e f g h | a b c d e f g h | a b c d e …
+                  heard: CONTEXT    WINDOW
+
+A bar line is a surprise by nature. So the same is measured at the loop's other bar lines, where
+nothing was cut, and the difference counts, not the figure alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from audioloop import coder, conditions
+from audioloop.coder import Coder
+from audioloop.conditions import Condition, Told
+from audioloop.wave import Wave
+from midiloop.errors import CallError
+
+MEANING = {
+    "perplexity": "e to the mean cross-entropy of the 5 frames after the seam, of the first "
+    "codebook, under a model that hears the loop up to there; 1 to the codebook's size, lower is "
+    "better",
+    "perplexity_all": "the same, of all codebooks",
+    "bar_perplexity": "the same as perplexity, at the loop's other bar lines (their geometric "
+    "mean)",
+    "bar_perplexity_all": "the same, of all codebooks",
+    "difference_nats": "cross-entropy at the seam less its mean at the other bar lines, of the "
+    "first codebook; 0: the seam is a bar line like any other, above: it surprises more",
+    "difference_nats_all": "the same, of all codebooks",
+}
+
+SUMMARY = {
+    "seam, bars": "perplexity of all files, as the middle and half the width of its 95 % interval, "
+    "at seams and at other bar lines",
+    "difference": "mean difference of cross-entropy in nats, seam less other bar lines of the same "
+    "file, and its 95 % interval (Student's t); indistinguishable where 0 is inside",
+}
+
+WINDOW = 5  # frames after a join, as LoopGen counts
+CONTEXT = 400  # frames before it that the model hears
+# Frames after the window: notes are told a little ahead, and some models know the later codebooks
+# of a frame only when they have heard the first ones of the next frames.
+AHEAD = 8
+LINES = 8  # that are heard at once, so that many bars need no more memory than eight
+SIGMAS = 1.96  # around a mean, as LoopGen counts: 95 % of a normal distribution
+
+
+class Shape(Protocol):
+    """What a model's codes look like."""
+
+    @property
+    def codebooks(self) -> int:
+        """Codes of a frame."""
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes are from 0 to one less."""
+
+
+class Reader(Protocol):
+    """A model that says what it expects: `tokens.Causal`, or a published one."""
+
+    @property
+    def config(self) -> Shape:
+        """What its codes look like."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors have to be."""
+
+    def __call__(self, codes: Tensor, condition: Condition, /) -> Any:
+        """Of codes (B, K, T) and what is told, the logits (B, K, T, size) of each code.
+
+        They may depend on what comes before the code, and on the `AHEAD` frames after it that the
+        model hears before it writes that code.
+        """
+
+
+@torch.inference_mode()
+def nats_at(
+    codes: Tensor,
+    places: Sequence[int],
+    model: Reader,
+    condition: Condition | None = None,
+    *,
+    window: int = WINDOW,
+    context: int = CONTEXT,
+) -> NDArray[np.float64]:
+    """Mean cross-entropy of the frames from each place on, knowing those before (Eq. 4).
+
+    Args:
+        codes: int64 (K, T), of a ring.
+        places: frames of the ring, modulo T.
+        condition: what is told of the ring's T frames; None tells nothing.
+        window: frames that are counted.
+        context: frames that are heard before, more than one round if the ring is shorter.
+
+    Returns:
+        Nats, float64 (places, K).
+
+    Raises:
+        CallError: the codes are not the model's, or a number of frames cannot be.
+    """
+    _check(codes, model.config, window, context)
+    n_frames = codes.shape[1]
+    told = Told().on(n_frames, 1.0) if condition is None else condition
+    spans = [torch.arange(place - context, place + window + AHEAD) for place in places]
+    found = [np.zeros((0, len(codes)))]
+    for first in range(0, len(spans), LINES):
+        some = spans[first : first + LINES]
+        lines = torch.stack([codes[:, span % n_frames] for span in some]).to(model.device)
+        heard = conditions.stacked([told.taken(span) for span in some]).to(model.device)
+        counted = slice(context, context + window)
+        logits = model(lines, heard)[:, :, counted].float()
+        nats = F.cross_entropy(
+            logits.flatten(0, 2), lines[:, :, counted].flatten(), reduction="none"
+        )
+        found.append(nats.reshape(len(some), len(codes), window).mean(-1).double().cpu().numpy())
+    return np.concatenate(found)
+
+
+def _check(codes: Tensor, shape: Shape, window: int, context: int) -> None:
+    if codes.dim() != 2 or len(codes) != shape.codebooks or not codes.shape[1]:
+        raise CallError(
+            f"expected codes ({shape.codebooks}, frames), got {tuple(codes.shape)}; give those of "
+            "one ring"
+        )
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high >= shape.codebook_size:
+        raise CallError(
+            f"codes from {low} to {high}, and the model's are from 0 to "
+            f"{shape.codebook_size - 1}; they are of another codec"
+        )
+    if window < 1 or context < 0:
+        raise CallError(f"a window of {window} after {context} frames; give 1 and 0 or more")
+
+
+@dataclass(frozen=True)
+class SeamPerplexity:
+    """What a model makes of a loop's seam, and of its other bar lines.
+
+    Attributes:
+        nats, nats_all: mean cross-entropy at the seam, of the first codebook (LoopGen's) and of
+            all of them.
+        bars, bars_all: the same at each of the other bar lines.
+    """
+
+    nats: float
+    nats_all: float
+    bars: tuple[float, ...]
+    bars_all: tuple[float, ...]
+
+    @property
+    def difference(self) -> float | None:
+        """Nats at the seam less their mean at the other bar lines; None where there are none."""
+        return self.nats - _mean(self.bars) if self.bars else None
+
+    @property
+    def difference_all(self) -> float | None:
+        """The same, of all codebooks."""
+        return self.nats_all - _mean(self.bars_all) if self.bars_all else None
+
+    @property
+    def measures(self) -> dict[str, float | None]:
+        """Every measure of `MEANING`."""
+        return {
+            "perplexity": math.exp(self.nats),
+            "perplexity_all": math.exp(self.nats_all),
+            "bar_perplexity": math.exp(_mean(self.bars)) if self.bars else None,
+            "bar_perplexity_all": math.exp(_mean(self.bars_all)) if self.bars_all else None,
+            "difference_nats": self.difference,
+            "difference_nats_all": self.difference_all,
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """Numbers, lists and None only."""
+        nats = {"seam": self.nats, "seam_all": self.nats_all}
+        return {**self.measures, "nats": {**nats, "bars": self.bars, "bars_all": self.bars_all}}
+
+
+def measure(
+    codes: Tensor, bars: int | None, model: Reader, condition: Condition | None = None
+) -> SeamPerplexity:
+    """Of the codes (K, T) of a ring: at its seam, and in the frames that its bar lines fall in.
+
+    Where bars are no whole number of frames, windows begin up to a frame before the bar line:
+    `of_wave` does without.
+
+    Args:
+        bars: of equal length, that the loop has; None where they are not known.
+        condition: what is told of the ring's T frames; None tells nothing.
+
+    Raises:
+        CallError: see `nats_at`; or there are more bars than frames.
+    """
+    n_frames = codes.shape[-1]
+    places = [n_frames * bar // bars for bar in range(_n_bars(bars, n_frames))] if bars else [0]
+    return _of_nats(nats_at(codes, places, model, condition))
+
+
+def of_wave(wave: Wave, codec: Coder, model: Reader, bars: int | None) -> SeamPerplexity:
+    """Of a loop, of which the model is told nothing.
+
+    For each bar line the loop is rotated to begin there, and coded anew: so all of them are at the
+    beginning of a frame, as the seam is.
+
+    Args:
+        bars: of equal length, that the loop has; None where they are not known.
+
+    Raises:
+        CallError: see `nats_at`; or there are more bars than frames.
+        LoopError: see `coder.encoded`.
+    """
+    n_bars = _n_bars(bars, coder.n_frames(len(wave), wave.rate, codec.config)) if bars else 1
+    nats = []
+    for bar in range(n_bars):
+        place = round(len(wave) * bar / n_bars)
+        rotated = Wave(np.roll(wave.samples, -place, 1), wave.rate)
+        nats.append(nats_at(coder.encoded(rotated, codec).codes[0], [0], model))
+    return _of_nats(np.concatenate(nats))
+
+
+def _n_bars(bars: int, n_frames: int) -> int:
+    if not 1 <= bars <= n_frames:
+        raise CallError(
+            f"{bars} bars in {n_frames} frames; give the number of bars that the loop has"
+        )
+    return bars
+
+
+def _of_nats(nats: NDArray[np.float64]) -> SeamPerplexity:
+    """Of nats (bar lines, K), the first of them those of the seam."""
+    (seam, *others), (seam_all, *others_all) = nats[:, 0].tolist(), nats.mean(1).tolist()
+    return SeamPerplexity(seam, seam_all, tuple(others), tuple(others_all))
+
+
+class Interval(NamedTuple):
+    """A seam perplexity of several loops, as LoopGen gives it: ``center`` ± ``error``.
+
+    Attributes:
+        center, error: the middle and half the width of the interval.
+        low, high: its ends; the perplexity of all loops (Eq. 5) is their geometric mean.
+    """
+
+    center: float
+    error: float
+    low: float
+    high: float
+
+
+def interval(nats: ArrayLike) -> Interval:
+    """The 95 % interval of the perplexity of loops, from the nats of each (Eq. 8 to 12).
+
+    Raises:
+        CallError: there are fewer than two, which say nothing of how far loops differ.
+    """
+    values = _several(nats)
+    mean = values.mean()
+    apart = SIGMAS * values.std(ddof=1) / math.sqrt(len(values))
+    low, high = math.exp(mean - apart), math.exp(mean + apart)
+    return Interval((low + high) / 2, (high - low) / 2, low, high)
+
+
+class Paired(NamedTuple):
+    """Mean of differences, each between two figures of one loop.
+
+    Attributes:
+        mean: of ``n`` differences, in their unit.
+        low, high: the 95 % interval of the mean, by Student's t.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def indistinguishable(self) -> bool:
+        """Whether the mean may well be 0."""
+        return self.low <= 0 <= self.high
+
+
+def paired(differences: ArrayLike) -> Paired:
+    """The mean of differences with its 95 % interval, by Student's t.
+
+    Raises:
+        CallError: there are fewer than two.
+    """
+    values = _several(differences)
+    n = len(values)
+    mean = float(values.mean())
+    apart = student(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+    return Paired(mean, mean - apart, mean + apart, n)
+
+
+def _several(values: ArrayLike) -> NDArray[np.float64]:
+    found = np.asarray(values, np.float64)
+    if found.ndim != 1 or len(found) < 2:
+        raise CallError(f"an interval of {found.size} loops; give 2 or more")
+    return found
+
+
+class Summary(NamedTuple):
+    """Of several loops; figures of fewer than two are None.
+
+    Attributes:
+        seam, seam_all: perplexity at the seams, of the first codebook and of all.
+        bars, bars_all: at the other bar lines, each loop's mean counting as one.
+        difference, difference_all: nats at a seam less those at the loop's other bar lines.
+    """
+
+    seam: Interval | None
+    seam_all: Interval | None
+    bars: Interval | None
+    bars_all: Interval | None
+    difference: Paired | None
+    difference_all: Paired | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Numbers, truths and None only."""
+        found: dict[str, Any] = {
+            name: figures and figures._asdict() for name, figures in self._asdict().items()
+        }
+        for figures, shown in (
+            (self.difference, found["difference"]),
+            (self.difference_all, found["difference_all"]),
+        ):
+            if figures:
+                shown["indistinguishable"] = figures.indistinguishable
+        return found
+
+
+def summary(found: Sequence[SeamPerplexity]) -> Summary:
+    """Of several loops; of those without other bar lines, the seams only."""
+    barred = [one for one in found if one.bars]
+    return Summary(
+        _interval([one.nats for one in found]),
+        _interval([one.nats_all for one in found]),
+        _interval([_mean(one.bars) for one in barred]),
+        _interval([_mean(one.bars_all) for one in barred]),
+        _paired([one.nats - _mean(one.bars) for one in barred]),
+        _paired([one.nats_all - _mean(one.bars_all) for one in barred]),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _interval(nats: Sequence[float]) -> Interval | None:
+    return interval(nats) if len(nats) > 1 else None
+
+
+def _paired(differences: Sequence[float]) -> Paired | None:
+    return paired(differences) if len(differences) > 1 else None
+
+
+def student(freedom: int) -> float:
+    """What 95 % of Student's t are within: 12.71 for 1 degree of freedom, 1.96 for many."""
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < 0.95 else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _within(angle: float, freedom: int) -> float:
+    """Share of Student's t within sqrt(freedom) · tan(angle).
+
+    By the finite series for whole degrees of freedom (Abramowitz and Stegun 1964, 26.7.3 and
+    26.7.4).
+    """
+    odd = freedom % 2
+    term, total = (math.cos(angle) if odd else 1.0), 0.0
+    for n in range(2 + odd, freedom + 1, 2):
+        total += term
+        term *= (n - 1) / n * math.cos(angle) ** 2
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total

@@ -1,0 +1,56 @@
+"""What the causal model has to say: lines that it writes, and how likely it finds a ring."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from audioloop.conditions import Condition
+from audioloop.magnet.decode import Judge, draw
+from audioloop.tokens import Causal
+
+# Frames before the first of a ring that are heard first: a listener has heard the loop before.
+CONTEXT = 100
+
+
+@torch.no_grad()
+def written(
+    model: Causal,
+    condition: Condition,
+    generator: torch.Generator,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 0.95,
+) -> Tensor:
+    """Lines of codes (B, K, T), one for each condition, a frame after the other."""
+    told = model.listener(condition, circular=False)
+    state = model.begin(len(told))
+    frames = []
+    for now in told.split(1, 1):
+        x, state = model.go_on(state, now)
+        codes: list[Tensor] = []
+        for book in range(model.config.codebooks):
+            logits, x = model.next_code(x, book, codes[-1] if codes else None)
+            probabilities = (logits.float() / max(temperature, 1e-2)).softmax(-1)
+            codes.append(draw(probabilities[:, None], top_p, generator))
+        state = state._replace(last=torch.stack(codes, 1))
+        frames.append(state.last)
+    return torch.cat(frames, -1)
+
+
+def judge(model: Causal, condition: Condition) -> Judge:
+    """The chances that the model gives to each code of a ring (B, K, T), going round it."""
+    n_frames = condition.frames.shape[-1]
+    before = min(CONTEXT, n_frames)
+    places = torch.arange(-before, n_frames)
+    heard = condition.taken(places)
+
+    def chances(codes: Tensor, stage: int) -> Tensor:
+        line = codes[..., places.to(codes.device) % n_frames]
+        line[:, stage + 1 :] = model.config.gap
+        told = heard.repeated(len(line) // len(heard.kit))
+        logits = model(line, told)[:, stage, before:]
+        found: Tensor = logits.softmax(-1).gather(-1, codes[:, stage][..., None])[..., 0]
+        return found
+
+    return chances

@@ -1,0 +1,288 @@
+"""Commands that make audio loops anew: audioloop refine, audioloop generate.
+
+The library is imported inside each command, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from midiloop_cli import report
+from midiloop_cli.learned import device_option
+from midiloop_cli.symbolic import PATH, json_option
+
+if TYPE_CHECKING:
+    from audioloop.fill import Taste
+    from audioloop.label import Label
+    from audioloop.refine import Written
+    from audioloop.wave import Wave
+
+
+def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of how codes are drawn, and by which models."""
+    options = (
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+        click.option("--variations", type=click.IntRange(1, 1000), default=1, show_default=True),
+        click.option("--temperature", type=float, help="Below 1 tamer, above 1 wilder."),
+        click.option("--top-p", type=float, help="The nucleus that codes are drawn from."),
+        click.option("--guidance", type=float, help="How strictly the notes are followed."),
+        click.option(
+            "--rescoring", type=float, metavar="WEIGHT",
+            help="The causal model's say in what is kept, from 0 to 1.",
+        ),
+        click.option("--masked", type=PATH, metavar="RUN", help="A masked model that you trained."),
+        click.option("--causal", type=PATH, metavar="RUN", help="A causal model that you trained."),
+        click.option("--codec", type=PATH, metavar="RUN", help="The codec that they learned from."),
+        click.option(
+            "--format", "form", type=click.Choice(["wav", "flac", "ogg"]), default="wav",
+            show_default=True,
+        ),
+        device_option,
+        json_option,
+    )  # fmt: skip
+    for option in reversed(options):  # as decorators: the last is applied first
+        command = option(command)
+    return command
+
+
+def _taste(options: dict[str, Any], usual: Taste) -> Taste:
+    names = ("seed", "temperature", "top_p", "guidance", "rescoring")
+    given = {name: options[name] for name in names if options[name] is not None}
+    return replace(usual, **given)
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, type=PATH, metavar="MIDI|AUDIO|FOLDER...")
+@click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="For what is made.")
+@click.option(
+    "--keep", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+    help="Share of the loop that stays, from its beginning, in whole bars.",
+)  # fmt: skip
+@click.option(
+    "--mask", metavar="BARS",
+    help="What is made anew instead: even or odd bars, last, onsets, or bars as in 2,4,7-8.",
+)  # fmt: skip
+@click.option("--free", is_flag=True, help="Do not tell the model the notes of MIDI files.")
+@click.option("--bpm", type=click.FloatRange(20, 400), help="Tempo, where no file says it.")
+@click.option("--bars", type=click.IntRange(1, 1024), help="Bars, where no file says it.")
+@click.option("--sf2", type=PATH, help="SoundFont for MIDI files.")
+@click.option("--kit", type=click.IntRange(0, 127), help="Drum kit for MIDI files.")
+@click.option("--bass", type=click.IntRange(0, 127), help="Program of the bass for MIDI files.")
+@taste_options
+def refine(
+    sources: tuple[Path, ...],
+    out: Path,
+    keep: float,
+    mask: str | None,
+    free: bool,
+    bpm: float | None,
+    bars: int | None,
+    sf2: Path | None,
+    kit: int | None,
+    bass: int | None,
+    variations: int,
+    form: str,
+    device: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make a part of a loop anew, on the circle: what is made leads back into what was kept.
+
+    A MIDI file is rendered first; audio is read, its tempo known from the file or tracked.
+    """
+    from audioloop import fill, given, synth
+    from audioloop import refine as making
+    from audioloop.render import Sound
+    from audioloop.wave import Format
+    from midiloop.errors import LoopError
+
+    part, taste = making.Part(keep, mask), _taste(options, fill.TASTE)
+    paths = list(given.files(sources))
+    font = synth.SoundFont(synth.soundfont(sf2), given.RATE) if given.needs_font(paths) else None
+    sound = Sound(kit=kit, bass=bass)
+    done: list[Written] = []
+    failed: list[LoopError] = []
+    for outcome in making.run(
+        paths,
+        out,
+        _filler(options, device),
+        lambda path: given.read(path, font, sound, bpm=bpm, bars=bars),
+        part,
+        variations=variations,
+        taste=taste,
+        free=free,
+        form=Format(form, "lossy" if form == "ogg" else "24"),
+    ):
+        if isinstance(outcome, LoopError):
+            failed.append(outcome)
+            continue
+        done += outcome
+        if not as_json:
+            for line in _lines(outcome, out):
+                click.echo(line)
+    _end(done, failed, as_json)
+
+
+@click.command()
+@click.argument("sources", nargs=-1, type=PATH, metavar="[MIDI|FOLDER]...")
+@click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="For what is made.")
+@click.option("--bpm", type=click.FloatRange(20, 400), help="Tempo; default: the file's, or 120.")
+@click.option("--bars", type=click.IntRange(1, 64), help="Bars; default: the file's, or 4.")
+@click.option("--kit", type=click.IntRange(0, 127), help="Drum kit, as in 25 for an 808.")
+@click.option("--bass", type=click.IntRange(0, 127), help="General MIDI program of the bass.")
+@click.option("--primed", is_flag=True, help="Let the causal model write the first half.")
+@click.option("--text", help="Words for a published MAGNeT, see --magnet.")
+@click.option(
+    "--magnet", type=PATH, metavar="FOLDER", help="Of a facebook/magnet-*, with state_dict.bin."
+)
+@click.option("--encodec", metavar="NAME", help="Its codec, as a folder or a name.")
+@click.option("--t5", metavar="NAME", help="The model of texts that it reads, likewise.")
+@taste_options
+def generate(
+    sources: tuple[Path, ...],
+    out: Path,
+    text: str | None,
+    magnet: Path | None,
+    as_json: bool,
+    form: str,
+    **options: Any,
+) -> None:
+    """Write audio loops from the notes of MIDI files, from a drum kit and a tempo, or from a text.
+
+    No SoundFont is heard: a model makes the sound, on the circle.
+    """
+    from audioloop import given
+    from audioloop import refine as making
+    from audioloop.wave import Format
+    from midiloop.errors import LoopError
+
+    if (text is None) != (magnet is None):
+        raise click.UsageError("--text and --magnet go together: words, and who reads them.")
+    if text is not None and sources:
+        raise click.UsageError("--text and MIDI files are two ways to say what to write; give one.")
+    for name in ("kit", "bass", "primed", "rescoring"):
+        if text is not None and options[name] is not None and options[name] is not False:
+            raise click.UsageError(f"--{name} is for what has notes, and not for --text.")
+    paths = list(given.files(sources))
+    made = _of_text(text, magnet, options) if text is not None else _of_notes(paths, options)
+    taken = making.taken_by(paths, out)
+    form_ = Format(form, "lossy" if form == "ogg" else "24")
+    done: list[Written] = []
+    failed: list[LoopError] = []
+    for outcome in made:
+        if isinstance(outcome, LoopError):
+            failed.append(outcome)
+            continue
+        source, wanted, wave, score = outcome
+        label = making.named(wanted, taken)
+        files, notes = making.write(wave, out, label, form_, score)
+        written = making.Written(source, files, label, len(wave), 1.0, tuple(notes))
+        done.append(written)
+        if not as_json:
+            for line in _lines([written], out):
+                click.echo(line)
+    _end(done, failed, as_json)
+
+
+Made = tuple[str, "Label", "Wave", Any]
+
+
+def _of_notes(paths: Sequence[Path], options: dict[str, Any]) -> Iterator[Made | Any]:
+    """Loops of the notes of files, or of no notes at all."""
+    from audioloop import fill, given, piece
+    from audioloop import refine as making
+    from audioloop.conditions import STEPS_PER_BEAT, Told
+    from audioloop.label import Label
+    from midiloop.errors import LoopError
+
+    taste = _taste(options, fill.TASTE)
+    filler = _filler(options, options["device"], options["primed"])
+    n, programs = options["variations"], {"kit": options["kit"], "bass": options["bass"]}
+    said = {name: program for name, program in programs.items() if program is not None}
+
+    def loops(source: str, label: Label, told: Told, score: Any) -> Iterator[Made]:
+        waves = making.generate(
+            label, told, filler, variations=n, taste=taste, primed=options["primed"]
+        )
+        for number, wave in enumerate(waves, start=1):
+            yield source, making.numbered(label, number, n), wave, score
+
+    if not paths:
+        label = Label(options["bpm"] or 120.0, options["bars"] or 4, name=f"seed-{taste.seed}")
+        told = Told(steps=int(label.quarters * STEPS_PER_BEAT), **said)
+        yield from loops("", label, told, None)
+    for path in paths:
+        try:
+            loop = piece.read(path, given.name_of(path), bpm=options["bpm"], bars=options["bars"])
+            told = replace(given.told_of(loop), **said)
+            yield from loops(str(path), loop.label, told, loop.score)
+        except (LoopError, OSError) as error:
+            cause = f"{error.strerror}; check the path" if isinstance(error, OSError) else None
+            yield LoopError(f"{path}: {cause or str(error).removeprefix(f'{path}: ')}")
+
+
+def _of_text(text: str, magnet: Path | None, options: dict[str, Any]) -> Iterator[Made]:
+    from audioloop import given, prompted
+    from audioloop import refine as making
+    from audioloop.label import Label
+    from midiloop.fit import choose_device
+
+    assert magnet is not None  # as the command has seen to
+    writer = prompted.load(
+        magnet, options["encodec"], options["t5"], choose_device(options["device"])
+    )
+    taste, n = _taste(options, prompted.TASTE), options["variations"]
+    label = Label(options["bpm"] or 120.0, options["bars"] or 4, name=text[:40])
+    for number in range(n):
+        wave = writer.loop(text, label, given.RATE, taste, number)
+        yield "", making.numbered(label, number + 1, n), wave, None
+
+
+def _filler(options: dict[str, Any], device: str, primed: bool = False) -> Any:
+    from audioloop import fill
+    from midiloop.fit import choose_device
+
+    return fill.load(
+        options["masked"],
+        options["causal"],
+        options["codec"],
+        choose_device(device),
+        with_causal=primed or bool(options["rescoring"]),
+    )
+
+
+def _lines(found: Sequence[Written], out: Path) -> Iterator[str]:
+    for one in found:
+        label = one.label
+        anew = f", {one.anew:.0%} made anew" if one.anew < 1 else ""
+        yield (
+            f"{out / one.files[0]}   {label.bars} bars at {label.tempo_bpm:g} bpm, "
+            f"{one.samples:,} samples{anew}"
+        )
+        yield from (f"    {note}" for note in one.notes)
+
+
+def _end(done: Sequence[Written], failed: Sequence[Any], as_json: bool) -> None:
+    if as_json:
+        loops = [
+            {
+                "source": one.source,
+                "files": list(one.files),
+                "tempo_bpm": one.label.tempo_bpm,
+                "bars": one.label.bars,
+                "samples": one.samples,
+                "anew": one.anew,
+                "notes": list(one.notes),
+            }
+            for one in done
+        ]
+        click.echo(report.to_json({"loops": loops, "failed": [str(error) for error in failed]}))
+    for error in failed:
+        click.echo(f"audioloop: error: {error}", err=True)
+    sys.exit(1 if failed else 0)

@@ -1,0 +1,225 @@
+"""What the models of codes can do: follow notes, leave what is kept, close the circle, in time.
+
+    python tests/benchmarks/magnet.py LOOPS [--loops 48] [--masked RUN] [--codec RUN] [--sf2 FILE]
+
+Loops are of test songs. Onsets are found by librosa in two rounds of a loop, and matched one to one
+with those of its notes, within 40 ms. A true render, and what the codec makes of it, show what that
+way of finding them can come to; another loop's notes, what is there by chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import librosa
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from audioloop import (
+    coder,
+    fidelity,
+    fill,
+    given,
+    piece,
+    reconstruct,
+    refine,
+    render,
+    renders,
+    synth,
+)
+from audioloop.conditions import Told
+from audioloop.fill import Filler
+from audioloop.given import Given
+from audioloop.piece import Piece
+from audioloop.wave import Wave
+from midiloop import score
+from midiloop.grid import LOOP, Roll
+from midiloop.store import LoopDataset
+
+WITHIN_S = 0.04
+BARS = 4
+STEPS = BARS * LOOP.steps_per_bar
+RATE = 32_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--loops", type=int, default=48)
+    parser.add_argument("--masked", type=Path)
+    parser.add_argument("--codec", type=Path)
+    parser.add_argument("--sf2", type=Path)
+    options = parser.parse_args()
+    filler = fill.load(options.masked, codec=options.codec)
+    font = synth.SoundFont(synth.soundfont(options.sf2), RATE)
+    print(
+        f"{options.loops} loops of {BARS} bars, {torch.get_num_threads()} threads, {fill.TASTE}\n"
+    )
+    pieces = loops(options.dataset, options.loops)
+    follows(pieces, filler, font)
+    keeps(pieces, filler, font)
+    lengths(pieces[0], filler)
+    command(options)
+
+
+def show(what: str, figure: float) -> None:
+    print(f"{what:<58} {figure:>10,.2f}", flush=True)
+
+
+def loops(dataset: Path, n: int) -> list[Piece]:
+    """Four bars each, no two of one roll."""
+    source = renders.loops(LoopDataset(dataset), "test")
+    rng = np.random.default_rng(5)
+    found = []
+    for pick in rng.permutation(len(source.packed)).tolist():
+        roll = LOOP.unpack(source.packed[pick : pick + 1])[0][:STEPS]
+        tempo_bpm = float(np.clip(source.tempos_bpm[pick], 60, 200))
+        if roll.any(1).sum() >= STEPS // 8:
+            found.append(piece.of_roll(roll, round(tempo_bpm, 1), f"{pick}"))
+        if len(found) == n:
+            break
+    return found
+
+
+def onsets_s(roll: Roll, duration_s: float) -> np.ndarray:
+    bass = roll[:, LOOP.n_drums :]
+    begins = roll[:, : LOOP.n_drums].any(1) | (bass & ~np.roll(bass, 1, 0)).any(1)
+    return np.flatnonzero(begins) * duration_s / len(roll)
+
+
+def heard_s(wave: Wave) -> np.ndarray:
+    """Onsets of a loop as it goes round."""
+    mono = wave.samples.mean(0)
+    found = librosa.onset.onset_detect(
+        y=np.tile(mono, 2), sr=wave.rate, hop_length=256, units="time", backtrack=False
+    )
+    half = wave.duration_s / 2
+    inside = (found >= half) & (found < half + wave.duration_s)
+    return np.sort(found[inside] % wave.duration_s)
+
+
+def f_measure(found: np.ndarray, wanted: np.ndarray, round_s: float) -> float:
+    if not len(found) or not len(wanted):
+        return 0.0
+    apart = np.abs(found[:, None] - wanted)
+    near = np.minimum(apart, round_s - apart) <= WITHIN_S
+    rows, columns = linear_sum_assignment(~near)
+    return 2 * float(near[rows, columns].sum()) / (len(found) + len(wanted))
+
+
+def follows(pieces: list[Piece], filler: Filler, font: synth.SoundFont) -> None:
+    ways: dict[str, list[float]] = {}
+
+    def note(name: str, wave: Wave, roll: Roll) -> None:
+        found = f_measure(heard_s(wave), onsets_s(roll, wave.duration_s), wave.duration_s)
+        ways.setdefault(name, []).append(found)
+
+    tolds = [given.told_of(loop) for loop in pieces]
+    for number, (loop, told) in enumerate(zip(pieces, tolds, strict=True)):
+        assert told.roll is not None
+        other = tolds[(number + 1) % len(tolds)].roll
+        assert other is not None
+        true = render.loop(loop, font).mix
+        back = coder.encoded(true, filler.codec)
+        made = refine.generate(loop.label, told, filler, rate=RATE)[0]
+        free = refine.generate(loop.label, Told(steps=told.steps), filler, rate=RATE)[0]
+        note("render", true, told.roll)
+        note("render through codes", filler.decoded(back.codes, len(true), RATE), told.roll)
+        note("generated", made, told.roll)
+        note("generated, beside another loop's notes", made, other)
+        note("generated with no notes told", free, told.roll)
+    for name, values in ways.items():
+        show(f"onset F1, {name}: mean", float(np.mean(values)))
+    both = np.array(ways["generated"]) - np.array(ways["generated, beside another loop's notes"])
+    show("the right notes rather than others: share of loops", float((both > 0).mean()))
+    print()
+
+
+def keeps(pieces: list[Piece], filler: Filler, font: synth.SoundFont) -> None:
+    """What the first half is after the second was made anew, beside what the codec makes of it."""
+    apart, wrap, level = [], [], []
+    for loop in pieces[:12]:
+        true = render.loop(loop, font).mix
+        source = Given(Path("loop.mid"), true, loop.label, given.told_of(loop))
+        made = refine.refine(source, filler)[0][0]
+        coded = coder.encoded(true, filler.codec)
+        plain = coder.decoded(coded.latent, filler.codec, len(true), RATE)
+        kept = slice(len(true) // 16, len(true) // 2 - len(true) // 16)
+        wanted = true.samples.mean(0)[kept]
+        apart.append(fidelity.si_sdr_db(made.samples[0, kept], wanted))
+        level.append(fidelity.si_sdr_db(plain.samples[0, kept], wanted))
+        latent = filler.codec.encode(coder.onto_ring(made, filler.codec.config), circular=True)
+        back = filler.codec.decode(latent, circular=True)
+        wrap.append(reconstruct.wrap_error_db(latent, back, filler.codec))
+    show("kept part of a refined loop, SI-SDR dB: median", float(np.median(apart)))
+    show("the same of the codec alone: median", float(np.median(level)))
+    show("wrap error dB: worst", float(np.max(wrap)))
+    print()
+
+
+def lengths(loop: Piece, filler: Filler) -> None:
+    """By how many samples loops of any tempo miss the length that their bars have."""
+    quick = replace(fill.TASTE, steps=(2, 1, 1, 1), guidance=1.0)
+    worst = 0
+    for tempo_bpm in np.geomspace(40, 250, 12).round(2).tolist():
+        label = replace(loop.label, tempo_bpm=tempo_bpm)
+        for rate in (44_100, 48_000):
+            told = given.told_of(loop)
+            made = refine.generate(label, told, filler, rate=rate, taste=quick)[0]
+            worst = max(worst, abs(len(made) - round(BARS * 4 * 60 / tempo_bpm * rate)))
+    show("samples too many or too few, 40 to 250 bpm: worst", worst)
+    print()
+
+
+def command(options: argparse.Namespace) -> None:
+    """Eight bars at 120 bpm, from the command's start to its end; medians of three."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rolls = renders.loops(LoopDataset(options.dataset), "test").packed
+        loop = piece.of_roll(LOOP.unpack(rolls[:1])[0], 120.0, "loop")
+        score.write(loop.score, folder / "loop.mid")
+        more = ["--masked", str(options.masked)] if options.masked else []
+        more += ["--codec", str(options.codec)] if options.codec else []
+        works: dict[str, Callable[[str], list[str]]] = {
+            "generate": lambda out: ["generate", str(folder / "loop.mid"), "-o", out, *more],
+            "refine": lambda out: ["refine", str(folder / "loop.mid"), "-o", out, *more],
+        }
+        for what, call in works.items():
+            took, memory = [], 0.0
+            for number in range(3):
+                out = str(folder / f"{what}{number}")
+                began = time.perf_counter()
+                found = subprocess.run(
+                    [sys.executable, "-c", WATCHED, *call(out)],
+                    capture_output=True, text=True, check=True,
+                )  # fmt: skip
+                took.append(time.perf_counter() - began)
+                memory = max(memory, float(found.stdout.split()[-1]))
+            show(f"audioloop {what}, 8 bars at 120 bpm, cold: seconds", float(np.median(took)))
+            show(f"audioloop {what}: peak megabytes", memory)
+
+
+# The command in a process of its own, which says at last how much memory it took.
+WATCHED = """
+import sys
+from pathlib import Path
+from midiloop_cli.main import audioloop
+try:
+    audioloop(sys.argv[1:], standalone_mode=True)
+except SystemExit as end:
+    assert not end.code, end.code
+status = Path("/proc/self/status").read_text()
+print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,489 @@
+"""Seam perplexity: a ring has no first frame, and the arithmetic is LoopGen's."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from click.testing import CliRunner
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from audioloop import coded, coder, perplexity, token_models
+from audioloop.codec import Codec, CodecConfig
+from audioloop.conditions import Condition, Told
+from audioloop.perplexity import AHEAD, CONTEXT, WINDOW, Interval, SeamPerplexity
+from audioloop.tokens import Causal, Masked, TokenConfig
+from audioloop.wave import Wave
+from midiloop import checkpoint
+from midiloop.errors import CallError, LoopError
+from midiloop.grid import LOOP
+from midiloop_cli.main import audioloop
+
+BOOKS, SIZE = 3, 12
+TINY = TokenConfig(
+    dim=16, heads=2, layers=2, widening=2, codebooks=BOOKS, codebook_size=SIZE, reach=3
+)
+CODEC = CodecConfig(
+    fine=32, coarse=32, encoder_blocks=1, decoder_blocks=1, latent_dim=16,
+    codebooks=BOOKS, codebook_size=SIZE,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@cache
+def model() -> Causal:
+    """A model that expects something, though it has learned nothing."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        found = Causal(TINY).eval().requires_grad_(False)
+    for head in found.heads:
+        assert isinstance(head, nn.Linear)
+        head.weight.mul_(3)
+    return found
+
+
+def drawn(n_frames: int, seed: int = 0) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(SIZE, (BOOKS, n_frames), generator=rng)
+
+
+def told(n_frames: int, steps: int = 32) -> Condition:
+    rng = np.random.default_rng(5)
+    roll = rng.random((steps, LOOP.columns)) < 0.1
+    return Told(roll, steps, kit=3, bass=33).on(n_frames, 50.0)
+
+
+def explicit(line: Tensor, condition: Condition, first: int, window: int) -> NDArray[np.float64]:
+    """The definition, word for word: mean of -ln of what each code's probability was."""
+    probabilities = model()(line[None], condition).softmax(-1)[0]
+    frames = range(first, first + window)
+    nats = [
+        [-math.log(probabilities[book, at, line[book, at]]) for at in frames]
+        for book in range(BOOKS)
+    ]
+    return np.asarray(np.mean(nats, axis=1), np.float64)
+
+
+# Laws.
+
+
+@pytest.mark.parametrize("turn", [1, 17, 40])
+def test_rotating_a_loop_rotates_its_figures(turn: int) -> None:
+    codes, condition, places = drawn(41), told(41), [0, 5, 20, 40]
+    moved = [place + turn for place in places]
+    turned = codes.roll(turn, -1)
+    for heard, heard_there in ((None, None), (condition, condition.rolled(turn))):
+        there = perplexity.nats_at(codes, places, model(), heard)
+        here = perplexity.nats_at(turned, moved, model(), heard_there)
+        np.testing.assert_allclose(here, there, atol=1e-4)
+    assert np.ptp(there[:, 0]) > 0.1  # places do differ
+    astray = perplexity.nats_at(turned, moved, model(), condition)  # told of another rotation
+    assert np.abs(astray - there).max() > 0.01
+
+
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_a_ring_is_the_line_that_goes_round_it(rounds: int) -> None:
+    codes, condition = drawn(30), told(30)
+    line = codes.repeat(1, rounds + 2)
+    around = Condition(condition.frames.repeat(1, 1, rounds + 2), condition.kit, condition.bass)
+    found = perplexity.nats_at(codes, [0], model(), condition, context=30 * rounds)
+    expected = explicit(line, around, 30 * rounds, WINDOW)
+    np.testing.assert_allclose(found[0], expected, atol=1e-4)
+
+
+def test_the_line_begins_with_the_context_and_ends_after_the_window() -> None:
+    codes, condition = drawn(90), told(90)
+    places = torch.arange(20 - 7, 20 + 4 + AHEAD)
+    found = perplexity.nats_at(codes, [20], model(), condition, window=4, context=7)
+    expected = explicit(codes[:, places], condition.taken(places), 7, 4)
+    np.testing.assert_allclose(found[0], expected, atol=1e-5)
+    longer = perplexity.nats_at(codes, [20], model(), condition, window=4, context=8)
+    assert np.abs(longer - found).max() > 1e-3
+
+
+def test_nothing_told_is_silence() -> None:
+    codes, condition = drawn(50), told(50)
+    silent = perplexity.nats_at(codes, [3], model(), condition.silent())
+    np.testing.assert_array_equal(perplexity.nats_at(codes, [3], model()), silent)
+    assert np.abs(perplexity.nats_at(codes, [3], model(), condition) - silent).max() > 1e-3
+
+
+def test_what_comes_after_the_window_does_not_count() -> None:
+    codes = drawn(600)
+    other = codes.clone()
+    other[:, WINDOW:100] = (codes[:, WINDOW:100] + 1) % SIZE  # out of reach: 600 - CONTEXT > 100
+    found, same = (perplexity.nats_at(c, [0], model()) for c in (codes, other))
+    np.testing.assert_allclose(found, same, atol=1e-6)
+    other[:, WINDOW - 1] = (codes[:, WINDOW - 1] + 1) % SIZE
+    assert np.abs(perplexity.nats_at(other, [0], model()) - found).max() > 1e-2
+    other = codes.clone()
+    other[:, -CONTEXT - 1] = (codes[:, -CONTEXT - 1] + 1) % SIZE
+    np.testing.assert_array_equal(perplexity.nats_at(other, [0], model()), found)
+
+
+def test_a_model_that_expects_nothing_has_as_many_choices_as_codes() -> None:
+    blank = Causal(TINY).requires_grad_(False)
+    for head in blank.heads:
+        for weight in head.parameters():
+            weight.zero_()
+    found = perplexity.measure(drawn(64), 4, blank)
+    assert found.measures == pytest.approx(
+        {
+            "perplexity": SIZE, "perplexity_all": SIZE, "bar_perplexity": SIZE,
+            "bar_perplexity_all": SIZE, "difference_nats": 0, "difference_nats_all": 0,
+        },
+        abs=1e-5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("n_frames", "window", "context"), [(1, 5, 400), (3, 5, 0), (3, 7, 2), (30, 1, 0), (30, 40, 10)]
+)
+def test_any_ring_can_be_measured(n_frames: int, window: int, context: int) -> None:
+    codes = drawn(n_frames)
+    found = perplexity.nats_at(
+        codes, [0, n_frames, -n_frames], model(), window=window, context=context
+    )
+    assert found.shape == (3, BOOKS)
+    assert (found > 0).all()
+    np.testing.assert_allclose(found - found[:1], 0, atol=1e-6)  # modulo the ring
+
+
+def test_many_places_are_as_each_by_itself() -> None:
+    codes = drawn(60)
+    places = list(range(0, 60, 3))
+    assert len(places) > 2 * perplexity.LINES
+    together = perplexity.nats_at(codes, places, model(), context=50)
+    alone = [perplexity.nats_at(codes, [place], model(), context=50)[0] for place in places]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert perplexity.nats_at(codes, [], model()).shape == (0, BOOKS)
+
+
+@pytest.mark.parametrize(
+    ("codes", "words"),
+    [
+        (drawn(9)[:2], r"expected codes \(3, frames\), got \(2, 9\)"),
+        (drawn(9)[None], r"got \(1, 3, 9\)"),
+        (drawn(9)[:, :0], r"got \(3, 0\)"),
+        (drawn(9) + SIZE, "the model's are from 0 to 11; they are of another codec"),
+        (drawn(9) - SIZE, "codes from -"),
+    ],
+    ids=["books", "batch", "empty", "high", "low"],
+)
+def test_codes_that_are_not_the_models_are_refused(codes: Tensor, words: str) -> None:
+    with pytest.raises(CallError, match=words):
+        perplexity.nats_at(codes, [0], model())
+
+
+@pytest.mark.parametrize(("window", "context"), [(0, 1), (1, -1)])
+def test_frames_that_cannot_be_are_refused(window: int, context: int) -> None:
+    with pytest.raises(CallError, match=f"a window of {window} after {context} frames"):
+        perplexity.nats_at(drawn(9), [0], model(), window=window, context=context)
+
+
+# A loop's seam, beside its other bar lines.
+
+
+def test_bar_lines_are_the_frames_that_they_fall_in() -> None:
+    codes, condition = drawn(42), told(42)
+    found = perplexity.measure(codes, 4, model(), condition)
+    nats = perplexity.nats_at(codes, [0, 10, 21, 31], model(), condition)  # of 0, 10.5, 21, 31.5
+    np.testing.assert_allclose([found.nats, *found.bars], nats[:, 0])
+    np.testing.assert_allclose([found.nats_all, *found.bars_all], nats.mean(1))
+
+
+@pytest.mark.parametrize("bars", [None, 1])
+def test_without_other_bar_lines_the_seam_stands_alone(bars: int | None) -> None:
+    found = perplexity.measure(drawn(42), bars, model())
+    assert found.bars == found.bars_all == ()
+    assert found.difference is found.difference_all is None
+    assert found.measures["bar_perplexity"] is None
+
+
+@pytest.mark.parametrize("bars", [-1, 43])
+def test_bars_that_cannot_be_are_refused(bars: int) -> None:
+    with pytest.raises(CallError, match=f"{bars} bars in 42 frames; give"):
+        perplexity.measure(drawn(42), bars, model())
+
+
+def test_measures_are_made_of_nats() -> None:
+    found = SeamPerplexity(math.log(8), math.log(3), (0.0, math.log(16)), (1.0, 1.0))
+    assert found.measures == pytest.approx(
+        {
+            "perplexity": 8, "perplexity_all": 3, "bar_perplexity": 4,
+            "bar_perplexity_all": math.e, "difference_nats": math.log(2),
+            "difference_nats_all": math.log(3) - 1,
+        }
+    )  # fmt: skip
+    assert set(found.measures) == set(perplexity.MEANING)
+    shown = json.loads(json.dumps(found.as_json(), allow_nan=False))
+    assert shown["nats"]["bars"] == [0, math.log(16)]
+
+
+@cache
+def codec() -> Codec:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        found = Codec(CODEC).eval().requires_grad_(False)
+    ring = coder.onto_ring(noise(64_000), CODEC)
+    found.quantizer.vectors.mul_(found.encode(ring, circular=True).std())  # or one code would do
+    return found
+
+
+def noise(n_samples: int, rate: int = 32_000) -> Wave:
+    samples = np.random.default_rng(2).normal(scale=0.1, size=(1, n_samples))
+    return Wave(samples.astype(np.float32), rate)
+
+
+def test_bar_lines_of_a_wave_are_as_its_seam() -> None:
+    wave = noise(4 * 16_000 + 4 * 77)  # bars of 25.12 frames
+    found = perplexity.of_wave(wave, codec(), model(), 4)
+    place = len(wave) // 4
+    turned = Wave(np.roll(wave.samples, -place, 1), wave.rate)
+    moved = perplexity.of_wave(turned, codec(), model(), 4)
+    np.testing.assert_allclose([moved.nats, *moved.bars], [*found.bars, found.nats], atol=1e-4)
+    np.testing.assert_allclose(
+        [moved.nats_all, *moved.bars_all], [*found.bars_all, found.nats_all], atol=1e-4
+    )
+    assert np.ptp([found.nats, *found.bars]) > 0.05
+
+
+def test_a_wave_of_whole_frames_is_measured_as_its_codes() -> None:
+    wave = noise(4 * 16_000)  # bars of 25 frames
+    codes = coder.encoded(wave, codec()).codes[0]
+    found = perplexity.of_wave(wave, codec(), model(), 4)
+    expected = perplexity.measure(codes, 4, model())
+    np.testing.assert_allclose(
+        [found.nats, *found.bars], [expected.nats, *expected.bars], atol=1e-4
+    )
+    assert perplexity.of_wave(wave, codec(), model(), None).nats == pytest.approx(found.nats)
+
+
+# Intervals.
+
+
+def test_the_interval_of_two_loops_by_hand() -> None:
+    # Perplexities of 2 and 8: nats ln 2 and 3 ln 2. Their mean is 2 ln 2, both are ln 2 from it,
+    # so the deviation is sqrt(((ln 2)² + (ln 2)²) / (2 - 1)) = sqrt(2) ln 2, and that of the mean
+    # sqrt(2) ln 2 / sqrt(2) = ln 2. Ends: exp(2 ln 2 ± 1.96 ln 2) = 4 · 2 ** ±1.96.
+    # 2 ** 0.04 = 1.0281138, so the low end is 4 · 1.0281138 / 4 and the high end 16 / 1.0281138.
+    found = perplexity.interval([math.log(2), math.log(8)])
+    low, high = 1.0281138, 15.5624794
+    expected = Interval((low + high) / 2, (high - low) / 2, low, high)
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert found.center == pytest.approx(8.2952966, rel=1e-6)
+    assert found.error == pytest.approx(7.2671828, rel=1e-6)
+    assert math.sqrt(found.low * found.high) == pytest.approx(4)  # Eq. 5, between both
+
+
+def test_the_interval_of_four_loops_by_hand() -> None:
+    # Nats 1, 2, 3, 6: mean 3, squares 4 + 1 + 0 + 9 = 14, deviation sqrt(14 / 3) = 2.1602469,
+    # of the mean 1.0801234, times 1.96 is 2.1170420: from exp(0.8829580) to exp(5.1170420).
+    found = perplexity.interval([1, 2, 3, 6])
+    assert math.log(found.low) == pytest.approx(0.8829580, abs=1e-6)
+    assert math.log(found.high) == pytest.approx(5.1170420, abs=1e-6)
+    assert found.center == pytest.approx((found.low + found.high) / 2)
+    assert found.error == pytest.approx((found.high - found.low) / 2)
+
+
+def test_loops_that_agree_have_no_error() -> None:
+    assert perplexity.interval([2.0] * 5) == pytest.approx((math.e**2, 0, math.e**2, math.e**2))
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [[1.0, 2.0]]])
+def test_one_loop_has_no_interval(values: list[float]) -> None:
+    for function in (perplexity.interval, perplexity.paired):
+        with pytest.raises(CallError, match=r"an interval of \d loops; give 2 or more"):
+            function(values)
+
+
+def test_paired_differences_by_hand() -> None:
+    # Differences 1, 2, 3: mean 2, deviation 1, of the mean 1 / sqrt(3) = 0.5773503; Student's t of
+    # 2 degrees of freedom is 4.3026527: 2 ± 2.4841377.
+    found = perplexity.paired([1, 2, 3])
+    assert found == pytest.approx((2, -0.4841377, 4.4841377, 3), abs=1e-6)
+    assert found.indistinguishable
+    assert not perplexity.paired([2, 2.1, 2.2]).indistinguishable
+    assert not perplexity.paired([-2, -2.1, -2.2]).indistinguishable
+
+
+@pytest.mark.parametrize(
+    ("freedom", "expected"),
+    [
+        (1, 12.706205), (2, 4.302653), (3, 3.182446), (4, 2.776445), (9, 2.262157),
+        (10, 2.228139), (30, 2.042272), (100, 1.983972), (9_999, 1.960201),
+    ],
+)  # fmt: skip
+def test_students_t_is_that_of_the_tables(freedom: int, expected: float) -> None:
+    assert perplexity.student(freedom) == pytest.approx(expected, abs=2e-6)
+
+
+def test_a_summary_pairs_what_has_bar_lines() -> None:
+    whole = [SeamPerplexity(2.0, 1.0, (1.0, 2.0), (1.0, 1.0)), SeamPerplexity(3, 1, (1, 3), (2, 2))]
+    alone = SeamPerplexity(9.0, 9.0, (), ())
+    found = perplexity.summary([*whole, alone])
+    assert found.seam == perplexity.interval([2, 3, 9])
+    assert found.bars == perplexity.interval([1.5, 2])
+    assert found.difference == perplexity.paired([0.5, 1])
+    assert found.difference_all == perplexity.paired([0, -1])
+    shown = json.loads(json.dumps(found.as_json(), allow_nan=False))
+    assert shown["difference_all"]["indistinguishable"] is True
+    assert shown["seam"]["center"] == found.seam.center
+    assert set(perplexity.summary([whole[0]])) == {None}
+    assert perplexity.summary([alone, alone]).difference is None
+
+
+# Models of runs.
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    checkpoint.save_model(tmp_path / "run", "causal", model(), {})
+    return tmp_path / "run"
+
+
+def test_a_run_is_loaded_as_it_was_saved(run: Path, tmp_path: Path) -> None:
+    found = token_models.load_causal(run)
+    assert found.config == TINY
+    assert not found.training
+    codes = drawn(20)
+    expected = perplexity.nats_at(codes, [0], model())
+    np.testing.assert_array_equal(perplexity.nats_at(codes, [0], found), expected)
+    masked = Masked(TINY)
+    checkpoint.save_model(tmp_path / "masked", "masked", masked, {})
+    assert token_models.load_masked(tmp_path / "masked").config == TINY
+
+
+def test_a_run_of_another_kind_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(LoopError, match="no model is called 'causal'"):
+        token_models.load_masked(run)
+    with pytest.raises(LoopError, match=r"no config\.json; give a folder"):
+        token_models.load_causal(tmp_path / "none")
+
+
+def test_a_model_knows_its_codec() -> None:
+    with pytest.raises(LoopError, match="codes of another codec; give the codec"):
+        token_models.of_codec(model(), codec())
+    known = Causal(TokenConfig(dim=16, heads=2, layers=1, codec=coded.codes_of(codec())))
+    token_models.of_codec(known, codec())
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Loops, a codec, a model that has learned its codes as it were, and one that has not."""
+    out = tmp_path_factory.mktemp("command")
+    soundfile.write(out / "four.wav", noise(64_000).samples.T, 32_000)
+    soundfile.write(out / "two.wav", noise(48_000).samples.T, 32_000)
+    soundfile.write(out / "silence.wav", np.zeros(32_000), 32_000)
+    config = TokenConfig(
+        dim=16, heads=2, layers=1, codebooks=BOOKS, codebook_size=SIZE,
+        codec=coded.codes_of(codec()),
+    )  # fmt: skip
+    checkpoint.save_model(out / "codec", coder.KIND, codec(), {})
+    checkpoint.save_model(out / "model", "causal", Causal(config), {})
+    checkpoint.save_model(out / "stranger", "causal", model(), {})
+    return out
+
+
+def ears(folder: Path, model: str = "model") -> list[str]:
+    return ["--perplexity", "--model", str(folder / model), "--codec", str(folder / "codec")]
+
+
+def seam_of(*args: str) -> tuple[int, str, str]:
+    run = CliRunner().invoke(audioloop, ["seam", *args])
+    return run.exit_code, run.stdout, run.stderr
+
+
+def test_the_command_says_what_the_library_finds(folder: Path) -> None:
+    files = [str(folder / name) for name in ("four.wav", "silence.wav", "two.wav")]
+    code, out, err = seam_of(*files, "--bars", "4", "--json", *ears(folder))
+    assert code == 1
+    assert "silent" in err
+    found = json.loads(out)
+    trained = token_models.load_causal(folder / "model")
+    each = [
+        perplexity.of_wave(noise(n), coder.load(folder / "codec"), trained, 4)
+        for n in (64_000, 48_000)
+    ]
+    for shown, expected in zip((found["files"][0], found["files"][2]), each, strict=True):
+        # The file has 16 bits, so that a code may be another one here and there.
+        assert shown["perplexity"] == pytest.approx(expected.measures["perplexity"], rel=0.3)
+        assert len(shown["nats"]["bars"]) == 3
+        assert shown["jump"] > 0
+    assert found["perplexity"]["seam"]["error"] > 0
+    assert found["perplexity"]["difference"]["n"] == 2
+    assert set(perplexity.MEANING) <= set(found["meaning"])
+
+
+def test_the_command_shows_tables(folder: Path) -> None:
+    files = [str(folder / name) for name in ("four.wav", "two.wav")]
+    code, out, _ = seam_of(files[0], "--bars", "4", *ears(folder))
+    assert code == 0
+    assert re.search(r"^perplexity \d+\.\d+, of all codebooks \d", out, re.MULTILINE)
+    assert re.search(r"^difference nats -?\d\.\d+, of all", out, re.MULTILINE)
+    assert perplexity.MEANING["perplexity"] in out
+    code, out, _ = seam_of(*files, "--bars", "4", *ears(folder))
+    lines = out.splitlines()
+    assert code == 0
+    assert re.search(r"bars +perplexity +all +at bars +all +apart +all +file$", lines[0])
+    assert len(lines) == 6
+    assert re.match(r"perplexity at seams .* ± .*, of all codebooks .* ± ", lines[3])
+    assert re.match(r"perplexity at other bar lines .* ± ", lines[4])
+    assert re.match(r"seam less other bar lines, mean of 2 in nats: [+-]0\.\d+ \([+-]", lines[5])
+    code, out, _ = seam_of(*files, *ears(folder))  # of which no bars are known
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[3:]] == ["perplexity"]
+
+
+def test_without_it_nothing_is_said_of_it(folder: Path) -> None:
+    files = [str(folder / name) for name in ("four.wav", "two.wav")]
+    for args in ([*files, "--json"], files, files[:1]):
+        assert "perplexity" not in seam_of(*args)[1]
+
+
+def test_without_it_no_torch_is_loaded(folder: Path) -> None:
+    code = (
+        "import sys; from midiloop_cli.main import audioloop\n"
+        f"try: audioloop(['seam', {str(folder / 'four.wav')!r}, '--bars', '4'])\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_model_of_another_codec_is_one_line(folder: Path) -> None:
+    code, out, err = seam_of(str(folder / "four.wav"), *ears(folder, "stranger"))
+    assert (code, out) == (1, "")
+    assert err.startswith("audioloop: error: the model has learned the codes of another codec")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--model", "run"], "give --perplexity as well"),
+        (["--encodec", "x", "--perplexity"], "give --musicgen as well"),
+        (["--model", "run", "--musicgen", "x", "--perplexity"], "give one"),
+        (["--codec", "run", "--encodec", "x", "--perplexity"], "give one"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(args: list[str], words: str) -> None:
+    code, _, err = seam_of("loop.wav", *args)
+    assert code == 2
+    assert words in err
