@@ -113,10 +113,13 @@ def prepare(
         "rules": dataset.manifest["rules"]["name"],
         "counts": dataset.manifest["counts"],
         "split": split,
-        "soundfont": soundfont.name,
+        "soundfont": [soundfont.name, soundfont.stat().st_size],
         "codec": codes_of(model),
         "seed": seed,
-        "variety": asdict(variety),
+        "bars": made_of.bars,
+        "shares": made_of.shares,
+        "snap": SNAP,
+        "variety": {k: value for k, value in asdict(variety).items() if k != "bars"},
     }
     _open(folder, json.dumps(record, indent=2) + "\n")
     shards = range(math.ceil(n / LOOPS_A_SHARD))

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from audioloop.compare import REACH, ROWS, SETTINGS, Comparison
+from audioloop.measured import REACH
+from audioloop.summed import Comparison
+from audioloop.ways import ROWS, SETTINGS
 from midiloop.figures import linear_ticks, value_ticks
 from midiloop.page import Page, opened
 from midiloop.plot import BAR_LINE, BASS, BEAT_LINE, FAINT, FAMILIES, INK, MISSED

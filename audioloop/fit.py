@@ -25,6 +25,7 @@ from midiloop.errors import CallError, LoopError
 
 WARM_UP = 100  # steps
 VALIDATE_EVERY = 500
+STATE = "state.safetensors"
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,14 @@ def fit(
     return Result(run.number, run.took_s, run.history)
 
 
+def check_folder(folder: Path, *, resume: bool) -> None:
+    """Raise `CallError` for a folder that no run can begin in, or go on in."""
+    if folder.exists() and not folder.is_dir():
+        raise CallError(f"{folder}: a file; give the name of a folder")
+    if (folder / STATE).exists() and not resume:
+        raise CallError(f"{folder}: a run is there already; add --resume, or choose another name")
+
+
 class _Run:
     """Everything that a resumed run needs to know, and where it is kept."""
 
@@ -191,7 +200,7 @@ class _Run:
 
     @property
     def state_file(self) -> Path:
-        return self.folder / "state.safetensors"
+        return self.folder / STATE
 
     @property
     def history_file(self) -> Path:
@@ -247,12 +256,7 @@ class _Run:
 
     def open(self, *, resume: bool) -> None:
         """Make the folder; load the state to resume from, where there is one."""
-        if self.folder.exists() and not self.folder.is_dir():
-            raise CallError(f"{self.folder}: a file; give the name of a folder")
-        if self.state_file.exists() and not resume:
-            raise CallError(
-                f"{self.folder}: a run is there already; add --resume, or choose another name"
-            )
+        check_folder(self.folder, resume=resume)
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob("*.tmp"):  # by a run that was killed as it wrote
             left.unlink()

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from audioloop import coded
 from audioloop.codec import Codec
@@ -19,13 +18,27 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 SHIPPED = {"masked": PRETRAINED / "masked", "causal": PRETRAINED / "causal"}
 
 
+def load(
+    kind: str, folder: Path | None = None, device: torch.device | None = None
+) -> Masked | Causal:
+    """A model of a kind, of a run, or the one that ships.
+
+    Raises:
+        LoopError: the folder holds none, or one of another kind, or a damaged one.
+    """
+    kinds = {kind: KINDS[kind]}
+    model, _, _ = checkpoint.load_any(folder or SHIPPED[kind], kinds, device)
+    assert isinstance(model, Masked | Causal)  # as both kinds are
+    return model.requires_grad_(False)
+
+
 def load_masked(folder: Path | None = None, device: torch.device | None = None) -> Masked:
     """The model that fills gaps, of a run, or the one that ships.
 
     Raises:
         LoopError: the folder holds none, or one of another kind, or a damaged one.
     """
-    model = _loaded("masked", folder, device)
+    model = load("masked", folder, device)
     assert isinstance(model, Masked)  # the only kind that is read
     return model
 
@@ -36,15 +49,9 @@ def load_causal(folder: Path | None = None, device: torch.device | None = None) 
     Raises:
         LoopError: the folder holds none, or one of another kind, or a damaged one.
     """
-    model = _loaded("causal", folder, device)
+    model = load("causal", folder, device)
     assert isinstance(model, Causal)  # the only kind that is read
     return model
-
-
-def _loaded(kind: str, folder: Path | None, device: torch.device | None) -> nn.Module:
-    kinds = {kind: KINDS[kind]}
-    model, _, _ = checkpoint.load_any(folder or SHIPPED[kind], kinds, device)
-    return model.requires_grad_(False)
 
 
 def of_codec(model: Masked | Causal, codec: Codec) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
-from audioloop import coded, coder, conditions, fit
+from audioloop import coded, coder, conditions, fit, token_models
 from audioloop.coded import CodedLoop
 from audioloop.conditions import NOTES, UNSAID, Condition
 from audioloop.fit import Progress, Result, Settings, Stage
@@ -144,7 +144,7 @@ class TokenTask(fit.Task):
     @functools.cached_property
     def _valid_lines(self) -> list[tuple[Tensor, Condition]]:
         found = []
-        for loop in self.valid[:N_VALID]:
+        for loop in self.valid:
             places = torch.arange(VALID_FRAMES)
             codes, condition = self._line(loop, places)
             found.append((codes[None].to(self.device), condition.to(self.device)))
@@ -298,6 +298,7 @@ def tokens(
     codec: Path | None = None,
     config: TokenConfig | None = None,
     study: Study = STUDY,
+    begin_with: Path | None = None,
     n_workers: int = 1,
     device: torch.device,
     resume: bool = False,
@@ -311,6 +312,7 @@ def tokens(
         n_loops: to render and code, once, before anything is learned.
         folder: for the coded loops; None for one in ``out``.
         codec: a run; None for the codec that ships.
+        begin_with: a run whose model is to learn more; its sizes are kept.
         on_coded: called with how many loops are coded.
 
     Raises:
@@ -318,14 +320,19 @@ def tokens(
     """
     if n_loops < 1:
         raise CallError(f"{n_loops} loops to learn from; give 1 or more")
+    fit.check_folder(out, resume=resume)  # before all that rendering
     model = coder.load(codec)
+    begun = None
+    if begin_with is not None:
+        begun = token_models.load(kind, begin_with)
+        token_models.of_codec(begun, model)
     folder = folder or out / "coded"
     loops, valid = (
         coded.prepare(
             dataset, split, n, folder / split, soundfont, codec,
             seed=seed, n_workers=n_workers, on_progress=on_coded,
         )
-        for split, n, seed in (("train", n_loops, 0), ("valid", 3 * N_VALID, 1))
+        for split, n, seed in (("train", n_loops, 0), ("valid", N_VALID, 1))
     )  # fmt: skip
     shape = model.config
     sizes = replace(
@@ -340,9 +347,20 @@ def tokens(
         "soundfonts": [soundfont.name],
         "loops": len(loops),
         "codec": sizes.codec,
+        "begun_with": None if begun is None else coder.fingerprint(begun),
     }
     about = {"settings": asdict(settings), "study": asdict(study), "data": heard}
     task = TASKS[kind](
-        kind, sizes, study, settings, loops, valid, shape.frames_per_s, device, heard
+        kind,
+        sizes if begun is None else begun.config,
+        study,
+        settings,
+        loops,
+        valid,
+        shape.frames_per_s,
+        device,
+        heard,
     )
+    if begun is not None:
+        task.model.load_state_dict(begun.state_dict())
     return fit.fit(task, settings, out, about=about, resume=resume, on_progress=on_progress)

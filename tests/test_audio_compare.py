@@ -16,14 +16,29 @@ import torch
 from click.testing import CliRunner
 from test_renders import bundled
 
-from audioloop import coded, coder, compare, compare_figure, conditions, fill, perplexity, renders
+from audioloop import (
+    coded,
+    coder,
+    compare,
+    compare_figure,
+    compare_tables,
+    conditions,
+    fill,
+    items,
+    measured,
+    perplexity,
+    renders,
+    summed,
+)
 from audioloop.codec import Codec, CodecConfig
-from audioloop.compare import CODES, RENDER, ROWS, SETTINGS, Comparison, Job, Settings
+from audioloop.compare import Job, Settings
 from audioloop.conditions import Told
 from audioloop.perplexity import Interval, Paired
+from audioloop.summed import Comparison
 from audioloop.synth import SoundFont
 from audioloop.tokens import Causal, Masked, TokenConfig
 from audioloop.wave import Wave, read
+from audioloop.ways import CODES, RENDER, ROWS, SETTINGS
 from midiloop import checkpoint, workers
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP, Roll
@@ -102,7 +117,7 @@ def timeless(found: Comparison) -> Any:
             return {k: less(v) for k, v in value.items() if k not in ("seconds", "workers")}
         return [less(one) for one in value] if isinstance(value, list) else value
 
-    shown = compare.as_json(found)
+    shown = compare_tables.as_json(found)
     for one in shown["headline"].values():  # which columns are worse, time among them
         one["mended_worse_in"] = {
             row: [name for name in names if name != "seconds"]
@@ -187,11 +202,11 @@ def test_tables_have_every_row_and_every_figure(whole: tuple[Path, Comparison]) 
         for row in ROWS:
             figures = shown["tables"][setting][row]
             assert figures["loops"] == 2
-            assert len(figures["around"]) == 2 * compare.REACH + 1
+            assert len(figures["around"]) == 2 * measured.REACH + 1
             assert 0 < figures["seam"]["center"] < math.inf
             assert ("told_seam" in figures) == (setting == "told" or row in (RENDER, CODES))
-    assert all(f"- {heading}: " in text for heading in compare.HEADINGS.values())
-    assert all(compare.MEANING[name] in text for name in compare.HEADINGS)
+    assert all(f"- {heading}: " in text for heading in summed.HEADINGS.values())
+    assert all(summed.MEANING[name] in text for name in summed.HEADINGS)
 
 
 def test_a_ring_is_decoded_as_its_endless_repetition_and_a_cut_is_not(
@@ -220,45 +235,45 @@ def test_what_is_around_the_seam_is_what_the_seam_perplexity_is_of() -> None:
     torch.manual_seed(8)
     model = Causal(TINY_TOKENS).eval()
     codes = torch.randint(32, (4, 70))
-    around = compare.nats_around(codes, model)
-    assert around.shape == (4, 2 * compare.REACH + 1)
-    after = around[:, compare.REACH :]
+    around = measured.nats_around(codes, model)
+    assert around.shape == (4, 2 * measured.REACH + 1)
+    after = around[:, measured.REACH :]
     seam = perplexity.nats_at(codes, [0], model)[0]
     np.testing.assert_allclose(after[:, : perplexity.WINDOW].mean(1), seam, rtol=1e-4)
     before = perplexity.nats_at(codes, [-3], model, window=3, context=perplexity.CONTEXT - 3)[0]
-    np.testing.assert_allclose(around[:, compare.REACH - 3 : compare.REACH].mean(1), before, 1e-4)
+    np.testing.assert_allclose(around[:, measured.REACH - 3 : measured.REACH].mean(1), before, 1e-4)
 
 
 def test_frechet_distance_is_that_of_gaussians(rng: np.random.Generator) -> None:
     some = rng.normal(size=(50, 3))
-    assert compare.frechet(some, some[::-1]) == pytest.approx(0, abs=1e-9)
+    assert measured.frechet(some, some[::-1]) == pytest.approx(0, abs=1e-9)
     # Corners of a box: mean 0, no correlation, the spreads as they are.
     corners = np.array([[a, b] for a in (-1, 1) for b in (-1, 1)], float)
     one, other = corners * [1, 2], corners * [3, 0.5] + [4, -1]
     expected = 4**2 + 1**2 + (3 - 1) ** 2 + (2 - 0.5) ** 2
-    assert compare.frechet(one, other) == pytest.approx(expected)
+    assert measured.frechet(one, other) == pytest.approx(expected)
     turn = np.array([[0.6, -0.8], [0.8, 0.6]])  # nothing changes when both are turned
-    assert compare.frechet(one @ turn, other @ turn) == pytest.approx(expected)
+    assert measured.frechet(one @ turn, other @ turn) == pytest.approx(expected)
     with pytest.raises(CallError, match="2 or more"):
-        compare.frechet(some, some[:1])
+        measured.frechet(some, some[:1])
 
 
 def test_windows_go_round_and_know_no_level(rng: np.random.Generator) -> None:
     samples = rng.normal(0, 0.1, (1, SAMPLES)).astype(np.float32)
-    found = compare.embedded(Wave(samples, 32_000))
+    found = measured.embedded(Wave(samples, 32_000))
     assert found.shape == (4, 128)
     quarter = SAMPLES // 4
-    rolled = compare.embedded(Wave(np.roll(samples, -quarter, 1), 32_000))
+    rolled = measured.embedded(Wave(np.roll(samples, -quarter, 1), 32_000))
     np.testing.assert_allclose(rolled, np.roll(found, -1, 0), atol=1e-4)
     quieter = (samples / 4).astype(np.float32)
-    np.testing.assert_allclose(compare.embedded(Wave(quieter, 32_000)), found, atol=1e-3)
-    assert compare.embedded(Wave(samples * 0, 32_000)).shape == (0, 128)
+    np.testing.assert_allclose(measured.embedded(Wave(quieter, 32_000)), found, atol=1e-3)
+    assert measured.embedded(Wave(samples * 0, 32_000)).shape == (0, 128)
 
 
 def test_a_gain_is_of_the_mean_nats() -> None:
-    one = compare.gain([math.log(2), math.log(8)], [math.log(8), math.log(32)])
+    one = summed.gain([math.log(2), math.log(8)], [math.log(8), math.log(32)])
     assert one == pytest.approx((75, 75, 75))
-    half = compare.gain([1, 2, 3], np.array([0.9, 2, 3.1]) + math.log(2))
+    half = summed.gain([1, 2, 3], np.array([0.9, 2, 3.1]) + math.log(2))
     assert half.mean == pytest.approx(50)
     assert half.low < 50 < half.high
     # By hand: differences -ln 2 ∓ 0.1, deviation 0.1, t(2) = 4.3027.
@@ -280,18 +295,18 @@ def test_a_row_is_worse_where_it_is_higher_or_further_from_true_codes() -> None:
         "bar_flux_percentile": None,
     }
     codes = {**row, "flux_percentile": 80.0}
-    assert compare.worse(row, row, codes) == []
+    assert summed.worse(row, row, codes) == []
     other = {**row, "jump": 0.5, "difference": Paired(0.0, 0, 0, 9), "flux_percentile": 75.0}
-    assert compare.worse(row, other, codes) == ["difference", "jump", "flux_percentile"]
-    assert compare.worse(other, row, codes) == []
+    assert summed.worse(row, other, codes) == ["difference", "jump", "flux_percentile"]
+    assert summed.worse(other, row, codes) == []
     louder, rounded = {**row, "wrap_error_db": -90.0}, {**row, "wrap_error_db": -119.0}
-    assert compare.worse(louder, row, codes) == ["wrap_error_db"]
-    assert compare.worse(rounded, row, codes) == []
+    assert summed.worse(louder, row, codes) == ["wrap_error_db"]
+    assert summed.worse(rounded, row, codes) == []
 
 
 def test_what_is_free_says_nothing_of_notes(dataset: LoopDataset, models: dict[str, Path]) -> None:
     told = Told(np.ones((16, 93), np.bool_), 16, 5, 33)
-    item = compare.Item(torch.zeros(1, 1, FRAME * 100), told, 120.0, 1, 100)
+    item = items.Item(torch.zeros(1, 1, FRAME * 100), told, 120.0, 1, 100)
     filler = fill.load(models["masked"], models["causal"], models["codec"])
     free, all_ = (compare.asked(filler, item, setting, WANTED, 0) for setting in SETTINGS)
     notes = slice(0, conditions.NOTES)
@@ -300,7 +315,7 @@ def test_what_is_free_says_nothing_of_notes(dataset: LoopDataset, models: dict[s
     assert torch.equal(
         free.condition.frames[:, conditions.NOTES :], all_.condition.frames[:, conditions.NOTES :]
     )
-    assert (free.taste.guidance, all_.taste.guidance) == (1.0, 2.0)
+    assert (free.taste.guidance, all_.taste.guidance) == (1.0, fill.TASTE.guidance)
 
 
 def test_items_and_references_are_different_loops(
@@ -320,7 +335,7 @@ def test_items_and_references_are_different_loops(
     monkeypatch.setattr(renders, "performed", watched)
     for reference in (False, True):
         for number in range(2):
-            compare.drawn(source, number, WANTED.seed, font, codec, reference=reference)
+            items.drawn(source, number, WANTED.seed, font, codec, reference=reference)
     rolls = LOOP.unpack(source.packed)
     for pick, roll in zip((order[0], order[2], order[1], order[3]), picked, strict=True):
         starts = range(0, LOOP.steps - len(roll) + 1, LOOP.steps_per_bar)

@@ -135,19 +135,28 @@ AUDIO_LAYERS = {
     },
     "perplexity": {"coder", "conditions", "wave"},
     "musicgen": {"encodec", "hub"},
-    "compare": {
-        "beats", "coded", "codec", "coder", "conditions", "fill", "magnet", "magnet.decode",
-        "magnet.loops", "mel", "perplexity", "priming", "reconstruct", "render", "renders", "seam",
-        "synth", "tokens", "wave",
+    "items": {"beats", "coded", "codec", "conditions", "render", "renders", "synth"},
+    "ways": {
+        "codec", "coder", "conditions", "fill", "magnet", "magnet.decode", "magnet.loops",
+        "priming", "reconstruct", "tokens", "wave",
     },
-    "compare_figure": {"compare"},
+    "measured": {
+        "coder", "conditions", "fill", "mel", "perplexity", "seam", "tokens", "wave", "ways",
+    },
+    "summed": {"measured", "perplexity", "ways"},
+    "compare_tables": {"items", "perplexity", "summed", "ways"},
+    "compare_figure": {"measured", "summed", "ways"},
+    "compare": {
+        "coder", "compare_tables", "fill", "items", "measured", "renders", "summed", "synth",
+        "wave", "ways",
+    },
 }  # fmt: skip
 AUDIO_NEED_TORCH = {
     "circular", "codec", "coder", "encodec", "fidelity", "balance", "reconstruct", "spectral",
     "adversary", "fit", "train", "magnet.network", "magnet.decode", "magnet.checkpoint",
     "conditions", "tokens", "coded", "token_train", "token_models", "perplexity", "musicgen",
     "magnet.loops", "priming", "fill", "given", "refine", "prompted",
-    "compare", "compare_figure",
+    "items", "ways", "measured", "summed", "compare_tables", "compare_figure", "compare",
 }  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from audioloop.token_train import (
 from audioloop.tokens import TokenConfig
 from handmade import random_rolls
 from midiloop import checkpoint, workers
-from midiloop.errors import CallError
+from midiloop.errors import CallError, LoopError
 from midiloop.store import LoopDataset
 
 CONFIG = TokenConfig(
@@ -464,6 +464,34 @@ def test_loops_are_kept_beside_the_run_unless_said_otherwise(
     assert found == {"train", "valid"}
     with pytest.raises(CallError, match="a run is there already"):
         token_train.tokens("causal", dataset, tmp_path / "run", settings, bundled(), **given)
+
+
+@pytest.mark.usefixtures("_few_and_no_workers")
+def test_a_model_that_learns_more_begins_as_it_was(
+    dataset: LoopDataset, codec: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {
+        "n_loops": 2, "folder": tmp_path / "loops", "codec": codec, "config": CONFIG, "device": CPU,
+    }  # fmt: skip
+    first = Settings(steps=1, batch=1)
+    token_train.tokens("causal", dataset, tmp_path / "run", first, bundled(), **given)
+    # So small a rate moves no weight: what comes out is what it began with.
+    still = Settings(steps=1, batch=1, learning_rate=1e-30)
+    more = {**given, "begin_with": tmp_path / "run", "config": None}
+    token_train.tokens("causal", dataset, tmp_path / "more", still, bundled(), **more)
+    before, after = (checkpoint.load_any(tmp_path / name, KINDS)[0] for name in ("run", "more"))
+    for name, weight in before.state_dict().items():
+        torch.testing.assert_close(after.state_dict()[name], weight, rtol=1e-6, atol=0)
+    with pytest.raises(LoopError, match="causal"):
+        token_train.tokens("masked", dataset, tmp_path / "other", still, bundled(), **more)
+    strange = {**more, "codec": saved(tmp_path / "strange", 9)}
+    with pytest.raises(LoopError, match="another codec"):
+        token_train.tokens("causal", dataset, tmp_path / "other", still, bundled(), **strange)
+
+
+def test_a_precision_that_there_is_not() -> None:
+    with pytest.raises(CallError, match="precision float16: give float32 or bfloat16"):
+        Study(precision="float16")
 
 
 def test_no_loops_to_learn_from(dataset: LoopDataset, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     help="SoundFont to render with; several take turns for a codec. Default: a system's FluidR3.",
 )  # fmt: skip
 @click.option(
-    "--begin-with", type=PATH, metavar="RUN", help="A codec that is to learn more, from here on."
+    "--begin-with", type=PATH, metavar="RUN", help="A model that is to learn more, from here on."
 )
 @click.option(
     "--lesson", "changes", multiple=True, metavar="NAME=VALUE",
@@ -90,11 +90,12 @@ def train(
     from midiloop.fit import choose_device
     from midiloop.store import LoopDataset
 
-    _only(model == "codec", {"--begin-with": begin_with, "--lesson": changes or None}, "a codec")
+    _only(model == "codec", {"--lesson": changes or None}, "a codec")
     theirs = {"--loops": n_loops, "--coded": coded, "--codec": run, "--precision": precision}
     _only(model != "codec", theirs, "masked and causal")
     fonts = [synth.soundfont(path).resolve() for path in soundfonts or (None,)]
     shared: dict[str, Any] = {
+        "begin_with": begin_with,
         "n_workers": n_workers,
         "device": choose_device(device),
         "resume": resume,
@@ -106,7 +107,7 @@ def train(
         lesson = train.lesson_of(changes)
         with report.sounding(model) as live:
             result = train.codec(
-                loops, out, how, fonts, lesson=lesson, begin_with=begin_with, on_progress=live,
+                loops, out, how, fonts, lesson=lesson, on_progress=live,
                 **shared,
             )  # fmt: skip
     else:

@@ -14,7 +14,7 @@ from midiloop_cli import report
 from midiloop_cli.symbolic import PATH, json_option
 
 if TYPE_CHECKING:
-    from audioloop.compare import Comparison
+    from audioloop.summed import Comparison
 
 
 def steps_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -72,7 +72,7 @@ def compare(
     With and without the notes told: naive lines, lines cut at a bar, LoopGen's tiles, tiles that
     are mended, and the ring, beside true renders.
     """
-    from audioloop import compare, compare_figure, synth
+    from audioloop import compare, compare_figure, compare_tables, synth
     from midiloop.store import LoopDataset
 
     known = {name: value for name, value in settings.items() if value is not None}
@@ -94,7 +94,7 @@ def compare(
         pictures = ", ".join(map(str, compare_figure.draw(found, out)))
     except ImportError:
         pictures = "none; for some: pip install 'midiloop[plot]'"
-    shown = report.to_json(compare.as_json(found)) if as_json else _summary(found)
+    shown = report.to_json(compare_tables.as_json(found)) if as_json else _summary(found)
     click.echo(shown)
     if not as_json:
         click.echo(f"tables: {out / 'compare.md'}   pictures: {pictures}")
@@ -102,16 +102,16 @@ def compare(
 
 def _summary(found: Comparison) -> str:
     """The first columns of each table, and what they come to."""
-    from audioloop import compare
+    from audioloop import compare_tables
 
     lines = []
     for setting, table in found.tables.items():
         lines.append(f"{setting + ', seam perplexity':<24}{'first codebook':>20}{'all':>20}")
         lines += [
-            f"{name:<24}{compare.plus_minus(row['seam']):>20}"
-            f"{compare.plus_minus(row['seam_all']):>20}"
+            f"{name:<24}{compare_tables.plus_minus(row['seam']):>20}"
+            f"{compare_tables.plus_minus(row['seam_all']):>20}"
             for name, row in table.items()
         ]
         lines.append("")
-    lines += [line.removeprefix("- ") for line in compare.headlines(found)]
+    lines += [line.removeprefix("- ") for line in compare_tables.headlines(found)]
     return "\n".join(lines)

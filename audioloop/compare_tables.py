@@ -1,0 +1,164 @@
+"""Tables of a comparison, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from audioloop.items import LONGEST_S, SHORTEST_S
+from audioloop.perplexity import Interval, Paired
+from audioloop.summed import BASELINE, HEADINGS, MEANING, MENDED, Comparison, headline
+from audioloop.ways import REFERENCES, ROWS, SETTINGS
+from midiloop import checkpoint
+
+PAPER_GAIN = 55  # per cent, of the abstract of LoopGen's paper
+
+
+def as_json(found: Comparison) -> dict[str, Any]:
+    """All but the items, as JSON holds it."""
+    tables = {
+        setting: {
+            name: {**ROWS[name]._asdict(), **{key: _plain(value) for key, value in row.items()}}
+            for name, row in table.items()
+        }
+        for setting, table in found.tables.items()
+    }
+    return {
+        "about": found.about,
+        "meaning": MEANING,
+        "settings": SETTINGS,
+        "headline": headline(found),
+        "frechet_floor": found.floor,
+        "tables": tables,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Paired):
+        return {**value._asdict(), "indistinguishable": value.indistinguishable}
+    return value._asdict() if isinstance(value, Interval) else value
+
+
+def write(found: Comparison, out: Path) -> None:
+    """Write ``compare.md`` and ``compare.json``."""
+    text = json.dumps(as_json(found), indent=1, ensure_ascii=False) + "\n"
+    checkpoint.write_whole(out / "compare.json", text.encode())
+    checkpoint.write_whole(out / "compare.md", markdown(found).encode())
+
+
+def markdown(found: Comparison) -> str:
+    """The tables as Markdown."""
+    about = found.about
+    settings, data = about["settings"], about["data"]
+    one_bar = sum(item["bars"] == 1 for item in found.items)
+    names = ", ".join(f"{name} {print_[:8]}" for name, print_ in about["models"].items())
+    lines = [
+        "# Ways to make a loop, measured alike",
+        "",
+        f"{about['items']} loops of {data['test_loops']:,} in the test split (rules "
+        f"{data['rules']}), {SHORTEST_S:g} to {LONGEST_S:g} s of whole bars (of one bar, "
+        f"and so without another bar line: {one_bar}); SoundFont {data['soundfont']}. Window "
+        f"{settings['window_s']:g} s, steps {', '.join(map(str, settings['steps']))}, temperature "
+        f"{settings['temperature']:g}, top-p {settings['top_p']:g}, rescoring "
+        f"{settings['rescoring']:g}, seed {settings['seed']}. Models: {names}. One thread on "
+        f"{about['machine']}, {about['workers']} at a time.",
+        *([f"Lost: items {', '.join(map(str, about['lost']))}."] if about["lost"] else []),
+        "",
+        "## What it comes to",
+        "",
+        *headlines(found),
+    ]
+    for setting, what in SETTINGS.items():
+        guidance = about["guidance"][setting]
+        lines += [
+            "",
+            f"## {setting.capitalize()}: {what}",
+            "",
+            f"Guidance {guidance:g} at first.",
+            "",
+            *_table(found.tables[setting]),
+        ]
+    lines += [
+        "",
+        f"Fréchet distance between two sets of {about['items']} renders each, of different loops: "
+        f"{found.floor:.0f}. What is as near is no worse than renders.",
+        "",
+        "In the paper's column: its own seam perplexity, of loops of up to 30 s by published "
+        "models, under another model. Only the order can be compared.",
+        "",
+        "## Rows",
+        "",
+        *(f"- {name}: {row.how}" for name, row in ROWS.items()),
+        "",
+        "## Columns",
+        "",
+        *(f"- {heading}: {MEANING[name]}" for name, heading in HEADINGS.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def headlines(found: Comparison) -> Iterator[str]:
+    """`headline` as lines of Markdown."""
+    for setting, shown in headline(found).items():
+        gains = ", ".join(
+            f"{row} {one['mean']:.0f} % ({one['low']:,.0f} to {one['high']:.0f})"
+            for row, one in shown["gain"].items()
+        )
+        yield (
+            f"- {setting}: seam perplexity lower than {BASELINE} by {gains}; the paper has "
+            f"{PAPER_GAIN} %."
+        )
+        apart = found.tables[setting]["ring"]["difference"]
+        if apart is not None:
+            verdict = "includes 0" if apart.indistinguishable else "does not include 0"
+            yield f"- {setting}: the ring's difference to its other bar lines {verdict}."
+        for row, columns in shown["mended_worse_in"].items():
+            names = ", ".join(HEADINGS[name] for name in columns)
+            but = f" but {names}" if columns else ""
+            yield f"- {setting}: {row} is at least as good as {MENDED[row]} in every column{but}."
+
+
+def _table(table: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    headings = list(HEADINGS.values())
+    head = ("", headings[0], "paper", *headings[1:])
+    body = []
+    for name, row in table.items():
+        body.append(
+            (
+                name,
+                plus_minus(row["seam"]),
+                ROWS[name].paper or "–",
+                plus_minus(row["seam_all"]),
+                _within(row["difference"]),
+                _figure(row["jump"]),
+                _figure(row["residual"]),
+                _whole(row["flux_percentile"]),
+                _whole(row["bar_flux_percentile"]),
+                _whole(row["wrap_error_db"]),
+                _whole(row["frechet"]),
+                "–" if name in REFERENCES else _figure(row["seconds"]),
+            )
+        )
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
+def plus_minus(found: Interval) -> str:
+    """As in "56.2 ± 11.8"."""
+    return f"{_figure(found.center)} ± {_figure(found.error)}"
+
+
+def _within(found: Paired | None) -> str:
+    return "–" if found is None else f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if value < 10 else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _whole(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f}"

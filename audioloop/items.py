@@ -1,0 +1,87 @@
+"""Loops of the test split, played and rendered, for ways to make loops to make anew.
+
+An item is played on a kit and a bass at a tempo of its own, as many whole bars as last from 2 to
+4 s (Algorithm 1 of Marincione et al. 2025, arXiv:2504.04466, for a tempo that is known). Item
+number n of a seed is always the same, however many there are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audioloop import beats, coded, render, renders
+from audioloop.codec import Codec
+from audioloop.conditions import Told
+from audioloop.renders import Loops
+from audioloop.synth import BLOCK, SoundFont
+from midiloop.errors import LoopError
+from midiloop.grid import LOOP
+
+SHORTEST_S, LONGEST_S = 2.0, 4.0  # of a loop
+USUAL_BARS = 2  # one where two are too long: such a loop has no other bar line
+
+
+class Item(NamedTuple):
+    """A loop to be made.
+
+    Attributes:
+        ring: its true render, float32 (1, 1, samples), a whole number of frames.
+        told: all that can be told of it.
+    """
+
+    ring: Tensor
+    told: Told
+    tempo_bpm: float
+    bars: int
+    n_frames: int
+
+
+def drawn(
+    source: Loops,
+    number: int,
+    seed: int,
+    font: SoundFont,
+    codec: Codec,
+    *,
+    reference: bool = False,
+) -> Item:
+    """Item ``number``, or the render of another loop that stands beside it.
+
+    Half of the loops are for items and half for references. One that is silent gives way to the
+    next.
+    """
+    rng = np.random.default_rng([seed, number, int(reference)])
+    order = np.random.default_rng(seed).permutation(len(source.packed))
+    half = order[int(reference) :: 2] if len(order) > 1 else order
+    variety = replace(coded.VARIETY, rate=codec.config.rate, tempo_octaves=0.0)
+    picks = (int(half[(number + more) % len(half)]) for more in range(max(len(half), 8)))
+    for pick in picks:
+        octaves = rng.uniform(-coded.VARIETY.tempo_octaves, coded.VARIETY.tempo_octaves)
+        tempo_bpm = float(source.tempos_bpm[pick]) * 2**octaves
+        tempo_bpm = float(np.clip(tempo_bpm, variety.slowest_bpm, variety.fastest_bpm))
+        pulse = beats.said(tempo_bpm)
+        bars = beats.aligned_bars(pulse, SHORTEST_S, LONGEST_S, USUAL_BARS)
+        assert bars is not None  # at such tempi one bar or two always are
+        n_frames = max(1, round(bars * pulse.bar_s * codec.config.frames_per_s))
+        steps = bars * LOOP.steps_per_bar
+        start = int(rng.integers(LOOP.bars - bars + 1)) * LOOP.steps_per_bar
+        roll = LOOP.unpack(source.packed[pick : pick + 1])[0][start : start + steps].copy()
+        song = renders.performed(roll, tempo_bpm, rng, variety)
+        samples = render.periodic(song, n_frames * codec.config.frame // BLOCK, font).mean(0)
+        peak = float(np.abs(samples).max())
+        if peak < render.SILENT:
+            continue
+        kit = next((track.program for track in song.tracks if track.is_drum), None)
+        bass = next((track.program for track in song.tracks if not track.is_drum), None)
+        roll[:, : LOOP.n_drums] &= kit is not None
+        roll[:, LOOP.n_drums :] &= bass is not None
+        ring = torch.from_numpy(samples * np.float32(10 ** (-1 / 20) / peak))[None, None]
+        # A whole number of frames, so that no way has to resample what it has cut.
+        tempo_bpm = 60 * bars * pulse.beats_per_bar * codec.config.frames_per_s / n_frames
+        return Item(ring, Told(roll, steps, kit, bass), tempo_bpm, bars, n_frames)
+    raise LoopError("the loops of the test split are silent with this SoundFont; give another")

@@ -1,0 +1,146 @@
+"""What is measured of a loop that was made: its seam, as a model and as an ear has it, its sound.
+
+Figures are of the loop as it sounds, whatever codes it was made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from audioloop import coder, mel, perplexity, seam
+from audioloop.conditions import Told
+from audioloop.fill import Filler
+from audioloop.perplexity import AHEAD, CONTEXT, WINDOW
+from audioloop.tokens import Causal
+from audioloop.wave import Wave
+from audioloop.ways import Made
+from midiloop.errors import CallError
+
+REACH = 20  # frames on each side of the seam that figure 3 of LoopGen's paper shows
+EMBEDDED_S, HOP_S, SPECTRUM_S = 1.0, 0.5, 0.02
+
+Vectors = NDArray[np.float64]  # (windows, 128)
+
+
+def of(made: Made, filler: Filler, *, told: bool) -> dict[str, Any]:
+    """All that is measured of a loop, on the loop as it sounds: coded anew on the circle.
+
+    Args:
+        told: also as a model sees the seam that is told what the loop was made with.
+    """
+    wave, codec, causal = made.wave, filler.codec, filler.causal
+    assert causal is not None  # as it was loaded
+    codes = coder.encoded(wave, codec).codes[0]
+    nats = nats_around(codes, causal)
+    seam_nats = nats[:, REACH : REACH + WINDOW].mean(1)
+    at_bars = [_nats_from(wave, line, filler) for line in made.bar_lines]
+    found: dict[str, Any] = {
+        "nats": float(seam_nats[0]),
+        "nats_all": float(seam_nats.mean()),
+        "bars": [float(one[0]) for one in at_bars],
+        "bars_all": [float(one.mean()) for one in at_bars],
+        "around": [round(value, 4) for value in nats[0].tolist()],
+    }
+    if told:
+        heard = perplexity.nats_at(codes, [0], causal, made.condition)[0]
+        found |= {"told_nats": float(heard[0]), "told_nats_all": float(heard.mean())}
+    return {
+        **found,
+        **_sounds(wave, made.bar_lines),
+        "wrap_error_db": made.wrap_error_db,
+        "windows": windows(wave),
+        "seconds": round(made.seconds, 3),
+    }
+
+
+@torch.inference_mode()
+def nats_around(codes: Tensor, model: Causal, reach: int = REACH) -> NDArray[np.float64]:
+    """Cross-entropy of each frame on both sides of a ring's seam (K, T): (K, 2 · reach + 1).
+
+    Value number ``reach`` is of the first frame after the seam. The model is told nothing, and
+    hears `perplexity.CONTEXT` frames before the seam.
+    """
+    n_frames = codes.shape[1]
+    span = torch.arange(-CONTEXT, reach + 1 + AHEAD)
+    line = codes[None][..., span % n_frames]
+    logits = model(line, Told().on(n_frames, 1.0).taken(span))[0].float()
+    nats = F.cross_entropy(logits.flatten(0, 1), line[0].flatten(), reduction="none")
+    around = nats.reshape(len(codes), -1)[:, CONTEXT - reach : CONTEXT + reach + 1]
+    return around.double().numpy()
+
+
+def _nats_from(wave: Wave, place: int, filler: Filler) -> NDArray[np.float64]:
+    """Of each codebook, at a place of the loop that is coded anew to begin there: (K,)."""
+    assert filler.causal is not None  # as it was loaded
+    rotated = Wave(np.roll(wave.samples, -place, 1), wave.rate)
+    codes = coder.encoded(rotated, filler.codec).codes[0]
+    found: NDArray[np.float64] = perplexity.nats_at(codes, [0], filler.causal)[0]
+    return found
+
+
+def _sounds(wave: Wave, bar_lines: Sequence[int]) -> dict[str, float | None]:
+    if wave.peak < seam.SILENT:
+        return dict.fromkeys(("jump", "residual", "flux_percentile", "bar_flux_percentile"))
+    among = [seam.flux(wave, line) for line in bar_lines]
+    return {
+        "jump": seam.jump(wave, 0),
+        "residual": seam.residual(wave, 0),
+        "flux_percentile": seam.flux_percentile(wave, 0),
+        "bar_flux_percentile": seam.percentile(seam.flux(wave, 0), among) if among else None,
+    }
+
+
+def embedded(wave: Wave) -> Vectors:
+    """Mean and standard deviation of 64 log-mel bands in windows round a loop: (windows, 128), dB.
+
+    Windows are 1 s long, about every 0.5 s, so that a whole number of them goes round; spectra are
+    relative to the loop's peak, every 20 ms. A silent loop has none.
+    """
+    if wave.peak < seam.SILENT:
+        return np.zeros((0, 2 * mel.BANDS))
+    n_spectra = max(1, round(wave.duration_s / SPECTRUM_S))
+    centres = np.floor((np.arange(n_spectra) + 0.5) * (len(wave) / n_spectra)).astype(np.int64)
+    spectra = mel.decibels(wave, centres)
+    n_windows = max(1, round(wave.duration_s / HOP_S))
+    starts = np.arange(n_windows) * n_spectra // n_windows
+    levels = spectra[(starts[:, None] + np.arange(round(EMBEDDED_S / SPECTRUM_S))) % n_spectra]
+    return np.concatenate([levels.mean(1), levels.std(1)], axis=1)
+
+
+def windows(wave: Wave) -> list[list[float]]:
+    """`embedded`, as JSON holds it: to a thousandth of a dB."""
+    found: list[list[float]] = np.round(embedded(wave), 3).tolist()
+    return found
+
+
+def frechet(some: ArrayLike, others: ArrayLike) -> float:
+    """Squared Fréchet distance between Gaussians fitted to two sets of vectors (n, d): 0 or more.
+
+    |m - m'|² + tr(C + C' - 2 (C½ C' C½)½), with covariances over n.
+
+    Raises:
+        CallError: there are fewer than two in one.
+    """
+    means, spreads = [], []
+    for vectors in (np.asarray(some, np.float64), np.asarray(others, np.float64)):
+        if len(vectors) < 2:
+            raise CallError(f"a distance of {len(vectors)} windows; give 2 or more")
+        means.append(vectors.mean(0))
+        spreads.append(np.cov(vectors.T, bias=True).reshape(2 * (vectors.shape[1],)))
+    root = _root(spreads[0])
+    shared = np.sqrt(np.linalg.eigvalsh(root @ spreads[1] @ root).clip(0)).sum()
+    apart = np.square(means[0] - means[1]).sum()
+    return max(0.0, float(apart + np.trace(spreads[0]) + np.trace(spreads[1]) - 2 * shared))
+
+
+def _root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The square root of a covariance."""
+    values, axes = np.linalg.eigh(matrix)
+    return np.asarray((axes * np.sqrt(values.clip(0))) @ axes.T)

@@ -1,0 +1,190 @@
+"""All items of a comparison together: the figures of its tables, and what they come to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from audioloop import perplexity
+from audioloop.measured import Vectors, frechet
+from audioloop.perplexity import Interval, Paired
+from audioloop.ways import CODES, ROWS, SETTINGS
+
+BASELINE = "masked beat-aligned"
+MENDED = {"tiled": "LoopGen tiled", "hybrid tiled": "LoopGen"}
+
+MEANING = {
+    "seam": "of the first codebook in the 5 frames after the seam, under the causal model, which "
+    "is told nothing: the middle of the 95 % interval ± half its width, as the paper's appendix A "
+    "has it; lower is better",
+    "seam_all": "the same of all codebooks",
+    "difference": "nats at the seam less those at the same loop's other bar lines (of a naive "
+    "loop: the bar lines in it that are half a bar or more from its end), first codebook, mean "
+    "and 95 % interval; loops of one bar have none; 0: the seam is a bar line like any other",
+    "jump": "step at the seam over the median step nearby, median; about 1 cannot be heard",
+    "residual": "error of linear prediction there over its local median, median; about 3 where "
+    "nothing was cut",
+    "flux_percentile": "percentile of the change of spectrum at the seam among all places, mean; "
+    "high on a downbeat and at a cut",
+    "bar_flux_percentile": "the same among the other bar lines, mean; 50 is chance",
+    "wrap_error_db": "difference of the loop from its codes decoded as a part of their endless "
+    "repetition, dB, median; lower is better",
+    "frechet": "squared Fréchet distance of Gaussians, of the mean and the standard deviation of "
+    "64 log-mel bands in windows of 1 s every 0.5 s round the loop, from renders of other test "
+    "loops; lower is better",
+    "seconds": "seconds to make a loop, models loaded, mean",
+    "told_seam": "seam perplexity under the causal model that is told what the loop was made with",
+}
+# Of the table's columns.
+HEADINGS = {
+    "seam": "seam perplexity",
+    "seam_all": "all",
+    "difference": "difference",
+    "jump": "jump",
+    "residual": "residual",
+    "flux_percentile": "flux",
+    "bar_flux_percentile": "bar flux",
+    "wrap_error_db": "wrap",
+    "frechet": "Fréchet",
+    "seconds": "s",
+}
+# Less is not better here, but what is near to the codes of a true loop.
+NEARER = ("flux_percentile", "bar_flux_percentile")
+EXACT_DB = -100.0  # a wrap error below is the rounding of floats
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found.
+
+    Attributes:
+        about: settings, models, data.
+        tables: by setting, by row, the figures of `figures`.
+        floor: the Fréchet distance between two sets of renders, as many as items.
+        items: all that was measured of each.
+    """
+
+    about: dict[str, Any]
+    tables: dict[str, dict[str, dict[str, Any]]]
+    floor: float
+    items: list[dict[str, Any]]
+
+
+def summed(items: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Comparison:
+    """All items together."""
+    reference = np.concatenate([np.reshape(item["reference"], (-1, 128)) for item in items])
+    originals = np.concatenate([np.reshape(item["render"], (-1, 128)) for item in items])
+    tables = {
+        setting: {
+            row: figures([item["rows"][setting][row] for item in items], reference) for row in ROWS
+        }
+        for setting in SETTINGS
+    }
+    found = [dict(item) for item in items]
+    return Comparison(dict(about), tables, frechet(originals, reference), found)
+
+
+def figures(rows: Sequence[Mapping[str, Any]], reference: Vectors) -> dict[str, Any]:
+    """Of one row of a table, from what was measured of each item; None where nothing was."""
+    windows = np.concatenate([np.reshape(row["windows"], (-1, 128)) for row in rows])
+    found: dict[str, Any] = {
+        "loops": len(rows),
+        "seam": perplexity.interval([row["nats"] for row in rows]),
+        "seam_all": perplexity.interval([row["nats_all"] for row in rows]),
+        "difference": _apart(rows, "nats", "bars"),
+        "difference_all": _apart(rows, "nats_all", "bars_all"),
+        "jump": _of(np.median, rows, "jump"),
+        "residual": _of(np.median, rows, "residual"),
+        "flux_percentile": _of(np.mean, rows, "flux_percentile"),
+        "bar_flux_percentile": _of(np.mean, rows, "bar_flux_percentile"),
+        "wrap_error_db": _of(np.median, rows, "wrap_error_db"),
+        "frechet": frechet(windows, reference) if len(windows) > 1 else None,
+        "seconds": _of(np.mean, rows, "seconds"),
+        "around": np.mean([row["around"] for row in rows], axis=0).tolist(),
+    }
+    if all("told_nats" in row for row in rows):
+        found["told_seam"] = perplexity.interval([row["told_nats"] for row in rows])
+        found["told_seam_all"] = perplexity.interval([row["told_nats_all"] for row in rows])
+    return found
+
+
+def _apart(rows: Sequence[Mapping[str, Any]], nats: str, bars: str) -> Paired | None:
+    apart = [row[nats] - float(np.mean(row[bars])) for row in rows if row[bars]]
+    return perplexity.paired(apart) if len(apart) > 1 else None
+
+
+def _of(
+    mean: Callable[[list[float]], Any], rows: Sequence[Mapping[str, Any]], name: str
+) -> float | None:
+    known = [float(row[name]) for row in rows if row[name] is not None]
+    return float(mean(known)) if known else None
+
+
+class Gain(NamedTuple):
+    """How much lower the seam perplexity of a row is than that of another, in per cent.
+
+    Attributes:
+        mean: 100 · (1 - the ratio of both), of all items.
+        low, high: its 95 % interval, from the differences of nats of each item.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+def gain(nats: ArrayLike, baseline: ArrayLike) -> Gain:
+    """The gain of a row over another, from the nats at the seam of each item."""
+    apart = perplexity.paired(np.subtract(nats, baseline))
+    return Gain(*(100 * (1 - math.exp(value)) for value in (apart.mean, apart.high, apart.low)))
+
+
+def headline(found: Comparison) -> dict[str, Any]:
+    """What the tables come to, by setting."""
+    shown: dict[str, Any] = {}
+    for setting, table in found.tables.items():
+        nats = {row: [item["rows"][setting][row]["nats"] for item in found.items] for row in ROWS}
+        apart = table["ring"]["difference"]
+        shown[setting] = {
+            "gain": {
+                row: gain(nats[row], nats[BASELINE])._asdict()
+                for row in ("ring", "tiled", "LoopGen tiled", "LoopGen")
+            },
+            "ring_indistinguishable": None if apart is None else apart.indistinguishable,
+            "mended_worse_in": {
+                row: worse(table[row], table[other], table[CODES]) for row, other in MENDED.items()
+            },
+        }
+    return shown
+
+
+def worse(row: Mapping[str, Any], other: Mapping[str, Any], codes: Mapping[str, Any]) -> list[str]:
+    """Columns in which a row is not at least as good as another.
+
+    Lower is better, but for percentiles of flux, which are better near to those of true codes, and
+    wrap errors below `EXACT_DB`, which are alike.
+    """
+    found = []
+    for name in HEADINGS:
+        one, two = _middle(row[name]), _middle(other[name])
+        aim = _middle(codes[name]) if name in NEARER else None
+        if one is None or two is None:
+            continue
+        if aim is not None:
+            one, two = abs(one - aim), abs(two - aim)
+        if name == "wrap_error_db":
+            one, two = max(one, EXACT_DB), max(two, EXACT_DB)
+        if one > two:
+            found.append(name)
+    return found
+
+
+def _middle(value: Interval | Paired | float | None) -> float | None:
+    if isinstance(value, Interval):
+        return value.center
+    return value.mean if isinstance(value, Paired) else value

@@ -1,0 +1,254 @@
+"""Every way to make a loop of codes: naive lines, lines cut at a bar, tiles, and the ring.
+
+LoopGen's (Marincione et al. 2025, arXiv:2504.04466, table 2) and our own, of our own models. What
+is drawn in a way depends on its name and on the seed of what is asked, and on no other way.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from audioloop import coder, priming, reconstruct
+from audioloop.codec import Codec
+from audioloop.conditions import Condition
+from audioloop.fill import Filler, Taste
+from audioloop.magnet import decode, loops
+from audioloop.magnet.decode import Judge, Predict, Rescoring
+from audioloop.tokens import Causal
+from audioloop.wave import Wave
+
+SETTINGS = {
+    "free": "the models are told beat, kit and bass, and no notes",
+    "told": "they are told the notes as well",
+}
+
+
+class Row(NamedTuple):
+    """A way to make a loop.
+
+    Attributes:
+        paper: its seam perplexity in table 2 of the paper (loops of 30 s by published models).
+    """
+
+    model: str
+    how: str
+    paper: str = ""
+
+
+RENDER, CODES = "render", "codes"
+ROWS = {
+    RENDER: Row("none", "the true render, through the codec's latent"),
+    CODES: Row("none", "its codes, decoded: what the codec alone does"),
+    "causal naive": Row("causal", "a line of the window's length, repeated", "2512.39 ± 903.16"),
+    "causal beat-aligned": Row("causal", "that line, cut at a bar line", "507.07 ± 163.67"),
+    "masked naive": Row("masked", "a line of the window's length, repeated", "1549.06 ± 556.03"),
+    "masked beat-aligned": Row("masked", "that line, cut at a bar line", "153.22 ± 47.69"),
+    "LoopGen tiled": Row("masked", "tiles in the window, by LoopGen's procedure", "56.17 ± 11.78"),
+    "LoopGen": Row("masked", "the same, its first half by the causal model", "84.29 ± 22.66"),
+    "tiled": Row("masked", "tiles in the window, LoopGen's procedure mended"),
+    "hybrid tiled": Row("masked", "the same, its first half by the causal model"),
+    "ring": Row("masked", "on the ring"),
+    "hybrid ring": Row("masked", "the same, its first half by the causal model"),
+}
+REFERENCES = (RENDER, CODES)
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """An item in one of `SETTINGS`, and what it is made with.
+
+    Attributes:
+        condition: what is told of the item's ring.
+        window: frames.
+        seed: of everything that is drawn.
+    """
+
+    filler: Filler
+    condition: Condition
+    n_frames: int
+    bars: int
+    window: int
+    taste: Taste
+    seed: str
+
+    @property
+    def causal(self) -> Causal:
+        """The model that goes on."""
+        assert self.filler.causal is not None  # as it was loaded
+        return self.filler.causal
+
+    @property
+    def gap(self) -> int:
+        """What stands for a code that is not known."""
+        return self.filler.masked.config.gap
+
+    def generator(self, row: str) -> torch.Generator:
+        """Of one row."""
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {row}".encode()))
+
+    def taken(self, start: int, n_frames: int) -> Condition:
+        """What is told of a line that goes round the ring."""
+        return self.condition.taken(torch.arange(start, start + n_frames))
+
+
+class Made(NamedTuple):
+    """A loop that was made.
+
+    Attributes:
+        bar_lines: samples at which its other bars begin.
+        condition: what is told of its frames, as a ring.
+    """
+
+    wave: Wave
+    wrap_error_db: float
+    seconds: float
+    bar_lines: list[int]
+    condition: Condition
+
+
+def references(sought: Asked, ring: Tensor) -> Iterator[tuple[str, Made]]:
+    """A true render (1, 1, samples), and its codes, as loops: the rows of `REFERENCES`."""
+    codec = sought.filler.codec
+    latent = codec.encode(ring, circular=True)
+    codes = codec.quantize(latent)
+    yield RENDER, _on_ring(sought, latent, 0.0)
+    yield CODES, _on_ring(sought, codec.dequantize(codes), 0.0)
+
+
+def ways(sought: Asked) -> Iterator[tuple[str, Made]]:
+    """The loops of all rows but the references."""
+    for name, write in (("causal", _causal_line), ("masked", _masked_line)):
+        line, seconds = _timed(functools.partial(write, sought))
+        yield f"{name} naive", _cut(sought, line, 0, sought.window, seconds)
+        yield f"{name} beat-aligned", _cut(sought, line, 0, sought.n_frames, seconds)
+    prompt, prompt_s = _timed(functools.partial(_prompt, sought))
+    open_ = torch.full((1, prompt.shape[1], sought.n_frames), sought.gap)
+    begun = open_.clone()
+    begun[..., : prompt.shape[2]] = prompt
+    for name, codes, before_s in (("LoopGen tiled", open_, 0.0), ("LoopGen", begun, prompt_s)):
+        left = loops.margin(codes, sought.window, sought.gap)
+        tile, seconds = _timed(functools.partial(_loopgen, sought, name, codes, left))
+        window = tile[..., (torch.arange(sought.window) - left) % sought.n_frames]
+        yield name, _cut(sought, window, left, sought.n_frames, before_s + seconds)
+    masked, condition = sought.filler.masked, sought.condition
+    line_ = loops.on_line(masked, condition)
+    for name, predict in (
+        ("tiled", loops.tiled(line_, sought.n_frames, sought.window)),
+        ("ring", loops.ring(masked, condition)),
+    ):
+        for row, codes, before_s in ((name, open_, 0.0), (f"hybrid {name}", begun, prompt_s)):
+            ring, seconds = _timed(functools.partial(_goes_round, sought, row, predict, codes))
+            latent = coder.latent_of(ring, sought.filler.codec)
+            yield row, _on_ring(sought, latent, before_s + seconds)
+
+
+def _causal_line(sought: Asked) -> Tensor:
+    """The window's codes (1, K, T) by the causal model."""
+    condition = sought.taken(0, sought.window)
+    return priming.written(sought.causal, condition, sought.generator("causal"))
+
+
+def _prompt(sought: Asked) -> Tensor:
+    """The first half of the ring's codes, by the causal model."""
+    condition = sought.taken(0, sought.n_frames // 2)
+    return priming.written(sought.causal, condition, sought.generator("prompt"))
+
+
+def _masked_line(sought: Asked) -> Tensor:
+    """The window's codes by the masked model, which knows of no ring."""
+    condition = sought.taken(0, sought.window)
+    masked = sought.filler.masked
+    codes = torch.full((1, masked.config.codebooks, sought.window), sought.gap)
+    predict = loops.asked(masked, condition, circular=False)
+    config = replace(sought.taste.config, ring=False)
+    generator = sought.generator("masked")
+    rescoring = _rescoring(sought, _line_judge(sought.causal, condition))
+    return decode.decode(predict, codes, sought.gap, generator, config, rescoring)
+
+
+def _loopgen(sought: Asked, row: str, codes: Tensor, left: int) -> Tensor:
+    condition = sought.taken(-left, sought.window)
+    return loops.loopgen(
+        loops.asked(sought.filler.masked, condition, circular=False),
+        codes,
+        sought.window,
+        sought.gap,
+        sought.generator(row),
+        replace(sought.taste.config, ring=False),
+        _rescoring(sought, _line_judge(sought.causal, condition)),
+    )
+
+
+def _goes_round(sought: Asked, row: str, predict: Predict, codes: Tensor) -> Tensor:
+    config, generator = sought.taste.config, sought.generator(row)
+    rescoring = _rescoring(sought, priming.judge(sought.causal, sought.condition))
+    return decode.decode(predict, codes, sought.gap, generator, config, rescoring)
+
+
+def _rescoring(sought: Asked, judge: Judge) -> Rescoring | None:
+    weight = sought.taste.rescoring
+    return Rescoring(judge, weight) if weight else None
+
+
+def _line_judge(model: Causal, condition: Condition) -> Judge:
+    """As `priming.judge`, on a line."""
+
+    def chances(codes: Tensor, stage: int) -> Tensor:
+        line = codes.clone()
+        line[:, stage + 1 :] = model.config.gap
+        said = model(line, condition)[:, stage].softmax(-1)
+        found: Tensor = said.gather(-1, codes[:, stage][..., None])[..., 0]
+        return found
+
+    return chances
+
+
+def _timed(make: Callable[[], Found]) -> tuple[Found, float]:
+    began_s = time.perf_counter()
+    found = make()
+    return found, time.perf_counter() - began_s
+
+
+def _on_ring(sought: Asked, latent: Tensor, seconds: float) -> Made:
+    """A loop that is decoded on the circle."""
+    codec = sought.filler.codec
+    samples, more_s = _timed(lambda: codec.decode(latent, circular=True))
+    return _as_made(sought, latent, samples, sought.bars, seconds + more_s)
+
+
+def _cut(sought: Asked, codes: Tensor, start: int, n_frames: int, seconds: float) -> Made:
+    """A loop that is cut out of a window's codes (1, K, T), decoded as a line."""
+    codec = sought.filler.codec
+    latent = coder.latent_of(codes, codec)
+    line, more_s = _timed(lambda: codec.decode(latent, circular=False))
+    frame = codec.config.frame
+    samples = line[..., start * frame : (start + n_frames) * frame]
+    bars = sought.bars * n_frames / sought.n_frames
+    tile = latent[..., start : start + n_frames]
+    return _as_made(sought, tile, samples, bars, seconds + more_s)
+
+
+def _as_made(sought: Asked, latent: Tensor, samples: Tensor, bars: float, seconds: float) -> Made:
+    codec, n_frames = sought.filler.codec, latent.shape[-1]
+    length = samples.shape[-1]
+    # A line that ends within a bar has no bar line at its end but those well before it.
+    lines = [round(length * bar / bars) for bar in range(1, math.ceil(bars)) if bars - bar >= 0.5]
+    error_db = reconstruct.wrap_error_db(latent, samples, codec)
+    condition = sought.taken(0, n_frames)
+    return Made(wave_of(samples, codec), error_db, seconds, lines, condition)
+
+
+def wave_of(samples: Tensor, codec: Codec) -> Wave:
+    """Samples (1, channels, n) of a codec, to be heard."""
+    return Wave(samples[0].numpy(), codec.config.rate)
