@@ -18,7 +18,7 @@ from torch import Tensor
 
 from audioloop import coder, priming, token_models
 from audioloop.codec import Codec
-from audioloop.conditions import Condition
+from audioloop.conditions import Condition, Told
 from audioloop.magnet import decode, loops
 from audioloop.magnet.decode import DecodeConfig, Rescoring
 from audioloop.tokens import Causal, Masked
@@ -76,7 +76,15 @@ class Taste:
         return torch.Generator(device).manual_seed(seed)
 
 
+# Where notes are told, they leave little to be drawn, and a low temperature draws it well. Where
+# they are not, it would draw what is likeliest everywhere, which is next to nothing.
 TASTE = Taste()
+FREE = Taste(temperature=3.0, guidance=3.0)
+
+
+def usual(told: Told) -> Taste:
+    """What suits what is told."""
+    return FREE if told.roll is None else TASTE
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,7 +102,8 @@ def refine(
     from audioloop.wave import Format
     from midiloop.errors import LoopError
 
-    part, taste = making.Part(keep, mask), _taste(options, fill.TASTE)
+    part = making.Part(keep, mask)
+    _taste(options, fill.TASTE)  # out of range: an error before anything is read
     paths = list(given.files(sources))
     font = synth.SoundFont(synth.soundfont(sf2), given.RATE) if given.needs_font(paths) else None
     sound = Sound(kit=kit, bass=bass)
@@ -115,7 +116,7 @@ def refine(
         lambda path: given.read(path, font, sound, bpm=bpm, bars=bars),
         part,
         variations=variations,
-        taste=taste,
+        taste=lambda told: _taste(options, fill.usual(told)),
         free=free,
         form=Format(form, "lossy" if form == "ogg" else "24"),
     ):
@@ -201,12 +202,13 @@ def _of_notes(paths: Sequence[Path], options: dict[str, Any]) -> Iterator[Made |
     from audioloop.label import Label
     from midiloop.errors import LoopError
 
-    taste = _taste(options, fill.TASTE)
+    _taste(options, fill.TASTE)  # out of range: an error before anything is read
     filler = _filler(options, options["device"], options["primed"])
     n, programs = options["variations"], {"kit": options["kit"], "bass": options["bass"]}
     said = {name: program for name, program in programs.items() if program is not None}
 
     def loops(source: str, label: Label, told: Told, score: Any) -> Iterator[Made]:
+        taste = _taste(options, fill.usual(told))
         waves = making.generate(
             label, told, filler, variations=n, taste=taste, primed=options["primed"]
         )
@@ -214,7 +216,7 @@ def _of_notes(paths: Sequence[Path], options: dict[str, Any]) -> Iterator[Made |
             yield source, making.numbered(label, number, n), wave, score
 
     if not paths:
-        label = Label(options["bpm"] or 120.0, options["bars"] or 4, name=f"seed-{taste.seed}")
+        label = Label(options["bpm"] or 120.0, options["bars"] or 4, name=f"seed-{options['seed']}")
         told = Told(steps=int(label.quarters * STEPS_PER_BEAT), **said)
         yield from loops("", label, told, None)
     for path in paths:
