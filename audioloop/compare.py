@@ -44,6 +44,9 @@ RECORD = "settings.json"
 FREE = ("items", "keep_audio")  # settings that change nothing of an item
 
 
+DRAWN = ("temperature", "top_p", "guidance")  # what differs between settings
+
+
 @dataclass(frozen=True)
 class Settings:
     """What is compared, and how.
@@ -75,8 +78,8 @@ class Settings:
 
     def taste(self, setting: str) -> Taste:
         """How codes are drawn in a setting."""
-        guidance = TASTE.guidance if setting == "told" else 1.0
-        return replace(TASTE, steps=self.steps, rescoring=self.rescoring, guidance=guidance)
+        usual = TASTE if setting == "told" else fill.FREE
+        return replace(usual, steps=self.steps, rescoring=self.rescoring)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +142,10 @@ def run(
     SoundFont(soundfont, shape.rate)  # one that cannot be loaded is an error here
     kept = {key: value for key, value in asdict(settings).items() if key not in FREE}
     about: dict[str, Any] = {
-        "settings": {**kept, "temperature": TASTE.temperature, "top_p": TASTE.top_p},
-        "guidance": {name: settings.taste(name).guidance for name in SETTINGS},
+        "settings": kept,
+        "tastes": {
+            name: {key: getattr(settings.taste(name), key) for key in DRAWN} for name in SETTINGS
+        },
         "models": {
             "codec": coder.fingerprint(filler.codec),
             "masked": coder.fingerprint(filler.masked),

@@ -60,8 +60,7 @@ def markdown(found: Comparison) -> str:
         f"{about['items']} loops of {data['test_loops']:,} in the test split (rules "
         f"{data['rules']}), {SHORTEST_S:g} to {LONGEST_S:g} s of whole bars (of one bar, "
         f"and so without another bar line: {one_bar}); SoundFont {data['soundfont']}. Window "
-        f"{settings['window_s']:g} s, steps {', '.join(map(str, settings['steps']))}, temperature "
-        f"{settings['temperature']:g}, top-p {settings['top_p']:g}, rescoring "
+        f"{settings['window_s']:g} s, steps {', '.join(map(str, settings['steps']))}, rescoring "
         f"{settings['rescoring']:g}, seed {settings['seed']}. Models: {names}. One thread on "
         f"{about['machine']}, {about['workers']} at a time.",
         *([f"Lost: items {', '.join(map(str, about['lost']))}."] if about["lost"] else []),
@@ -71,12 +70,13 @@ def markdown(found: Comparison) -> str:
         *headlines(found),
     ]
     for setting, what in SETTINGS.items():
-        guidance = about["guidance"][setting]
+        taste = about["tastes"][setting]
         lines += [
             "",
             f"## {setting.capitalize()}: {what}",
             "",
-            f"Guidance {guidance:g} at first.",
+            f"Temperature {taste['temperature']:g} and guidance {taste['guidance']:g} at first, "
+            f"top-p {taste['top_p']:g}.",
             "",
             *_table(found.tables[setting]),
         ]
