@@ -130,7 +130,7 @@ def _summary(result: Result, out: Path, took_s: float) -> str:
     lines = [f"{len(result.made):,} {noun} in {out}   {total_s:,.1f} s of audio{speed}"]
     if len(result.made) <= 12:
         lines += [
-            f"{made.files[0]}   {made.label.bars} bars at {made.label.tempo_bpm:g} bpm, "
+            f"{made.files[0]}   {report.bars(made.label.bars)} at {made.label.tempo_bpm:g} bpm, "
             f"{made.samples:,} samples"
             for made in result.made
         ]

@@ -264,7 +264,7 @@ def _lines(found: Sequence[Written], out: Path) -> Iterator[str]:
         label = one.label
         anew = f", {one.anew:.0%} made anew" if one.anew < 1 else ""
         yield (
-            f"{out / one.files[0]}   {label.bars} bars at {label.tempo_bpm:g} bpm, "
+            f"{out / one.files[0]}   {report.bars(label.bars)} at {label.tempo_bpm:g} bpm, "
             f"{one.samples:,} samples{anew}"
         )
         yield from (f"    {note}" for note in one.notes)

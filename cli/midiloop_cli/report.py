@@ -36,6 +36,11 @@ def to_json(found: Any) -> str:
     return json.dumps(found, indent=2, ensure_ascii=False)
 
 
+def bars(n: int) -> str:
+    """As in "1 bar"."""
+    return f"{n} bar" if n == 1 else f"{n} bars"
+
+
 class Live:
     """Progress of an extraction, drawn where stderr is a terminal."""
 
