@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +58,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> LoopDataset:
     out = tmp_path_factory.mktemp("mined") / "loops"
     extract.run([folder], out, extract.Settings(rules.preset("open")), n_workers=1)
     return LoopDataset(out)
+
+
+@pytest.fixture
+def one_thread_and_seed() -> Iterator[None]:
+    """The same sums and draws whatever ran before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(8)
+    yield
+    torch.set_num_threads(before)
