@@ -557,7 +557,7 @@ def test_render_as_a_user_types_it(midis: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     first, *lines = done.stdout.splitlines()
     assert first.startswith(f"12 loops in {tmp_path / 'out'}   ")
-    assert lines[0] == "l00_90bpm.flac   1 bars at 90 bpm, 117,600 samples"
+    assert lines[0] == "l00_90bpm.flac   1 bar at 90 bpm, 117,600 samples"
     again = audioloop("render", midis, "-o", tmp_path / "out")
     assert again.returncode == 2
     assert again.stderr.startswith("audioloop: error: ")
