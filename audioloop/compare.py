@@ -157,6 +157,7 @@ def run(
             "test_loops": len(source.loops.packed),
             "soundfont": soundfont.name,
         },
+        "measured": {"rows": list(ways.ROWS)},
     }
     _open(out, json.dumps(about, indent=2) + "\n", resume)
     _make(source, out, n_workers, on_progress)
@@ -269,7 +270,7 @@ def _measured_item(source: Source, out: Path, number: int) -> dict[str, Any]:
     sought = asked(filler, item, "told", settings, number)
     truth = {
         name: measured.of(made, filler, told=True)
-        for name, made in ways.references(sought, item.ring)
+        for name, made in ways.references(sought, item.ring, other.ring)
     }
     rows: dict[str, dict[str, Any]] = {}
     for setting in SETTINGS:

@@ -30,6 +30,8 @@ DASHED = (3.0, 2.0)
 STYLES: dict[str, tuple[str, tuple[float, ...]]] = {
     "render": (INK, ()),
     "codes": (INK, DASHED),
+    "render, cut": (FAINT, ()),
+    "render, spliced": (FAINT, DASHED),
     "causal naive": (FAMILIES["kick"], DASHED),
     "causal beat-aligned": (FAMILIES["kick"], ()),
     "masked naive": (FAMILIES["snare"], DASHED),

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from audioloop import coder, mel, perplexity, seam
 from audioloop.conditions import Told
 from audioloop.fill import Filler
-from audioloop.perplexity import AHEAD, CONTEXT, WINDOW
+from audioloop.perplexity import AHEAD, WINDOW
 from audioloop.tokens import Causal
 from audioloop.wave import Wave
 from audioloop.ways import Made
@@ -65,14 +65,15 @@ def nats_around(codes: Tensor, model: Causal, reach: int = REACH) -> NDArray[np.
     """Cross-entropy of each frame on both sides of a ring's seam (K, T): (K, 2 · reach + 1).
 
     Value number ``reach`` is of the first frame after the seam. The model is told nothing, and
-    hears `perplexity.CONTEXT` frames before the seam.
+    hears what `perplexity.heard_before` the seam.
     """
     n_frames = codes.shape[1]
-    span = torch.arange(-CONTEXT, reach + 1 + AHEAD)
+    context = max(reach, perplexity.heard_before(n_frames))
+    span = torch.arange(-context, reach + 1 + AHEAD)
     line = codes[None][..., span % n_frames]
     logits = model(line, Told().on(n_frames, 1.0).taken(span))[0].float()
     nats = F.cross_entropy(logits.flatten(0, 1), line[0].flatten(), reduction="none")
-    around = nats.reshape(len(codes), -1)[:, CONTEXT - reach : CONTEXT + reach + 1]
+    around = nats.reshape(len(codes), -1)[:, context - reach : context + reach + 1]
     return around.double().numpy()
 
 

@@ -3,11 +3,12 @@
 As LoopGen measures it (Marincione et al. 2025, arXiv:2504.04466, section 5.1 and appendix A): a
 model of codes hears what comes before a join, and the mean cross-entropy of the first `WINDOW`
 frames after it is how unlikely they are, in nats. e to that is the perplexity: among how many codes
-the model might as well have drawn. A loop is a ring, so what comes before its seam is its end, and
-before that its beginning once more::
+the model might as well have drawn. It hears the loop once, and then its seam for the first time::
 
-    … d e f g h | a b c d e f g h | a b c d e …
-                  heard: CONTEXT    WINDOW
+    a b c d e f g h | a b c d e …
+    heard             WINDOW
+
+Had it heard a second round, it would have heard the seam before, and known it by heart.
 
 A bar line is a surprise by nature. So the same is measured at the loop's other bar lines, where
 nothing was cut, and the difference counts, not the figure alone.
@@ -53,7 +54,7 @@ SUMMARY = {
 }
 
 WINDOW = 5  # frames after a join, as LoopGen counts
-CONTEXT = 400  # frames before it that the model hears
+CONTEXT = 400  # frames before it that the model hears at most
 # Frames after the window: notes are told a little ahead, and some models know the later codebooks
 # of a frame only when they have heard the first ones of the next frames.
 AHEAD = 8
@@ -100,7 +101,7 @@ def nats_at(
     condition: Condition | None = None,
     *,
     window: int = WINDOW,
-    context: int = CONTEXT,
+    context: int | None = None,
 ) -> NDArray[np.float64]:
     """Mean cross-entropy of the frames from each place on, knowing those before (Eq. 4).
 
@@ -109,7 +110,8 @@ def nats_at(
         places: frames of the ring, modulo T.
         condition: what is told of the ring's T frames; None tells nothing.
         window: frames that are counted.
-        context: frames that are heard before, more than one round if the ring is shorter.
+        context: frames that are heard before, more than one round if the ring is shorter; None is
+            `heard_before`.
 
     Returns:
         Nats, float64 (places, K).
@@ -117,8 +119,9 @@ def nats_at(
     Raises:
         CallError: the codes are not the model's, or a number of frames cannot be.
     """
+    n_frames = codes.shape[-1]
+    context = heard_before(n_frames) if context is None else context
     _check(codes, model.config, window, context)
-    n_frames = codes.shape[1]
     told = Told().on(n_frames, 1.0) if condition is None else condition
     spans = [torch.arange(place - context, place + window + AHEAD) for place in places]
     found = [np.zeros((0, len(codes)))]
@@ -133,6 +136,11 @@ def nats_at(
         )
         found.append(nats.reshape(len(some), len(codes), window).mean(-1).double().cpu().numpy())
     return np.concatenate(found)
+
+
+def heard_before(n_frames: int) -> int:
+    """How many frames of a ring of ``n_frames`` a model hears before a seam: one round at most."""
+    return min(CONTEXT, n_frames)
 
 
 def _check(codes: Tensor, shape: Shape, window: int, context: int) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from audioloop import perplexity
 from audioloop.measured import Vectors, frechet
 from audioloop.perplexity import Interval, Paired
-from audioloop.ways import CODES, ROWS, SETTINGS
+from audioloop.ways import CODES, CUT, RENDER, ROWS, SETTINGS, SPLICED
 
 BASELINE = "masked beat-aligned"
 MENDED = {"tiled": "LoopGen tiled", "hybrid tiled": "LoopGen"}
@@ -54,8 +54,12 @@ HEADINGS = {
     "seconds": "s",
 }
 # Less is not better here, but what is near to the codes of a true loop.
-NEARER = ("flux_percentile", "bar_flux_percentile")
+NEARER = ("difference", "jump", "residual", "flux_percentile", "bar_flux_percentile")
 EXACT_DB = -100.0  # a wrap error below is the rounding of floats
+RESAMPLES = 200  # of the loops, to tell what is worse from what is so by chance
+SURE = 0.975  # of them
+
+Rows = Sequence[Mapping[str, Any]]  # what was measured of each item, in one way
 
 
 @dataclass(frozen=True)
@@ -75,36 +79,32 @@ class Comparison:
     items: list[dict[str, Any]]
 
 
-def summed(items: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Comparison:
+def summed(items: Rows, about: Mapping[str, Any]) -> Comparison:
     """All items together."""
-    reference = np.concatenate([np.reshape(item["reference"], (-1, 128)) for item in items])
-    originals = np.concatenate([np.reshape(item["render"], (-1, 128)) for item in items])
+    reference = windows(items, "reference")
     tables = {
-        setting: {
-            row: figures([item["rows"][setting][row] for item in items], reference) for row in ROWS
-        }
+        setting: {row: figures(_rows(items, setting, row), reference) for row in ROWS}
         for setting in SETTINGS
     }
-    found = [dict(item) for item in items]
-    return Comparison(dict(about), tables, frechet(originals, reference), found)
+    floor = frechet(windows(items, "render"), reference)
+    return Comparison(dict(about), tables, floor, [dict(item) for item in items])
 
 
-def figures(rows: Sequence[Mapping[str, Any]], reference: Vectors) -> dict[str, Any]:
+def windows(items: Rows, name: str) -> Vectors:
+    """The windows of all items."""
+    return np.concatenate([np.reshape(item[name], (-1, 128)) for item in items])
+
+
+def _rows(items: Rows, setting: str, row: str) -> Rows:
+    return [item["rows"][setting][row] for item in items]
+
+
+def figures(rows: Rows, reference: Vectors) -> dict[str, Any]:
     """Of one row of a table, from what was measured of each item; None where nothing was."""
-    windows = np.concatenate([np.reshape(row["windows"], (-1, 128)) for row in rows])
     found: dict[str, Any] = {
         "loops": len(rows),
-        "seam": perplexity.interval([row["nats"] for row in rows]),
-        "seam_all": perplexity.interval([row["nats_all"] for row in rows]),
-        "difference": _apart(rows, "nats", "bars"),
+        **{name: figure(name, rows, reference) for name in HEADINGS},
         "difference_all": _apart(rows, "nats_all", "bars_all"),
-        "jump": _of(np.median, rows, "jump"),
-        "residual": _of(np.median, rows, "residual"),
-        "flux_percentile": _of(np.mean, rows, "flux_percentile"),
-        "bar_flux_percentile": _of(np.mean, rows, "bar_flux_percentile"),
-        "wrap_error_db": _of(np.median, rows, "wrap_error_db"),
-        "frechet": frechet(windows, reference) if len(windows) > 1 else None,
-        "seconds": _of(np.mean, rows, "seconds"),
         "around": np.mean([row["around"] for row in rows], axis=0).tolist(),
     }
     if all("told_nats" in row for row in rows):
@@ -113,14 +113,30 @@ def figures(rows: Sequence[Mapping[str, Any]], reference: Vectors) -> dict[str, 
     return found
 
 
-def _apart(rows: Sequence[Mapping[str, Any]], nats: str, bars: str) -> Paired | None:
+def figure(name: str, rows: Rows, reference: Vectors) -> Interval | Paired | float | None:
+    """Of one row and one column of `HEADINGS`."""
+    match name:
+        case "seam":
+            return perplexity.interval([row["nats"] for row in rows])
+        case "seam_all":
+            return perplexity.interval([row["nats_all"] for row in rows])
+        case "difference":
+            return _apart(rows, "nats", "bars")
+        case "frechet":
+            found = windows(rows, "windows")
+            return frechet(found, reference) if len(found) > 1 else None
+        case "jump" | "residual" | "wrap_error_db":
+            return _of(np.median, rows, name)
+        case _:
+            return _of(np.mean, rows, name)
+
+
+def _apart(rows: Rows, nats: str, bars: str) -> Paired | None:
     apart = [row[nats] - float(np.mean(row[bars])) for row in rows if row[bars]]
     return perplexity.paired(apart) if len(apart) > 1 else None
 
 
-def _of(
-    mean: Callable[[list[float]], Any], rows: Sequence[Mapping[str, Any]], name: str
-) -> float | None:
+def _of(mean: Callable[[list[float]], Any], rows: Rows, name: str) -> float | None:
     known = [float(row[name]) for row in rows if row[name] is not None]
     return float(mean(known)) if known else None
 
@@ -145,20 +161,28 @@ def gain(nats: ArrayLike, baseline: ArrayLike) -> Gain:
 
 
 def headline(found: Comparison) -> dict[str, Any]:
-    """What the tables come to, by setting."""
+    """What the tables come to, by setting; and of the controls, which no setting changes."""
     shown: dict[str, Any] = {}
+    reference = windows(found.items, "reference")
     for setting, table in found.tables.items():
-        nats = {row: [item["rows"][setting][row]["nats"] for item in found.items] for row in ROWS}
+        rows = {row: _rows(found.items, setting, row) for row in ROWS}
+        nats = {row: [one["nats"] for one in measured] for row, measured in rows.items()}
         apart = table["ring"]["difference"]
+        worse_in, surely_in = {}, {}
+        for row, other in MENDED.items():
+            worse_in[row] = worse(table[row], table[other], table[CODES])
+            surely_in[row] = surely_worse(
+                worse_in[row], rows[row], rows[other], table[CODES], reference
+            )
         shown[setting] = {
             "gain": {
                 row: gain(nats[row], nats[BASELINE])._asdict()
                 for row in ("ring", "tiled", "LoopGen tiled", "LoopGen")
             },
             "ring_indistinguishable": None if apart is None else apart.indistinguishable,
-            "mended_worse_in": {
-                row: worse(table[row], table[other], table[CODES]) for row, other in MENDED.items()
-            },
+            "mended_worse_in": worse_in,
+            "mended_surely_worse_in": surely_in,
+            "render_gain": {row: gain(nats[RENDER], nats[row])._asdict() for row in (CUT, SPLICED)},
         }
     return shown
 
@@ -166,22 +190,43 @@ def headline(found: Comparison) -> dict[str, Any]:
 def worse(row: Mapping[str, Any], other: Mapping[str, Any], codes: Mapping[str, Any]) -> list[str]:
     """Columns in which a row is not at least as good as another.
 
-    Lower is better, but for percentiles of flux, which are better near to those of true codes, and
+    Lower is better, but for those of `NEARER`, which are better near to those of true codes, and
     wrap errors below `EXACT_DB`, which are alike.
     """
+    return [name for name in HEADINGS if _is_worse(name, row[name], other[name], codes[name])]
+
+
+def surely_worse(
+    names: Sequence[str], rows: Rows, others: Rows, codes: Mapping[str, Any], reference: Vectors
+) -> list[str]:
+    """Those of the columns in which a row is worse than another whichever loops are looked at.
+
+    That is in `SURE` of `RESAMPLES` draws of as many loops, with replacement (a bootstrap); the
+    same loops of both.
+    """
+    draws = np.random.default_rng(0).integers(len(rows), size=(RESAMPLES, len(rows))).tolist()
     found = []
-    for name in HEADINGS:
-        one, two = _middle(row[name]), _middle(other[name])
-        aim = _middle(codes[name]) if name in NEARER else None
-        if one is None or two is None:
-            continue
-        if aim is not None:
-            one, two = abs(one - aim), abs(two - aim)
-        if name == "wrap_error_db":
-            one, two = max(one, EXACT_DB), max(two, EXACT_DB)
-        if one > two:
+    for name in names:
+        times = 0
+        for draw in draws:
+            one, two = (
+                figure(name, [measured[n] for n in draw], reference) for measured in (rows, others)
+            )
+            times += _is_worse(name, one, two, codes[name])
+        if times >= SURE * RESAMPLES:
             found.append(name)
     return found
+
+
+def _is_worse(name: str, row: Any, other: Any, codes: Any) -> bool:
+    one, two, aim = _middle(row), _middle(other), _middle(codes)
+    if one is None or two is None:
+        return False
+    if name in NEARER and aim is not None:
+        one, two = abs(one - aim), abs(two - aim)
+    if name == "wrap_error_db":
+        one, two = max(one, EXACT_DB), max(two, EXACT_DB)
+    return one > two
 
 
 def _middle(value: Interval | Paired | float | None) -> float | None:

@@ -25,6 +25,7 @@ from audioloop.magnet import decode, loops
 from audioloop.magnet.decode import Judge, Predict, Rescoring
 from audioloop.tokens import Causal
 from audioloop.wave import Wave
+from midiloop.grid import LOOP
 
 SETTINGS = {
     "free": "the models are told beat, kit and bass, and no notes",
@@ -45,9 +46,12 @@ class Row(NamedTuple):
 
 
 RENDER, CODES = "render", "codes"
+CUT, SPLICED = "render, cut", "render, spliced"
 ROWS = {
     RENDER: Row("none", "the true render, through the codec's latent"),
     CODES: Row("none", "its codes, decoded: what the codec alone does"),
+    CUT: Row("none", "a control: the true render, cut half a beat before its end"),
+    SPLICED: Row("none", "a control: the true render, its first beat out of another loop's"),
     "causal naive": Row("causal", "a line of the window's length, repeated", "2512.39 ± 903.16"),
     "causal beat-aligned": Row("causal", "that line, cut at a bar line", "507.07 ± 163.67"),
     "masked naive": Row("masked", "a line of the window's length, repeated", "1549.06 ± 556.03"),
@@ -59,7 +63,7 @@ ROWS = {
     "ring": Row("masked", "on the ring"),
     "hybrid ring": Row("masked", "the same, its first half by the causal model"),
 }
-REFERENCES = (RENDER, CODES)
+REFERENCES = (RENDER, CODES, CUT, SPLICED)
 
 Found = TypeVar("Found")
 
@@ -117,13 +121,41 @@ class Made(NamedTuple):
     condition: Condition
 
 
-def references(sought: Asked, ring: Tensor) -> Iterator[tuple[str, Made]]:
-    """A true render (1, 1, samples), and its codes, as loops: the rows of `REFERENCES`."""
+def references(sought: Asked, ring: Tensor, other: Tensor) -> Iterator[tuple[str, Made]]:
+    """A true render (1, 1, samples), and what has been done to it: the rows of `REFERENCES`.
+
+    Args:
+        other: a render of another loop, which lasts a beat or longer.
+    """
     codec = sought.filler.codec
-    latent = codec.encode(ring, circular=True)
-    codes = codec.quantize(latent)
+    latent, foreign = (codec.encode(samples, circular=True) for samples in (ring, other))
     yield RENDER, _on_ring(sought, latent, 0.0)
-    yield CODES, _on_ring(sought, codec.dequantize(codes), 0.0)
+    yield CODES, _on_ring(sought, codec.dequantize(codec.quantize(latent)), 0.0)
+    samples, foreign_samples = (codec.decode(one, circular=True) for one in (latent, foreign))
+    beats = sought.bars * LOOP.steps_per_bar // LOOP.steps_per_beat
+    frame, beat = codec.config.frame, round(sought.n_frames / beats)
+
+    n_cut = sought.n_frames - beat // 2
+    cut = _as_made(
+        sought,
+        latent[..., :n_cut],
+        samples[..., : n_cut * frame],
+        sought.bars * n_cut / sought.n_frames,
+        0.0,
+    )
+    yield CUT, cut
+
+    def begun_otherwise(one: Tensor, another: Tensor, n: int) -> Tensor:
+        return torch.cat([another[..., :n], one[..., n:]], -1)
+
+    spliced = _as_made(
+        sought,
+        begun_otherwise(latent, foreign, beat),
+        begun_otherwise(samples, foreign_samples, beat * frame),
+        sought.bars,
+        0.0,
+    )
+    yield SPLICED, spliced
 
 
 def ways(sought: Asked) -> Iterator[tuple[str, Made]]:

@@ -115,6 +115,16 @@ def test_the_line_begins_with_the_context_and_ends_after_the_window() -> None:
     assert np.abs(longer - found).max() > 1e-3
 
 
+def test_a_loop_is_heard_once_before_its_seam() -> None:
+    for n_frames, context in ((30, 30), (CONTEXT + 50, CONTEXT)):
+        codes = drawn(n_frames)
+        found = perplexity.nats_at(codes, [0, 7], model())
+        once = perplexity.nats_at(codes, [0, 7], model(), context=context)
+        np.testing.assert_array_equal(found, once)
+    twice = perplexity.nats_at(drawn(30), [0], model(), context=60)
+    assert np.abs(perplexity.nats_at(drawn(30), [0], model()) - twice).max() > 1e-3
+
+
 def test_nothing_told_is_silence() -> None:
     codes, condition = drawn(50), told(50)
     silent = perplexity.nats_at(codes, [3], model(), condition.silent())
