@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Self
@@ -180,3 +182,27 @@ def tempo_in_name(name: str) -> float | None:
     found = _TEMPO_IN_NAME.findall(name)
     tempo_bpm = float(found[-1]) if found else 0.0
     return tempo_bpm if 30 <= tempo_bpm <= 300 else None
+
+
+class Names:
+    """File names in one folder, each given once, as file systems compare them that know no case."""
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._taken = set(map(_folded, taken))
+
+    def own(self, stem: Callable[[str], str]) -> str:
+        """What to add to a name so that it is no other's: "" or "-2", "-3" and so on.
+
+        Args:
+            stem: the name, less its suffix, with such an addition.
+        """
+        again, added = 1, ""
+        while _folded(stem(added)) in self._taken:  # as of files of one name in two folders
+            again += 1
+            added = f"-{again}"
+        self._taken.add(_folded(stem(added)))
+        return added
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

@@ -17,7 +17,7 @@ from audioloop import coder, described, fidelity, reconstruct_figure, seam, wave
 from audioloop.circular import pad
 from audioloop.coder import Coder, Shape
 from audioloop.described import Described
-from audioloop.label import Label
+from audioloop.label import Label, Names
 from audioloop.wave import Format, Wave
 from midiloop.errors import LoopError
 
@@ -149,25 +149,16 @@ def run(
     """
     done: list[Reconstructed] = []
     failed: list[LoopError] = []
-    names: set[str] = set()
+    names = Names()
     for path in files:
         try:
-            name = _name(path, names)
+            name = path.stem + names.own(path.stem.__add__)
             done.append(_one(path, out, name, codec))
             on_file(done[-1])
         except LoopError as error:
             failed.append(error)
             on_file(error)
     return done, failed
-
-
-def _name(path: Path, taken: set[str]) -> str:
-    name, number = path.stem, 1
-    while name in taken:  # files of one name, out of several folders
-        number += 1
-        name = f"{path.stem}-{number}"
-    taken.add(name)
-    return name
 
 
 def _one(path: Path, out: Path, name: str, codec: Coder) -> Reconstructed:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from audioloop import coder, given, wave
 from audioloop.conditions import Told
 from audioloop.fill import Filler, Taste, usual
 from audioloop.given import Given
-from audioloop.label import Label
+from audioloop.label import Label, Names
 from audioloop.wave import Format, Wave
 from midiloop import score
 from midiloop.errors import CallError, LoopError
@@ -288,7 +287,7 @@ def run(
     Raises:
         OSError: see `write`.
     """
-    taken = taken_by(sources, out)
+    names = taken_by(sources, out)
     for source in sources:
         try:
             try:
@@ -296,31 +295,25 @@ def run(
             except OSError as error:
                 cause = error.strerror or str(error)
                 raise LoopError(f"{source}: {cause}; check the path") from error
-            yield _one(loop, out, filler, part, variations, taste, free, form, taken)
+            yield _one(loop, out, filler, part, variations, taste, free, form, names)
         except LoopError as error:
             named = str(error).startswith(f"{source}: ")
             yield error if named else LoopError(f"{source}: {error}")
 
 
-def taken_by(sources: Sequence[Path], out: Path) -> set[str]:
-    """Names in the output folder that nothing may get, see `named`: those of what is read."""
+def taken_by(sources: Sequence[Path], out: Path) -> Names:
+    """Names in the output folder that nothing may get: those of what is read."""
     folder = out.resolve()
-    return {_folded(path.stem) for path in sources if path.resolve().parent == folder}
+    return Names(path.stem for path in sources if path.resolve().parent == folder)
 
 
-def named(label: Label, taken: set[str]) -> Label:
-    """The label with a name under which no other file is, which then is taken."""
-    found, again = label, 1
-    while _folded(found.file_name("default")) in taken:  # as of files of one name in two folders
-        again += 1
-        found = replace(label, name=f"{label.name}-{again}")
-    taken.add(_folded(found.file_name("default")))
-    return found
+def named(label: Label, names: Names) -> Label:
+    """The label with a name under which no other file is."""
 
+    def more(added: str) -> Label:
+        return replace(label, name=label.name + added)
 
-def _folded(name: str) -> str:
-    """A name as file systems compare it that know no case."""
-    return unicodedata.normalize("NFC", name).casefold()
+    return more(names.own(lambda added: more(added).file_name("default")))
 
 
 def numbered(label: Label, number: int, n: int) -> Label:
@@ -337,13 +330,13 @@ def _one(
     taste: Callable[[Told], Taste],
     free: bool,
     form: Format,
-    taken: set[str],
+    names: Names,
 ) -> list[Written]:
     suited = taste(heard(loop, free=free))
     made, anew = refine(loop, filler, part, variations=variations, taste=suited, free=free)
     found = []
     for number, one in enumerate(made, start=1):
-        label = named(numbered(loop.label, number, len(made)), taken)
+        label = named(numbered(loop.label, number, len(made)), names)
         files, told = write(one, out, label, form, loop.score)
         notes = (*loop.notes, *told)
         found.append(Written(str(loop.source), files, label, len(one), anew, notes))

@@ -100,7 +100,7 @@ def loop(piece: Piece, font: SoundFont, sound: Sound = Sound()) -> Rendered:
     Raises:
         LoopError: it is silent with this SoundFont.
     """
-    song = _voiced(piece.score, sound)
+    song = voiced(piece.score, sound)
     label = piece.label.repeated(sound.repeat)
     parts = _parts(song) if sound.stems else {"": song}
     waves = {name: _wave(part, piece.label, label, font, sound) for name, part in parts.items()}
@@ -121,17 +121,17 @@ def added(parts: Sequence[Samples]) -> Samples:
     return sum(parts[1:], parts[0])
 
 
-def _voiced(song: Score, sound: Sound) -> Score:
+def voiced(song: Score, sound: Sound) -> Score:
     """The score with another drum kit or bass, where they are asked for."""
 
-    def voiced(track: Track) -> Track:
+    def played(track: Track) -> Track:
         if track.is_drum:
             return track if sound.kit is None else track._replace(program=sound.kit)
         if part_of(track) == BASS and sound.bass is not None:
             return track._replace(program=sound.bass)
         return track
 
-    return replace(song, tracks=tuple(map(voiced, song.tracks)))
+    return replace(song, tracks=tuple(map(played, song.tracks)))
 
 
 def part_of(track: Track) -> str:

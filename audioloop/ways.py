@@ -25,7 +25,7 @@ from audioloop.magnet import decode, loops
 from audioloop.magnet.decode import Judge, Predict, Rescoring
 from audioloop.tokens import Causal
 from audioloop.wave import Wave
-from midiloop.grid import LOOP
+from midiloop.grid import BEATS_PER_BAR
 
 SETTINGS = {
     "free": "the models are told beat, kit and bass, and no notes",
@@ -132,8 +132,7 @@ def references(sought: Asked, ring: Tensor, other: Tensor) -> Iterator[tuple[str
     yield RENDER, _on_ring(sought, latent, 0.0)
     yield CODES, _on_ring(sought, codec.dequantize(codec.quantize(latent)), 0.0)
     samples, foreign_samples = (codec.decode(one, circular=True) for one in (latent, foreign))
-    beats = sought.bars * LOOP.steps_per_bar // LOOP.steps_per_beat
-    frame, beat = codec.config.frame, round(sought.n_frames / beats)
+    frame, beat = codec.config.frame, round(sought.n_frames / (sought.bars * BEATS_PER_BAR))
 
     n_cut = sought.n_frames - beat // 2
     cut = _as_made(

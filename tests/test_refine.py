@@ -507,7 +507,8 @@ def test_loops_are_written_of_notes_and_a_bad_file_costs_itself(
     (folder / "broken.mid").write_bytes(b"MThd")
     (folder / "dub.mid").write_bytes(song.read_bytes())
     missing = tmp_path / "none.mid"
-    done = audioloop("generate", missing, song, folder, "-o", out, "--bpm", 300, "--json", *models)
+    said = ["--bpm", 300, "--kit", 25, "--json"]
+    done = audioloop("generate", missing, song, folder, "-o", out, *said, *models)
     assert done.returncode == 1
     assert "none.mid: No such file or directory; check the path" in done.stderr.splitlines()[0]
     assert "broken.mid: " in done.stderr.splitlines()[1]
@@ -519,7 +520,9 @@ def test_loops_are_written_of_notes_and_a_bad_file_costs_itself(
     ]
     found = json.loads(done.stdout)
     assert [one["source"] for one in found["loops"]] == [str(song), str(folder / "dub.mid")]
-    assert score.read(out / "dub_300bpm.mid").n_notes == groove(2).n_notes
+    written = score.read(out / "dub_300bpm.mid")
+    assert written.n_notes == groove(2).n_notes
+    assert {track.program for track in written.tracks if track.is_drum} == {25}  # as it sounds
     one, two = (wave.read(out / f"{name}_300bpm.wav").samples for name in ("dub", "dub-2"))
     np.testing.assert_array_equal(one, two)
 

@@ -21,7 +21,7 @@ import soundfile
 import wavinfo
 
 from audioloop import label, riff, wave
-from audioloop.label import Label
+from audioloop.label import Label, Names
 from audioloop.riff import Acid, Chunk, Loop
 from audioloop.wave import Format, Wave
 from midiloop.errors import CallError, LoopError
@@ -570,3 +570,10 @@ def test_a_template_that_cannot_be_filled_is_one_error(template: str) -> None:
 )  # fmt: skip
 def test_tempo_in_name(name: str, tempo_bpm: float | None) -> None:
     assert label.tempo_in_name(name) == tempo_bpm
+
+
+def test_names_are_given_once_whatever_their_case_and_accents() -> None:
+    names = Names(["Dub_90bpm"])
+    own = [names.own(lambda added: f"dub{added}_90bpm") for _ in range(3)]
+    assert own == ["-2", "-3", "-4"]
+    assert [names.own(word.__add__) for word in ("é", "e\u0301", "É")] == ["", "-2", "-3"]

@@ -172,7 +172,7 @@ def generate(
             raise click.UsageError(f"--{name} is for what has notes, and not for --text.")
     paths = list(given.files(sources))
     made = _of_text(text, magnet, options) if text is not None else _of_notes(paths, options)
-    taken = making.taken_by(paths, out)
+    names = making.taken_by(paths, out)
     form_ = Format(form, "lossy" if form == "ogg" else "24")
     done: list[Written] = []
     failed: list[LoopError] = []
@@ -181,7 +181,7 @@ def generate(
             failed.append(outcome)
             continue
         source, wanted, wave, score = outcome
-        label = making.named(wanted, taken)
+        label = making.named(wanted, names)
         files, notes = making.write(wave, out, label, form_, score)
         written = making.Written(source, files, label, len(wave), 1.0, tuple(notes))
         done.append(written)
@@ -196,16 +196,16 @@ Made = tuple[str, "Label", "Wave", Any]
 
 def _of_notes(paths: Sequence[Path], options: dict[str, Any]) -> Iterator[Made | Any]:
     """Loops of the notes of files, or of no notes at all."""
-    from audioloop import fill, given, piece
+    from audioloop import fill, given, piece, render
     from audioloop import refine as making
     from audioloop.conditions import STEPS_PER_BEAT, Told
     from audioloop.label import Label
+    from audioloop.render import Sound
     from midiloop.errors import LoopError
 
     _taste(options, fill.TASTE)  # out of range: an error before anything is read
     filler = _filler(options, options["device"], options["primed"])
-    n, programs = options["variations"], {"kit": options["kit"], "bass": options["bass"]}
-    said = {name: program for name, program in programs.items() if program is not None}
+    n, kit, bass = options["variations"], options["kit"], options["bass"]
 
     def loops(source: str, label: Label, told: Told, score: Any) -> Iterator[Made]:
         taste = _taste(options, fill.usual(told))
@@ -217,13 +217,13 @@ def _of_notes(paths: Sequence[Path], options: dict[str, Any]) -> Iterator[Made |
 
     if not paths:
         label = Label(options["bpm"] or 120.0, options["bars"] or 4, name=f"seed-{options['seed']}")
-        told = Told(steps=int(label.quarters * STEPS_PER_BEAT), **said)
+        told = Told(None, int(label.quarters * STEPS_PER_BEAT), kit, bass)
         yield from loops("", label, told, None)
     for path in paths:
         try:
             loop = piece.read(path, given.name_of(path), bpm=options["bpm"], bars=options["bars"])
-            told = replace(given.told_of(loop), **said)
-            yield from loops(str(path), loop.label, told, loop.score)
+            loop = replace(loop, score=render.voiced(loop.score, Sound(kit=kit, bass=bass)))
+            yield from loops(str(path), loop.label, given.told_of(loop), loop.score)
         except (LoopError, OSError) as error:
             cause = f"{error.strerror}; check the path" if isinstance(error, OSError) else None
             yield LoopError(f"{path}: {cause or str(error).removeprefix(f'{path}: ')}")

@@ -136,19 +136,15 @@ def _ear(model: Path | None, codec: Path | None, musicgen: str | None, encodec: 
 
 def _places(files: tuple[Path, ...], out: Path | None) -> Iterator[tuple[Path, Path | None]]:
     """Each file, and where its picture goes."""
+    from audioloop.label import Names
+
     if out is None or (len(files) == 1 and out.suffix and not out.is_dir()):
         yield from ((path, out) for path in files)
         return
     out.mkdir(parents=True, exist_ok=True)
-    taken: set[str] = set()
+    names = Names()
     for path in files:
-        name = path.stem if path.stem not in taken else path.name
-        number = 1
-        while name in taken:  # files of one name, out of several folders
-            number += 1
-            name = f"{path.name}-{number}"
-        taken.add(name)
-        yield path, out / f"{name}.png"
+        yield path, out / f"{path.stem + names.own(path.stem.__add__)}.png"
 
 
 def _measured(
