@@ -15,7 +15,6 @@ is shorter. So it commutes with rotation as far as the LSTM has forgotten what w
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from dataclasses import dataclass
@@ -132,21 +131,11 @@ def load(name: str, device: torch.device | None = None) -> EnCodec:
     with hub.quiet():
         about = _read_config(_file(name, CONFIG), name)
         weights = _file(name, WEIGHTS)
-        errors = importlib.import_module("huggingface_hub.errors")
-        try:
+        with hub.made_of_config(name, "EnCodec", FITTING):
             config = transformers.EncodecConfig.from_dict(about)
             _check_fits(config, name)
             codec = EnCodec(transformers.EncodecModel(config))
             _probe(codec)
-        except LoopError:
-            raise
-        except (
-            AttributeError, TypeError, ValueError, RuntimeError, ArithmeticError, LookupError,
-            errors.StrictDataclassError,
-        ) as error:  # fmt: skip
-            raise LoopError(
-                f"{name}: no EnCodec can be made of its {CONFIG} ({hub.line(error)}); {FITTING}"
-            ) from error
         _fill(codec.model, weights)
     codec.model.to(device or torch.device("cpu"))
     return codec

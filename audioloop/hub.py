@@ -22,6 +22,23 @@ def transformers(who: str) -> ModuleType:
         ) from error
 
 
+@contextmanager
+def made_of_config(name: str, kind: str, fitting: str) -> Iterator[None]:
+    """Whatever goes wrong with what a ``config.json`` says, within, is a `LoopError`."""
+    errors = importlib.import_module("huggingface_hub.errors")
+    try:
+        yield
+    except LoopError:
+        raise
+    except (
+        AttributeError, TypeError, ValueError, RuntimeError, ArithmeticError, LookupError,
+        errors.StrictDataclassError,
+    ) as error:  # fmt: skip
+        raise LoopError(
+            f"{name}: no {kind} can be made of its config.json ({line(error)}); {fitting}"
+        ) from error
+
+
 def file(name: str, wanted: str, fitting: str) -> Path:
     """One file of a folder, or of a model on the hub, downloaded if need be.
 

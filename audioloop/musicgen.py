@@ -96,20 +96,12 @@ def load(name: str, device: torch.device | None = None) -> MusicGen:
             is no MusicGen, or one of two channels, or damaged, or holds pickled weights only.
     """
     transformers = hub.transformers("MusicGen needs")
-    errors = importlib.import_module("huggingface_hub.errors")
     with hub.quiet():
         folder = Path(name) if Path(name).exists() else _downloaded(name)
         about, prefix = _decoder(folder / "config.json", name)
-        try:
+        with hub.made_of_config(name, "MusicGen", FITTING):
             sizes = {name: about[name] for name in SIZES if name in about}
             model = transformers.MusicgenForCausalLM(transformers.MusicgenDecoderConfig(**sizes))
-        except (
-            AttributeError, TypeError, ValueError, RuntimeError, ArithmeticError, LookupError,
-            errors.StrictDataclassError,
-        ) as error:  # fmt: skip
-            raise LoopError(
-                f"{name}: no MusicGen can be made of its config.json ({hub.line(error)}); {FITTING}"
-            ) from error
         if model.config.audio_channels != 1:
             raise LoopError(f"{name}: a MusicGen of more than one channel; {FITTING}")
         _fill(model, folder, prefix)
