@@ -41,7 +41,7 @@ class Taste:
     steps: tuple[int, ...] = (20, 8, 6, 6)
     temperature: float = 0.25
     top_p: float = 0.9
-    guidance: float = 1.5
+    guidance: float = 3.0
     rescoring: float = 0.0
     seed: int = 0
 
@@ -79,7 +79,7 @@ class Taste:
 # Where notes are told, they leave little to be drawn, and a low temperature draws it well. Where
 # they are not, it would draw what is likeliest everywhere, which is next to nothing.
 TASTE = Taste()
-FREE = Taste(temperature=3.0, guidance=3.0)
+FREE = Taste(temperature=2.0)
 
 
 def usual(told: Told) -> Taste:
