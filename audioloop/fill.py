@@ -77,14 +77,18 @@ class Taste:
 
 
 # Where notes are told, they leave little to be drawn, and a low temperature draws it well. Where
-# they are not, it would draw what is likeliest everywhere, which is next to nothing.
+# they are not, it would draw what is likeliest everywhere, which is next to nothing; the more so
+# where not even kit and bass are told.
 TASTE = Taste()
 FREE = Taste(temperature=2.0)
+FREER = Taste(temperature=3.0)
 
 
 def usual(told: Told) -> Taste:
     """What suits what is told."""
-    return FREE if told.roll is None else TASTE
+    if told.roll is not None:
+        return TASTE
+    return FREER if told.kit is None or told.bass is None else FREE
 
 
 @dataclass(frozen=True, eq=False)

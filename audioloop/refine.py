@@ -181,8 +181,8 @@ def refine(
 
 
 def heard(loop: Given, *, free: bool) -> Told:
-    """What the model is told of a loop: where it is free, no more than the beat."""
-    return Told(steps=loop.told.steps) if free else loop.told
+    """What the model is told of a loop: where it is free, all but the notes."""
+    return replace(loop.told, roll=None) if free else loop.told
 
 
 def generate(

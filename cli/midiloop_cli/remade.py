@@ -135,8 +135,16 @@ def refine(
 @click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="For what is made.")
 @click.option("--bpm", type=click.FloatRange(20, 400), help="Tempo; default: the file's, or 120.")
 @click.option("--bars", type=click.IntRange(1, 64), help="Bars; default: the file's, or 4.")
-@click.option("--kit", type=click.IntRange(0, 127), help="Drum kit, as in 25 for an 808.")
-@click.option("--bass", type=click.IntRange(0, 127), help="General MIDI program of the bass.")
+@click.option(
+    "--kit",
+    type=click.IntRange(0, 127),
+    help="Drum kit, as in 25 for an 808; default: the file's, or 0.",
+)
+@click.option(
+    "--bass",
+    type=click.IntRange(0, 127),
+    help="General MIDI program of the bass; default: the file's, or 33.",
+)
 @click.option("--primed", is_flag=True, help="Let the causal model write the first half.")
 @click.option("--text", help="Words for a published MAGNeT, see --magnet.")
 @click.option(
@@ -191,6 +199,7 @@ def generate(
     _end(done, failed, as_json)
 
 
+KIT, BASS = 0, 33  # of loops that no file describes: General MIDI's standard kit, a fingered bass
 Made = tuple[str, "Label", "Wave", Any]
 
 
@@ -217,6 +226,8 @@ def _of_notes(paths: Sequence[Path], options: dict[str, Any]) -> Iterator[Made |
 
     if not paths:
         label = Label(options["bpm"] or 120.0, options["bars"] or 4, name=f"seed-{options['seed']}")
+        # What nothing is told of comes out faint, so both are told.
+        kit, bass = (usual if said is None else said for said, usual in ((kit, KIT), (bass, BASS)))
         told = Told(None, int(label.quarters * STEPS_PER_BEAT), kit, bass)
         yield from loops("", label, told, None)
     for path in paths:

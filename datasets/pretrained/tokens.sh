@@ -9,7 +9,7 @@ set -euo pipefail
 midi=$1 folder=$2
 mkdir -p "$folder"
 [ -d "$folder/loops" ] || midiloop extract "$midi" -o "$folder/loops" --rules open --resume
-for model in masked:70 causal:54; do
+for model in masked:165 causal:149; do
   audioloop train "${model%:*}" "$folder/loops" -o "$folder/${model%:*}" --minutes "${model#*:}" \
     --coded "$folder/coded" --workers 2 ${3:+--sf2 "$3"} --resume
   python -c "from pathlib import Path; from audioloop import token_models; from midiloop import checkpoint
