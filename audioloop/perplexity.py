@@ -8,7 +8,7 @@ the model might as well have drawn. It hears the loop once, and then its seam fo
     a b c d e f g h | a b c d e …
     heard             WINDOW
 
-Had it heard a second round, it would have heard the seam before, and known it by heart.
+In a second round it would have heard the seam before it is asked how likely that is.
 
 A bar line is a surprise by nature. So the same is measured at the loop's other bar lines, where
 nothing was cut, and the difference counts, not the figure alone.
