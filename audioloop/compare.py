@@ -42,7 +42,7 @@ ITEM_TIMEOUT_S = 3600.0
 KEPT_ITEMS = 3  # whose loops can be kept to be heard
 RECORD = "settings.json"
 FREE = ("items", "keep_audio")  # settings that change nothing of an item
-DRAWN = ("temperature", "top_p", "guidance")  # what differs between settings
+DRAWN = ("temperature", "top_p", "guidance", "shuffling")  # what differs between settings
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from audioloop.summed import (
     RESAMPLES,
     SURE,
     Comparison,
+    controls,
     headline,
 )
 from audioloop.ways import REFERENCES, ROWS, SETTINGS
@@ -38,6 +39,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "about": found.about,
         "meaning": MEANING,
         "settings": SETTINGS,
+        "controls": controls(found),
         "headline": headline(found),
         "frechet_floor": found.floor,
         "tables": tables,
@@ -88,8 +90,8 @@ def markdown(found: Comparison) -> str:
             "",
             f"## {setting.capitalize()}: {what}",
             "",
-            f"Temperature {taste['temperature']:g} and guidance {taste['guidance']:g} at first, "
-            f"top-p {taste['top_p']:g}.",
+            f"Temperature {taste['temperature']:g}, guidance {taste['guidance']:g} and shuffling "
+            f"{taste['shuffling']:g} at first, top-p {taste['top_p']:g}.",
             "",
             *_table(found.tables[setting]),
         ]
@@ -113,11 +115,10 @@ def markdown(found: Comparison) -> str:
 
 
 def headlines(found: Comparison) -> Iterator[str]:
-    """`headline` as lines of Markdown."""
-    said = headline(found)
-    for control, one in next(iter(said.values()))["render_gain"].items():
+    """`controls` and `headline` as lines of Markdown."""
+    for control, one in controls(found).items():
         yield f"- control: seam perplexity lower than of {control} by the true render {_gain(one)}."
-    for setting, shown in said.items():
+    for setting, shown in headline(found).items():
         gains = ", ".join(f"{row} {_gain(one)}" for row, one in shown["gain"].items())
         yield (
             f"- {setting}: seam perplexity lower than {BASELINE} by {gains}; the paper has "

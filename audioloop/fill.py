@@ -34,6 +34,7 @@ class Taste:
         steps: of each codebook.
         temperature, top_p: see `DecodeConfig`.
         guidance: how many times the way that the notes show is gone at first; at last it is 1.
+        shuffling: how much chance decides of what is kept at first, 0 to 1.
         rescoring: weight of the causal model's say in what is kept, 0 to 1.
         seed: of everything.
     """
@@ -42,6 +43,7 @@ class Taste:
     temperature: float = 0.25
     top_p: float = 0.9
     guidance: float = 3.0
+    shuffling: float = 0.0
     rescoring: float = 0.0
     seed: int = 0
 
@@ -51,6 +53,7 @@ class Taste:
             "temperature": 0 <= self.temperature <= 100,
             "top-p": 0 <= self.top_p <= 1,
             "guidance": 0 <= self.guidance <= 100,
+            "shuffling": 0 <= self.shuffling <= 1,
             "rescoring": 0 <= self.rescoring <= 1,
         }
         for name, right in ranges.items():
@@ -66,6 +69,7 @@ class Taste:
             temperature=self.temperature,
             top_p=self.top_p,
             guidance=self.guidance,
+            shuffling=self.shuffling,
             spans="stride1",
             ring=True,
         )

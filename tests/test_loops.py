@@ -259,6 +259,7 @@ def test_what_is_known_never_changes(by: str, seed: int, rng: np.random.Generato
         temperature=float(random.uniform(0, 4)),
         top_p=float(random.uniform(0, 1)),
         guidance=float(random.uniform(0, 4)),
+        shuffling=float(random.uniform(0, 1)),
         spans="stride1",
         span=int(random.integers(1, 6)),
         ring=bool(seed % 2),

@@ -434,6 +434,27 @@ def test_another_model_has_a_say_in_what_is_kept(spans: Any) -> None:
     assert agreed == sorted(agreed)
 
 
+@pytest.mark.parametrize("spans", SPANS)
+def test_chance_has_a_say_in_what_is_kept(spans: Any) -> None:
+    def kept(shuffling: float, lesson: int, seed: int = 0) -> list[Tensor]:
+        config = DecodeConfig(steps=(8, 2, 2, 2), spans=spans, shuffling=shuffling)
+        seen = []
+
+        def predict(codes: Tensor, stage: int, guidance: float) -> Tensor:
+            seen.append(codes[:, stage] != GAP)
+            return lessons(seed=lesson)(codes, stage, guidance)
+
+        decode(predict, gaps(2, 48), GAP, seeded(seed), config)
+        return seen[1:8]
+
+    # At first all of it; then less and less.
+    same = [torch.equal(a, b) for a, b in zip(kept(1.0, 3), kept(1.0, 4), strict=True)]
+    assert same[0]
+    assert not same[-1]
+    assert not torch.equal(kept(1.0, 3)[0], kept(1.0, 3, seed=1)[0])
+    assert not torch.equal(kept(0.0, 3)[0], kept(0.0, 4)[0])
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
@@ -444,6 +465,7 @@ def test_another_model_has_a_say_in_what_is_kept(spans: Any) -> None:
         (DecodeConfig(spans="both"), "there are nonoverlap and stride1"),  # type: ignore[arg-type]
         (DecodeConfig(top_p=1.1), "top-p 1.1"),
         (DecodeConfig(temperature=-1), "temperature -1"),
+        (DecodeConfig(shuffling=1.5), "shuffling 1.5"),
         (DecodeConfig(temperature=float("nan")), "temperature nan"),
     ],
 )

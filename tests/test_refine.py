@@ -302,7 +302,14 @@ def test_what_is_told_of_notes_says_how_codes_are_drawn(filler: Filler) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"temperature": -1}, {"top_p": 1.1}, {"guidance": np.nan}, {"rescoring": 2}, {"top_p": -0.1}],
+    [
+        {"temperature": -1},
+        {"top_p": 1.1},
+        {"guidance": np.nan},
+        {"rescoring": 2},
+        {"top_p": -0.1},
+        {"shuffling": 1.5},
+    ],
 )
 def test_a_taste_out_of_range_is_a_wrong_call(change: dict[str, Any]) -> None:
     with pytest.raises(CallError, match=next(iter(change)).replace("_", "-")):

@@ -62,6 +62,10 @@ class DecodeConfig:
         top_p: draw among the fewest codes that hold this probability; 0 takes the likeliest.
         guidance, last_guidance: how many times the way that the text shows is gone, at first and
             at last; 1 is what the network says itself, 0 is without the text.
+        shuffling: how much chance decides of what is kept, at first; it falls to 0 as the share of
+            what is open does. 0 keeps what is likely, as MAGNeT does, and so what is likely
+            everywhere, which may be silence; 1 keeps anything. The noise of MaskGIT (Chang et al.
+            2022, arXiv:2202.04200) is for the same.
         spans: what is kept or opened together: frames side by side, none in two of them
             ("nonoverlap"), or at any place ("stride1").
         span: how many frames.
@@ -73,6 +77,7 @@ class DecodeConfig:
     top_p: float = 0.9
     guidance: float = 10.0
     last_guidance: float = 1.0
+    shuffling: float = 0.0
     spans: Literal["nonoverlap", "stride1"] = "nonoverlap"
     span: int = 3
     ring: bool = False
@@ -240,6 +245,8 @@ def _check(codes: Tensor, gap: int, config: DecodeConfig) -> None:
         raise LoopError(
             f"top-p {config.top_p}, temperature {config.temperature}; give 0 to 1, and 0 or more"
         )
+    if not 0 <= config.shuffling <= 1:
+        raise LoopError(f"shuffling {config.shuffling}; give 0 to 1")
     known = codes != gap
     if not torch.equal(known, known[:1].expand_as(known)):
         raise LoopError("rows of a batch have different gaps; fill them one by one")
@@ -271,12 +278,14 @@ class Moment(NamedTuple):
     Attributes:
         share: of what is open.
         guidance, heat, top_p: of the draw.
+        shuffling: of what is kept of it.
     """
 
     share: float
     guidance: float
     heat: float
     top_p: float
+    shuffling: float
 
 
 def moments(config: DecodeConfig, stage: int) -> Iterator[Moment]:
@@ -286,7 +295,7 @@ def moments(config: DecodeConfig, stage: int) -> Iterator[Moment]:
     for step, share in enumerate(shares):
         guidance = share * config.guidance + (1 - share) * config.last_guidance
         heat = max(config.temperature * ((n_steps - 1 - step) / n_steps), COLDEST)
-        yield Moment(share, guidance, heat, config.top_p)
+        yield Moment(share, guidance, heat, config.top_p, share * config.shuffling)
 
 
 def guess(
@@ -301,7 +310,7 @@ def guess(
     """Draw codes for all gaps of a codebook, in place.
 
     Returns:
-        The chances (B, T) that all of its codes have, and bool (B, T), which were gaps.
+        How good all of its codes are (B, T), from 0 to 1, and bool (B, T), which were gaps.
     """
     opened = codes[:, stage] == gap
     logits = predict(codes, stage, moment.guidance).float()
@@ -312,6 +321,9 @@ def guess(
     if rescoring is not None:
         other = rescoring.judge(codes, stage)
         chances = (1 - rescoring.weight) * chances + rescoring.weight * other
+    if moment.shuffling:
+        lots = torch.rand(chances.shape, generator=generator, device=chances.device)
+        chances = chances.lerp(lots, moment.shuffling)
     return chances, opened
 
 

@@ -33,6 +33,10 @@ def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--top-p", type=float, help="The nucleus that codes are drawn from."),
         click.option("--guidance", type=float, help="How strictly the notes are followed."),
         click.option(
+            "--shuffling", type=float, metavar="WEIGHT",
+            help="How much chance decides of what is kept at first, from 0 to 1.",
+        ),
+        click.option(
             "--rescoring", type=float, metavar="WEIGHT",
             help="The causal model's say in what is kept, from 0 to 1.",
         ),
@@ -52,7 +56,7 @@ def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _taste(options: dict[str, Any], usual: Taste) -> Taste:
-    names = ("seed", "temperature", "top_p", "guidance", "rescoring")
+    names = ("seed", "temperature", "top_p", "guidance", "shuffling", "rescoring")
     given = {name: options[name] for name in names if options[name] is not None}
     return replace(usual, **given)
 
