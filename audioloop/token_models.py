@@ -26,8 +26,20 @@ def load(
     Raises:
         LoopError: the folder holds none, or one of another kind, or a damaged one.
     """
-    kinds = {kind: KINDS[kind]}
-    model, _, _ = checkpoint.load_any(folder or SHIPPED[kind], kinds, device)
+    return _loaded(folder or SHIPPED[kind], {kind: KINDS[kind]}, device)
+
+
+def load_any(folder: Path, device: torch.device | None = None) -> Masked | Causal:
+    """The model of a run, of either kind.
+
+    Raises:
+        LoopError: the folder holds none, or a damaged one.
+    """
+    return _loaded(folder, KINDS, device)
+
+
+def _loaded(folder: Path, kinds: dict[str, Any], device: torch.device | None) -> Masked | Causal:
+    model, _, _ = checkpoint.load_any(folder, kinds, device)
     assert isinstance(model, Masked | Causal)  # as both kinds are
     return model.requires_grad_(False)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
@@ -58,7 +59,7 @@ class Study:
     span: int = 3
     line: int = 500
     open_every: int = 4
-    first: float = 0.4
+    first: float = 0.5
     all_unsaid: float = 0.12
     unsaid: float = 0.12
     fewer: float = 0.3
@@ -205,11 +206,10 @@ class MaskedTask(TokenTask):
         circular = study.open_every == 0 or (number + 1) % study.open_every != 0
         codes, condition = self._rings(rng) if circular else self.lines(study.line, rng)
         others = config.codebooks - 1
-        shares = [study.first, *[(1 - study.first) / max(1, others)] * others]
-        stage = int(rng.choice(config.codebooks, p=np.array(shares) / sum(shares)))
-        share = math.cos(rng.uniform(0, math.pi / 2))
-        open_ = torch.from_numpy(gaps(len(codes), codes.shape[2], share, study.span, rng))
-        open_ = open_.to(self.device)
+        stages = [study.first, *[(1 - study.first) / max(1, others)] * others]
+        stage = int(rng.choice(config.codebooks, p=np.array(stages) / sum(stages)))
+        shares = np.cos(rng.uniform(0, math.pi / 2, len(codes)))
+        open_ = torch.from_numpy(gaps(shares, codes.shape[2], study.span, rng)).to(self.device)
         given = with_gaps(codes, stage, open_, config.gap)
         logits = self.model(given, condition, stage, circular=circular)
         return F.cross_entropy(logits[open_].float(), codes[:, stage][open_])
@@ -234,7 +234,7 @@ class MaskedTask(TokenTask):
         rng = np.random.default_rng(0)
         found = []
         for stage in range(codes.shape[1]):
-            drawn = gaps(1, codes.shape[2], 0.5, self.study.span, rng)
+            drawn = gaps([0.5], codes.shape[2], self.study.span, rng)
             open_ = torch.from_numpy(drawn).to(codes.device)
             given = with_gaps(codes, stage, open_, self.model.config.gap)
             logits = model(given, condition, stage, circular=False)
@@ -243,13 +243,14 @@ class MaskedTask(TokenTask):
 
 
 def gaps(
-    n: int, n_frames: int, share: float, span: int, rng: np.random.Generator
+    shares: ArrayLike, n_frames: int, span: int, rng: np.random.Generator
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Where gaps are: bool (n, T), about a share of all, in spans from anywhere round a ring."""
-    # A frame stays known where no span begins at it or just before it.
-    begins = max(1, round(n_frames * -math.expm1(math.log1p(-min(share, 0.999)) / span)))
-    open_ = np.zeros((n, n_frames), np.bool_)
-    for row in open_:
+    """Where gaps are: bool (shares, T), about a share of all, in spans from anywhere on a ring."""
+    shares = np.asarray(shares, np.float64)
+    open_ = np.zeros((len(shares), n_frames), np.bool_)
+    for row, share in zip(open_, shares.tolist(), strict=True):
+        # A frame stays known where no span begins at it or just before it.
+        begins = max(1, round(n_frames * -math.expm1(math.log1p(-min(share, 0.999)) / span)))
         starts = rng.choice(n_frames, min(begins, n_frames), replace=False)
         row[(starts[:, None] + np.arange(span)) % n_frames] = True
     return open_
@@ -312,7 +313,8 @@ def tokens(
         n_loops: to render and code, once, before anything is learned.
         folder: for the coded loops; None for one in ``out``.
         codec: a run; None for the codec that ships.
-        begin_with: a run whose model is to learn more; its sizes are kept.
+        begin_with: a run whose model is to learn more; its sizes are kept. A model of the other
+            kind gives what both kinds have: all but heads, and as many layers as there are.
         on_coded: called with how many loops are coded.
 
     Raises:
@@ -324,7 +326,7 @@ def tokens(
     model = coder.load(codec)
     begun = None
     if begin_with is not None:
-        begun = token_models.load(kind, begin_with)
+        begun = token_models.load_any(begin_with)
         token_models.of_codec(begun, model)
     folder = folder or out / "coded"
     loops, valid = (
@@ -336,7 +338,7 @@ def tokens(
     )  # fmt: skip
     shape = model.config
     sizes = replace(
-        config or CONFIGS[kind],
+        _sizes(kind, config or CONFIGS[kind], begun),
         codebooks=shape.codebooks,
         codebook_size=shape.codebook_size,
         codec=coded.codes_of(model),
@@ -352,7 +354,7 @@ def tokens(
     about = {"settings": asdict(settings), "study": asdict(study), "data": heard}
     task = TASKS[kind](
         kind,
-        sizes if begun is None else begun.config,
+        sizes,
         study,
         settings,
         loops,
@@ -362,5 +364,12 @@ def tokens(
         heard,
     )
     if begun is not None:
-        task.model.load_state_dict(begun.state_dict())
+        task.model.take_over(begun)
     return fit.fit(task, settings, out, about=about, resume=resume, on_progress=on_progress)
+
+
+def _sizes(kind: str, wanted: TokenConfig, begun: Masked | Causal | None) -> TokenConfig:
+    if begun is None:
+        return wanted
+    same = isinstance(begun, KINDS[kind][0])
+    return begun.config if same else replace(begun.config, layers=wanted.layers)

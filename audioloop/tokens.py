@@ -126,6 +126,21 @@ class Trunk(nn.Module):
         """Where it is."""
         return self.norm.weight.device
 
+    def take_over(self, other: Trunk) -> None:
+        """Begin with the weights of another model of as wide layers, as far as both have them.
+
+        One of the same kind gives all it has; one of the other kind gives no heads.
+        """
+        theirs = other.state_dict()
+        if not isinstance(other, type(self)):
+            shared = ("codes.", "listener.", "layers.", "norm.")
+            theirs = {
+                name: weight
+                for name, weight in theirs.items()
+                if name.startswith(shared) and name in self.state_dict()
+            }
+        self.load_state_dict(self.state_dict() | theirs)
+
     def embedded(self, codes: Tensor) -> Tensor:
         """Codes (B, K, T) to frames (B, T, D)."""
         pairs = zip(self.codes, codes.unbind(1), strict=True)

@@ -129,10 +129,15 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("span", [1, 3, 5])
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.9])
 def test_about_the_asked_share_is_open(span: int, share: float, rng: np.random.Generator) -> None:
-    found = gaps(400, 150, share, span, rng)
+    found = gaps([share] * 400, 150, span, rng)
     assert found.shape == (400, 150)
     assert found.dtype == np.bool_
     assert found.mean() == pytest.approx(share, abs=0.02)
+
+
+def test_each_row_has_a_share_of_its_own(rng: np.random.Generator) -> None:
+    shares = np.linspace(0.1, 0.9, 9)
+    assert gaps(shares, 5_000, 3, rng).mean(1) == pytest.approx(shares, abs=0.02)
 
 
 @pytest.mark.parametrize("n_frames", [16, 37])
@@ -140,7 +145,7 @@ def test_about_the_asked_share_is_open(span: int, share: float, rng: np.random.G
 def test_gaps_are_spans_from_anywhere_round_the_ring(
     span: int, n_frames: int, rng: np.random.Generator
 ) -> None:
-    found = gaps(500, n_frames, 0.4, span, rng)
+    found = gaps([0.4] * 500, n_frames, span, rng)
     begins = found & ~np.roll(found, 1, 1)
     for after in range(span):
         assert np.roll(found, -after, 1)[begins].all()
@@ -151,7 +156,7 @@ def test_gaps_are_spans_from_anywhere_round_the_ring(
 @pytest.mark.parametrize("share", [0.0, 1e-9, 1.0])
 @pytest.mark.parametrize("n_frames", [1, 2, 50])
 def test_something_is_always_open(share: float, n_frames: int, rng: np.random.Generator) -> None:
-    found = gaps(20, n_frames, share, 3, rng)
+    found = gaps([share] * 20, n_frames, 3, rng)
     assert found.any(1).all()
     if share == 1:
         assert found.mean() > 0.99
@@ -300,7 +305,7 @@ def test_codebooks_are_filled_in_their_shares() -> None:
 def test_gaps_are_as_many_as_a_quarter_of_a_cosine_says() -> None:
     shares = []
     for codes, stage, _ in seen(replace(STUDY, span=1), 400):
-        shares.append(float((codes[:, stage] == CONFIG.gap).float().mean()))
+        shares += (codes[:, stage] == CONFIG.gap).float().mean(-1).tolist()
         assert (codes[:, stage + 1 :] == CONFIG.gap).all()
         assert (codes[:, :stage] != CONFIG.gap).all()
     expected = np.cos((np.arange(9) + 1) / 10 * np.pi / 2)[::-1]
@@ -482,11 +487,38 @@ def test_a_model_that_learns_more_begins_as_it_was(
     before, after = (checkpoint.load_any(tmp_path / name, KINDS)[0] for name in ("run", "more"))
     for name, weight in before.state_dict().items():
         torch.testing.assert_close(after.state_dict()[name], weight, rtol=1e-6, atol=0)
-    with pytest.raises(LoopError, match="causal"):
-        token_train.tokens("masked", dataset, tmp_path / "other", still, bundled(), **more)
     strange = {**more, "codec": saved(tmp_path / "strange", 9)}
     with pytest.raises(LoopError, match="another codec"):
         token_train.tokens("causal", dataset, tmp_path / "other", still, bundled(), **strange)
+
+
+def test_a_model_begins_with_what_it_has_in_common_with_one_of_the_other_kind(
+    dataset: LoopDataset, codec: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {
+        "n_loops": 2, "folder": tmp_path / "loops", "codec": codec, "device": CPU,
+    }  # fmt: skip
+    deep = replace(CONFIG, layers=CONFIG.layers + 1)
+    still = Settings(steps=1, batch=1, learning_rate=1e-30)
+    token_train.tokens(
+        "causal", dataset, tmp_path / "run", still, bundled(), config=CONFIG, **given
+    )
+    for name, begin_with in (("fresh", None), ("begun", tmp_path / "run")):
+        token_train.tokens(
+            "masked", dataset, tmp_path / name, still, bundled(), config=deep,
+            begin_with=begin_with, **given,
+        )  # fmt: skip
+    causal, fresh, begun = (
+        checkpoint.load_any(tmp_path / name, KINDS)[0].state_dict()
+        for name in ("run", "fresh", "begun")
+    )
+    assert begun.keys() == fresh.keys()
+    last = f"layers.{CONFIG.layers}."
+    taken = {name for name in begun if not name.startswith("heads") and not name.startswith(last)}
+    assert {name.partition(".")[0] for name in taken} == {"codes", "listener", "layers", "norm"}
+    for name, weight in begun.items():
+        source = causal if name in taken else fresh
+        torch.testing.assert_close(weight, source[name], rtol=1e-6, atol=1e-20)
 
 
 def test_a_precision_that_there_is_not() -> None:

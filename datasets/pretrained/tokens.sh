@@ -6,12 +6,14 @@
 # An interrupted run goes on where it was when it is started again. Runs are as long as the clock
 # says, so a faster machine makes more steps of them, and other weights.
 set -euo pipefail
-midi=$1 folder=$2
+midi=$1 folder=$2 soundfont=${3-}
 mkdir -p "$folder"
 [ -d "$folder/loops" ] || midiloop extract "$midi" -o "$folder/loops" --rules open --resume
-for model in masked:165 causal:149; do
-  audioloop train "${model%:*}" "$folder/loops" -o "$folder/${model%:*}" --minutes "${model#*:}" \
-    --coded "$folder/coded" --workers 2 ${3:+--sf2 "$3"} --resume
+train() {  # KIND MINUTES [OPTION...]
+  audioloop train "$1" "$folder/loops" -o "$folder/$1" --minutes "$2" --coded "$folder/coded" \
+    --precision bfloat16 --workers 2 ${soundfont:+--sf2 "$soundfont"} --resume "${@:3}"
   python -c "from pathlib import Path; from audioloop import token_models; from midiloop import checkpoint
-checkpoint.pack(Path('$folder/${model%:*}'), Path('$folder/packed-${model%:*}'), token_models.KINDS)"
-done
+checkpoint.pack(Path('$folder/$1'), Path('$folder/packed-$1'), token_models.KINDS)"
+}
+train causal 219
+train masked 34 --begin-with "$folder/causal"
