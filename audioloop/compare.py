@@ -268,7 +268,7 @@ def _measured_item(source: Source, out: Path, number: int) -> dict[str, Any]:
     sought = asked(filler, item, "told", settings, number)
     truth = {
         name: measured.of(made, filler, told=True)
-        for name, made in ways.references(sought, item.ring, other.ring)
+        for name, made in ways.references(sought, item.ring, item.longer, other.ring)
     }
     rows: dict[str, dict[str, Any]] = {}
     for setting in SETTINGS:

@@ -17,10 +17,11 @@ from torch import Tensor
 from audioloop import beats, coded, render, renders
 from audioloop.codec import Codec
 from audioloop.conditions import Told
-from audioloop.renders import Loops
+from audioloop.renders import Loops, Variety
 from audioloop.synth import BLOCK, SoundFont
 from midiloop.errors import LoopError
-from midiloop.grid import LOOP
+from midiloop.grid import LOOP, Roll
+from midiloop.score import Score
 
 SHORTEST_S, LONGEST_S = 2.0, 4.0  # of a loop
 USUAL_BARS = 2  # one where two are too long: such a loop has no other bar line
@@ -31,10 +32,12 @@ class Item(NamedTuple):
 
     Attributes:
         ring: its true render, float32 (1, 1, samples), a whole number of frames.
+        longer: a true render of it and as many of the bars that follow, (1, 1, 2 · samples).
         told: all that can be told of it.
     """
 
     ring: Tensor
+    longer: Tensor
     told: Told
     tempo_bpm: float
     bars: int
@@ -70,9 +73,11 @@ def drawn(
         n_frames = max(1, round(bars * pulse.bar_s * codec.config.frames_per_s))
         steps = bars * LOOP.steps_per_bar
         start = int(rng.integers(LOOP.bars - bars + 1)) * LOOP.steps_per_bar
-        roll = LOOP.unpack(source.packed[pick : pick + 1])[0][start : start + steps].copy()
+        whole = LOOP.unpack(source.packed[pick : pick + 1])[0]
+        roll = whole[start : start + steps].copy()
         song = renders.performed(roll, tempo_bpm, rng, variety)
-        samples = render.periodic(song, n_frames * codec.config.frame // BLOCK, font).mean(0)
+        n_blocks = n_frames * codec.config.frame // BLOCK
+        samples = render.periodic(song, n_blocks, font).mean(0)
         peak = float(np.abs(samples).max())
         if peak < render.SILENT:
             continue
@@ -80,8 +85,29 @@ def drawn(
         bass = next((track.program for track in song.tracks if not track.is_drum), None)
         roll[:, : LOOP.n_drums] &= kit is not None
         roll[:, LOOP.n_drums :] &= bass is not None
-        ring = torch.from_numpy(samples * np.float32(10 ** (-1 / 20) / peak))[None, None]
+        on = _played_on(song, np.roll(whole, -start, 0)[: 2 * steps], tempo_bpm, rng, variety)
+        more = render.periodic(on, 2 * n_blocks, font).mean(0)
+        ring, longer = (
+            torch.from_numpy(some * np.float32(10 ** (-1 / 20) / peak))[None, None]
+            for some in (samples, more)
+        )
         # A whole number of frames, so that no way has to resample what it has cut.
         tempo_bpm = 60 * bars * pulse.beats_per_bar * codec.config.frames_per_s / n_frames
-        return Item(ring, Told(roll, steps, kit, bass), tempo_bpm, bars, n_frames)
+        return Item(ring, longer, Told(roll, steps, kit, bass), tempo_bpm, bars, n_frames)
     raise LoopError("the loops of the test split are silent with this SoundFont; give another")
+
+
+def _played_on(
+    song: Score, roll: Roll, tempo_bpm: float, rng: np.random.Generator, variety: Variety
+) -> Score:
+    """Another roll, by who played a song."""
+    players = {track.is_drum: track for track in song.tracks}
+    played = renders.performed(roll, tempo_bpm, rng, replace(variety, alone=0.0))
+    tracks = (
+        track._replace(
+            program=players[track.is_drum].program, controls=players[track.is_drum].controls
+        )
+        for track in played.tracks
+        if track.is_drum in players
+    )
+    return replace(played, tracks=tuple(tracks))

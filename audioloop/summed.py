@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike
 from audioloop import perplexity
 from audioloop.measured import Vectors, frechet
 from audioloop.perplexity import Interval, Paired
-from audioloop.ways import CODES, CUT, RENDER, ROWS, SETTINGS, SPLICED
+from audioloop.ways import ALIGNED, CODES, CUT, RENDER, ROWS, SETTINGS, SPLICED
 
 BASELINE = "masked beat-aligned"
+CONTROLS = (ALIGNED, CUT, SPLICED)
 MENDED = {"tiled": "LoopGen tiled", "hybrid tiled": "LoopGen"}
 
 MEANING = {
@@ -165,9 +166,9 @@ def controls(found: Comparison) -> dict[str, dict[str, float]]:
     setting = next(iter(SETTINGS))
     nats = {
         row: [one["nats"] for one in _rows(found.items, setting, row)]
-        for row in (RENDER, CUT, SPLICED)
+        for row in (RENDER, *CONTROLS)
     }
-    return {row: gain(nats[RENDER], nats[row])._asdict() for row in (CUT, SPLICED)}
+    return {row: gain(nats[RENDER], nats[row])._asdict() for row in CONTROLS}
 
 
 def headline(found: Comparison) -> dict[str, Any]:

@@ -46,10 +46,13 @@ class Row(NamedTuple):
 
 
 RENDER, CODES = "render", "codes"
-CUT, SPLICED = "render, cut", "render, spliced"
+ALIGNED, CUT, SPLICED = "render, beat-aligned", "render, cut", "render, spliced"
 ROWS = {
     RENDER: Row("none", "the true render, through the codec's latent"),
     CODES: Row("none", "its codes, decoded: what the codec alone does"),
+    ALIGNED: Row(
+        "none", "a control: a true render of these bars and those after, cut at a bar line"
+    ),
     CUT: Row("none", "a control: the true render, cut half a beat before its end"),
     SPLICED: Row("none", "a control: the true render, its first beat out of another loop's"),
     "causal naive": Row("causal", "a line of the window's length, repeated", "2512.39 ± 903.16"),
@@ -63,7 +66,7 @@ ROWS = {
     "ring": Row("masked", "on the ring"),
     "hybrid ring": Row("masked", "the same, its first half by the causal model"),
 }
-REFERENCES = (RENDER, CODES, CUT, SPLICED)
+REFERENCES = (RENDER, CODES, ALIGNED, CUT, SPLICED)
 
 Found = TypeVar("Found")
 
@@ -121,16 +124,25 @@ class Made(NamedTuple):
     condition: Condition
 
 
-def references(sought: Asked, ring: Tensor, other: Tensor) -> Iterator[tuple[str, Made]]:
+def references(
+    sought: Asked, ring: Tensor, longer: Tensor, other: Tensor
+) -> Iterator[tuple[str, Made]]:
     """A true render (1, 1, samples), and what has been done to it: the rows of `REFERENCES`.
 
     Args:
+        longer: a render that goes on as long again, (1, 1, 2 · samples).
         other: a render of another loop, which lasts a beat or longer.
     """
     codec = sought.filler.codec
     latent, foreign = (codec.encode(samples, circular=True) for samples in (ring, other))
     yield RENDER, _on_ring(sought, latent, 0.0)
     yield CODES, _on_ring(sought, codec.dequantize(codec.quantize(latent)), 0.0)
+    line = codec.encode(longer, circular=True)
+    aligned, aligned_samples = (
+        line[..., : sought.n_frames],
+        codec.decode(line, circular=True)[..., : sought.n_frames * codec.config.frame],
+    )
+    yield ALIGNED, _as_made(sought, aligned, aligned_samples, sought.bars, 0.0)
     samples, foreign_samples = (codec.decode(one, circular=True) for one in (latent, foreign))
     frame, beat = codec.config.frame, round(sought.n_frames / (sought.bars * BEATS_PER_BAR))
 

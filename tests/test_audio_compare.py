@@ -39,7 +39,7 @@ from audioloop.summed import Comparison
 from audioloop.synth import SoundFont
 from audioloop.tokens import Causal, Masked, TokenConfig
 from audioloop.wave import Wave, read
-from audioloop.ways import CODES, CUT, REFERENCES, RENDER, ROWS, SETTINGS, SPLICED
+from audioloop.ways import ALIGNED, CODES, CUT, REFERENCES, RENDER, ROWS, SETTINGS, SPLICED
 from midiloop import checkpoint, workers
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP, Roll
@@ -330,13 +330,18 @@ def test_controls_are_cut_where_they_say(
     codec = coder.load(models["codec"])
     filler = fill.load(models["masked"], models["causal"], models["codec"], with_causal=True)
     ring, other = torch.rand(2, 1, 1, FRAME * 120).sub(0.5).unbind()
-    item = items.Item(ring, Told(), 120.0, 1, 120)  # beats of 30 frames
+    longer = torch.rand(1, 1, FRAME * 240).sub(0.5)
+    item = items.Item(ring, longer, Told(), 120.0, 1, 120)  # beats of 30 frames
     sought = compare.asked(filler, item, "told", WANTED, 0)
     with torch.inference_mode():
-        made = dict(ways.references(sought, ring, other))
-        foreign = codec.decode(codec.encode(other, circular=True), circular=True)[0].numpy()
+        made = dict(ways.references(sought, ring, longer, other))
+        foreign, line = (
+            codec.decode(codec.encode(one, circular=True), circular=True)[0].numpy()
+            for one in (other, longer)
+        )
     assert tuple(made) == REFERENCES
     true = made[RENDER].wave.samples
+    np.testing.assert_allclose(made[ALIGNED].wave.samples, line[:, : FRAME * 120], atol=1e-6)
     np.testing.assert_array_equal(made[CUT].wave.samples, true[:, : FRAME * 105])
     np.testing.assert_array_equal(
         made[SPLICED].wave.samples[:, FRAME * 30 :], true[:, FRAME * 30 :]
@@ -347,7 +352,8 @@ def test_controls_are_cut_where_they_say(
 
 def test_what_is_free_says_nothing_of_notes(dataset: LoopDataset, models: dict[str, Path]) -> None:
     told = Told(np.ones((16, 93), np.bool_), 16, 5, 33)
-    item = items.Item(torch.zeros(1, 1, FRAME * 100), told, 120.0, 1, 100)
+    silence = torch.zeros(1, 1, FRAME * 200)
+    item = items.Item(silence[..., : FRAME * 100], silence, told, 120.0, 1, 100)
     filler = fill.load(models["masked"], models["causal"], models["codec"])
     free, all_ = (compare.asked(filler, item, setting, WANTED, 0) for setting in SETTINGS)
     notes = slice(0, conditions.NOTES)
@@ -379,9 +385,14 @@ def test_items_and_references_are_different_loops(
         for number in range(2):
             items.drawn(source, number, WANTED.seed, font, codec, reference=reference)
     rolls = LOOP.unpack(source.packed)
-    for pick, roll in zip((order[0], order[2], order[1], order[3]), picked, strict=True):
+    begun, longer = picked[::2], picked[1::2]
+    for pick, roll, more in zip(
+        (order[0], order[2], order[1], order[3]), begun, longer, strict=True
+    ):
         starts = range(0, LOOP.steps - len(roll) + 1, LOOP.steps_per_bar)
-        assert any(np.array_equal(rolls[pick, at : at + len(roll)], roll) for at in starts)
+        found = [at for at in starts if np.array_equal(rolls[pick, at : at + len(roll)], roll)]
+        round_ = [np.roll(rolls[pick], -at, 0)[: 2 * len(roll)] for at in found]
+        assert any(np.array_equal(one, more) for one in round_)
 
 
 # Wrong calls.
