@@ -26,10 +26,11 @@ NATS_WIDTH, NATS_HEIGHT, NATS_GUTTER, NAMES = 460, 360, 40, 170
 SPREAD_WIDTH, SPREAD_ROW = 460, 30
 
 # A colour for each way; dashes where it begins with the other model, or is not cut at a bar line.
-DASHED = (3.0, 2.0)
+DASHED, DOTTED = (3.0, 2.0), (1.0, 1.5)
 STYLES: dict[str, tuple[str, tuple[float, ...]]] = {
     "render": (INK, ()),
     "codes": (INK, DASHED),
+    "render, beat-aligned": (FAINT, DOTTED),
     "render, cut": (FAINT, ()),
     "render, spliced": (FAINT, DASHED),
     "causal naive": (FAMILIES["kick"], DASHED),

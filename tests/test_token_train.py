@@ -335,7 +335,7 @@ def test_a_model_learns(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     settings = Settings(steps=60, batch=4, learning_rate=1e-2, decay=0.9, save_every_s=1e9)
     found = run(tmp_path, kind, settings=settings, study=ALL, of=repeating).history
     assert found[-1]["nats"] < 0.6 * found[0]["nats"]
-    assert found[-1]["loss"] < 0.6 * found[0]["loss"]
+    assert found[-1]["loss"] < 0.75 * found[0]["loss"]  # of one batch, and one codebook at that
     assert found[-1]["nats"] < found[-1]["nats_untold"]  # for it heard which loop it is
 
 
