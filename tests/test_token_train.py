@@ -332,10 +332,10 @@ def test_a_model_that_expects_nothing_is_as_bad_as_chance(kind: str) -> None:
 def test_a_model_learns(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "WARM_UP", 5)
     monkeypatch.setattr(fit, "VALIDATE_EVERY", 5)
-    settings = Settings(steps=60, batch=4, learning_rate=1e-2, decay=0.9, save_every_s=1e9)
+    settings = Settings(steps=90, batch=4, learning_rate=1e-2, decay=0.9, save_every_s=1e9)
     found = run(tmp_path, kind, settings=settings, study=ALL, of=repeating).history
     assert found[-1]["nats"] < 0.6 * found[0]["nats"]
-    assert found[-1]["loss"] < 0.75 * found[0]["loss"]  # of one batch, and one codebook at that
+    assert found[-1]["loss"] < 0.6 * found[0]["loss"]
     assert found[-1]["nats"] < found[-1]["nats_untold"]  # for it heard which loop it is
 
 
@@ -487,6 +487,9 @@ def test_a_model_that_learns_more_begins_as_it_was(
     before, after = (checkpoint.load_any(tmp_path / name, KINDS)[0] for name in ("run", "more"))
     for name, weight in before.state_dict().items():
         torch.testing.assert_close(after.state_dict()[name], weight, rtol=1e-6, atol=0)
+    with pytest.raises(LoopError, match="no model is called 'codec'; there are masked, causal"):
+        elsewhere = {**more, "begin_with": codec}
+        token_train.tokens("masked", dataset, tmp_path / "other", still, bundled(), **elsewhere)
     strange = {**more, "codec": saved(tmp_path / "strange", 9)}
     with pytest.raises(LoopError, match="another codec"):
         token_train.tokens("causal", dataset, tmp_path / "other", still, bundled(), **strange)
