@@ -42,7 +42,7 @@ ITEM_TIMEOUT_S = 3600.0
 KEPT_ITEMS = 3  # whose loops can be kept to be heard
 RECORD = "settings.json"
 FREE = ("items", "keep_audio")  # settings that change nothing of an item
-DRAWN = ("temperature", "top_p", "guidance", "shuffling")  # what differs between settings
+DRAWN = ("temperature", "top_p", "guidance", "shuffling")  # what no option says
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class Settings:
             )
         Taste(rescoring=self.rescoring)
 
-    def taste(self, setting: str) -> Taste:
-        """How codes are drawn in a setting."""
-        usual = TASTE if setting == "told" else fill.FREE
-        return replace(usual, steps=self.steps, rescoring=self.rescoring)
+    @property
+    def taste(self) -> Taste:
+        """How codes are drawn."""
+        return replace(TASTE, steps=self.steps, rescoring=self.rescoring)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +141,7 @@ def run(
     kept = {key: value for key, value in asdict(settings).items() if key not in FREE}
     about: dict[str, Any] = {
         "settings": kept,
-        "tastes": {
-            name: {key: getattr(settings.taste(name), key) for key in DRAWN} for name in SETTINGS
-        },
+        "taste": {key: getattr(settings.taste, key) for key in DRAWN},
         "models": {
             "codec": coder.fingerprint(filler.codec),
             "masked": coder.fingerprint(filler.masked),
@@ -299,7 +297,7 @@ def asked(filler: Filler, item: Item, setting: str, settings: Settings, number: 
         item.n_frames,
         item.bars,
         round(settings.window_s * frames_per_s),
-        settings.taste(setting),
+        settings.taste,
         f"{settings.seed} {number} {setting}",
     )
 

@@ -62,7 +62,7 @@ def write(found: Comparison, out: Path) -> None:
 def markdown(found: Comparison) -> str:
     """The tables as Markdown."""
     about = found.about
-    settings, data = about["settings"], about["data"]
+    settings, data, taste = about["settings"], about["data"], about["taste"]
     one_bar = sum(item["bars"] == 1 for item in found.items)
     names = ", ".join(f"{name} {print_[:8]}" for name, print_ in about["models"].items())
     lines = [
@@ -71,7 +71,9 @@ def markdown(found: Comparison) -> str:
         f"{about['items']} loops of {data['test_loops']:,} in the test split (rules "
         f"{data['rules']}), {SHORTEST_S:g} to {LONGEST_S:g} s of whole bars (of one bar, "
         f"and so without another bar line: {one_bar}); SoundFont {data['soundfont']}. Window "
-        f"{settings['window_s']:g} s, steps {', '.join(map(str, settings['steps']))}, rescoring "
+        f"{settings['window_s']:g} s, steps {', '.join(map(str, settings['steps']))}, temperature "
+        f"{taste['temperature']:g}, guidance {taste['guidance']:g} and shuffling "
+        f"{taste['shuffling']:g} at first, top-p {taste['top_p']:g}, rescoring "
         f"{settings['rescoring']:g}, seed {settings['seed']}. Models: {names}. One thread on "
         f"{about['machine']}, {about['workers']} at a time.",
         *([f"Lost: items {', '.join(map(str, about['lost']))}."] if about["lost"] else []),
@@ -85,13 +87,9 @@ def markdown(found: Comparison) -> str:
         "replacement.",
     ]
     for setting, what in SETTINGS.items():
-        taste = about["tastes"][setting]
         lines += [
             "",
             f"## {setting.capitalize()}: {what}",
-            "",
-            f"Temperature {taste['temperature']:g}, guidance {taste['guidance']:g} and shuffling "
-            f"{taste['shuffling']:g} at first, top-p {taste['top_p']:g}.",
             "",
             *_table(found.tables[setting]),
         ]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from audioloop import coder, priming, token_models
 from audioloop.codec import Codec
-from audioloop.conditions import Condition, Told
+from audioloop.conditions import Condition
 from audioloop.magnet import decode, loops
 from audioloop.magnet.decode import DecodeConfig, Rescoring
 from audioloop.tokens import Causal, Masked
@@ -40,10 +40,10 @@ class Taste:
     """
 
     steps: tuple[int, ...] = (20, 8, 6, 6)
-    temperature: float = 0.25
+    temperature: float = 1.0
     top_p: float = 0.9
-    guidance: float = 3.0
-    shuffling: float = 0.0
+    guidance: float = 1.5
+    shuffling: float = 1.0
     rescoring: float = 0.0
     seed: int = 0
 
@@ -80,19 +80,9 @@ class Taste:
         return torch.Generator(device).manual_seed(seed)
 
 
-# Where notes are told, they leave little to be drawn, and a low temperature draws it well. Where
-# they are not, it would draw what is likeliest everywhere, which is next to nothing; the more so
-# where not even kit and bass are told.
+# By likelihood alone, what is kept is what is likely everywhere, which is next to nothing: where
+# no notes are told, loops fade. So chance has its say.
 TASTE = Taste()
-FREE = Taste(temperature=2.0)
-FREER = Taste(temperature=3.0)
-
-
-def usual(told: Told) -> Taste:
-    """What suits what is told."""
-    if told.roll is not None:
-        return TASTE
-    return FREER if told.kit is None or told.bass is None else FREE
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from audioloop import coder, given, wave
 from audioloop.conditions import Told
-from audioloop.fill import Filler, Taste, usual
+from audioloop.fill import TASTE, Filler, Taste
 from audioloop.given import Given
 from audioloop.label import Label, Names
 from audioloop.wave import Format, Wave
@@ -146,13 +146,12 @@ def refine(
     part: Part = Part(),
     *,
     variations: int = 1,
-    taste: Taste | None = None,
+    taste: Taste = TASTE,
     free: bool = False,
 ) -> tuple[list[Wave], float]:
     """Make a part of a loop anew.
 
     Args:
-        taste: None for what is usual, see `fill.usual`.
         free: tell the model nothing of notes, as where it only has the audio.
 
     Returns:
@@ -168,19 +167,18 @@ def refine(
     n_frames = _frames(filler, n_samples, rate)
     frames_per_s = filler.codec.config.frames_per_s
     opened = part.opened(loop.told, loop.label.bars, n_frames, frames_per_s)
-    told = heard(loop, free=free)
+    told = _heard(loop, free=free)
     # Models have learned from loops of about full scale.
     peak = np.float32(loop.wave.peak)
     coded = coder.encoded(Wave(loop.wave.samples / peak, rate), filler.codec)
     condition = told.on(n_frames, frames_per_s)
-    taste = taste or usual(told)
     ways = filler.filled(coded.codes, opened, condition, variations, taste)
     kept = ~opened, coded.latent
     made = [filler.decoded(codes[None], n_samples, rate, kept) for codes in ways]
     return [Wave(one.samples * peak, rate) for one in made], float(opened.float().mean())
 
 
-def heard(loop: Given, *, free: bool) -> Told:
+def _heard(loop: Given, *, free: bool) -> Told:
     """What the model is told of a loop: where it is free, all but the notes."""
     return replace(loop.told, roll=None) if free else loop.told
 
@@ -192,14 +190,13 @@ def generate(
     *,
     rate: int = given.RATE,
     variations: int = 1,
-    taste: Taste | None = None,
+    taste: Taste = TASTE,
     primed: bool = False,
 ) -> list[Wave]:
     """Make loops of what is told of them.
 
     Args:
         label: tempo, bars and meter.
-        taste: None for what is usual, see `fill.usual`.
         primed: let the causal model write the first half, as LoopGen's hybrid does.
 
     Returns:
@@ -214,7 +211,6 @@ def generate(
     condition = told.on(n_frames, filler.codec.config.frames_per_s)
     codes = torch.zeros(1, filler.codec.config.codebooks, n_frames, dtype=torch.int64)
     opened = torch.ones(n_frames, dtype=torch.bool)
-    taste = taste or usual(told)
     half = n_frames // 2
     if primed and half:
         first = filler.primed(condition, half, variations, taste).cpu()
@@ -274,7 +270,7 @@ def run(
     part: Part = Part(),
     *,
     variations: int = 1,
-    taste: Callable[[Told], Taste] = usual,
+    taste: Taste = TASTE,
     free: bool = False,
     form: Format = FORMAT,
 ) -> Iterator[list[Written] | LoopError]:
@@ -282,7 +278,6 @@ def run(
 
     Args:
         read: a loop of a path, see `given.read`.
-        taste: of what is told of a loop.
 
     Raises:
         OSError: see `write`.
@@ -327,13 +322,12 @@ def _one(
     filler: Filler,
     part: Part,
     variations: int,
-    taste: Callable[[Told], Taste],
+    taste: Taste,
     free: bool,
     form: Format,
     names: Names,
 ) -> list[Written]:
-    suited = taste(heard(loop, free=free))
-    made, anew = refine(loop, filler, part, variations=variations, taste=suited, free=free)
+    made, anew = refine(loop, filler, part, variations=variations, taste=taste, free=free)
     found = []
     for number, one in enumerate(made, start=1):
         label = named(numbered(loop.label, number, len(made)), names)

@@ -49,8 +49,9 @@ class Study:
         open_every: every so many steps, `Masked` sees lines instead of rings.
         first: share of steps in which it fills the first codebook; the others share the rest.
         all_unsaid: share of loops of which nothing is told.
-        unsaid: share of the others without notes; of those, half without the beat; share without
-            a kit, and without a bass.
+        without_notes: share of the others without notes, so that a model can go by beat, kit and
+            bass alone; of those, a third is without the beat.
+        unsaid: share of the others without a kit, and without a bass.
         fewer: share of lines of which `Causal` knows only the first codebooks, as while `Masked`
             has not filled the others yet.
         precision: "float32" or "bfloat16", of products of matrices.
@@ -61,6 +62,7 @@ class Study:
     open_every: int = 4
     first: float = 0.5
     all_unsaid: float = 0.12
+    without_notes: float = 0.4
     unsaid: float = 0.12
     fewer: float = 0.3
     precision: str = "float32"
@@ -185,8 +187,9 @@ def less(condition: Condition, study: Study, rng: np.random.Generator) -> Condit
     """The same, with some of it unsaid here and there."""
     n = len(condition.kit)
     nothing = rng.random(n) < study.all_unsaid
-    notes, kit, bass = (nothing | (rng.random(n) < study.unsaid) for _ in range(3))
-    beat = nothing | (notes & (rng.random(n) < 0.5))
+    shares = (study.without_notes, study.unsaid, study.unsaid)
+    notes, kit, bass = (nothing | (rng.random(n) < share) for share in shares)
+    beat = nothing | (notes & (rng.random(n) < 1 / 3))
     said = torch.ones(n, condition.frames.shape[1], 1)
     said[torch.from_numpy(notes), :NOTES] = 0
     said[torch.from_numpy(beat), NOTES:] = 0

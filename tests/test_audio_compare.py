@@ -362,8 +362,7 @@ def test_what_is_free_says_nothing_of_notes(dataset: LoopDataset, models: dict[s
     assert torch.equal(
         free.condition.frames[:, conditions.NOTES :], all_.condition.frames[:, conditions.NOTES :]
     )
-    assert free.taste == replace(fill.FREE, steps=free.taste.steps)
-    assert all_.taste == replace(fill.TASTE, steps=free.taste.steps)
+    assert free.taste == all_.taste == replace(fill.TASTE, steps=WANTED.steps)
 
 
 def test_items_and_references_are_different_loops(

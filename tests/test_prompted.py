@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,6 +100,16 @@ def test_a_loop_depends_on_its_text_its_seed_and_its_number(writer: Writer) -> N
     ]  # fmt: skip
     assert len(set(ways)) == 5
     assert ways[0] == ways[-1]
+
+
+def test_words_are_drawn_as_they_were_published(writer: Writer) -> None:
+    label = Label(300, 1)
+    published = replace(FAST, shuffling=0.0, guidance=10.0)
+    usual, same = (
+        writer.loop("warm dub", label, RATE, replace(taste, steps=FAST.steps)).samples
+        for taste in (prompted.TASTE, published)
+    )
+    assert np.array_equal(usual, same)
 
 
 def test_a_loop_longer_than_the_window_is_one_error(writer: Writer) -> None:

@@ -286,20 +286,6 @@ def test_who_is_not_there_has_no_say(filler: Filler) -> None:
         refine.refine(loop_of(Label(240, 1)), alone, Part(0), taste=replace(FAST, rescoring=0.5))
 
 
-def test_what_is_told_of_notes_says_how_codes_are_drawn(filler: Filler) -> None:
-    loop = loop_of(Label(240, 1), roll=True)
-    assert fill.usual(loop.told) == fill.TASTE
-    assert fill.usual(Told(steps=16, kit=0, bass=33)) == fill.FREE
-    assert fill.usual(Told(steps=16, kit=0)) == fill.FREER
-    assert fill.usual(refine.heard(loop, free=True)) == fill.FREE
-    for free, taste in ((False, fill.TASTE), (True, fill.FREE)):
-        usual, same = (
-            refine.refine(loop, filler, Part(0), taste=one, free=free)[0][0].samples
-            for one in (None, taste)
-        )
-        assert np.array_equal(usual, same)
-
-
 @pytest.mark.parametrize(
     "change",
     [

@@ -107,7 +107,7 @@ def refine(
     from midiloop.errors import LoopError
 
     part = making.Part(keep, mask)
-    _taste(options, fill.TASTE)  # out of range: an error before anything is read
+    taste = _taste(options, fill.TASTE)  # out of range: an error before anything is read
     paths = list(given.files(sources))
     font = synth.SoundFont(synth.soundfont(sf2), given.RATE) if given.needs_font(paths) else None
     sound = Sound(kit=kit, bass=bass)
@@ -120,7 +120,7 @@ def refine(
         lambda path: given.read(path, font, sound, bpm=bpm, bars=bars),
         part,
         variations=variations,
-        taste=lambda told: _taste(options, fill.usual(told)),
+        taste=taste,
         free=free,
         form=Format(form, "lossy" if form == "ogg" else "24"),
     ):
@@ -216,12 +216,11 @@ def _of_notes(paths: Sequence[Path], options: dict[str, Any]) -> Iterator[Made |
     from audioloop.render import Sound
     from midiloop.errors import LoopError
 
-    _taste(options, fill.TASTE)  # out of range: an error before anything is read
+    taste = _taste(options, fill.TASTE)  # out of range: an error before anything is read
     filler = _filler(options, options["device"], options["primed"])
     n, kit, bass = options["variations"], options["kit"], options["bass"]
 
     def loops(source: str, label: Label, told: Told, score: Any) -> Iterator[Made]:
-        taste = _taste(options, fill.usual(told))
         waves = making.generate(
             label, told, filler, variations=n, taste=taste, primed=options["primed"]
         )
