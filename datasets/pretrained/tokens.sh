@@ -9,11 +9,11 @@ set -euo pipefail
 midi=$1 folder=$2 soundfont=${3-}
 mkdir -p "$folder"
 [ -d "$folder/loops" ] || midiloop extract "$midi" -o "$folder/loops" --rules open --resume
-train() {  # KIND MINUTES
+train() {  # KIND MINUTES [OPTIONS]
   audioloop train "$1" "$folder/loops" -o "$folder/$1" --minutes "$2" --coded "$folder/coded" \
-    --precision bfloat16 --workers 2 ${soundfont:+--sf2 "$soundfont"} --resume
+    --precision bfloat16 --workers 2 ${soundfont:+--sf2 "$soundfont"} --resume "${@:3}"
   python -c "from pathlib import Path; from audioloop import token_models; from midiloop import checkpoint
 checkpoint.pack(Path('$folder/$1'), Path('$folder/packed-$1'), token_models.KINDS)"
 }
-train causal 149
-train masked 165
+train causal 277
+train masked 135 --begin-with "$folder/causal"
