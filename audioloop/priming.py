@@ -19,8 +19,8 @@ def written(
     condition: Condition,
     generator: torch.Generator,
     *,
-    temperature: float = 0.9,
-    top_p: float = 0.9,
+    temperature: float = 1.0,
+    top_p: float = 0.95,
 ) -> Tensor:
     """Lines of codes (B, K, T), one for each condition, a frame after the other."""
     told = model.listener(condition, circular=False)
