@@ -286,6 +286,14 @@ def test_who_is_not_there_has_no_say(filler: Filler) -> None:
         refine.refine(loop_of(Label(240, 1)), alone, Part(0), taste=replace(FAST, rescoring=0.5))
 
 
+def test_codes_are_drawn_alike_whatever_is_told(filler: Filler) -> None:
+    loop = loop_of(Label(240, 1), roll=True)
+    for free in (False, True):
+        usual = refine.refine(loop, filler, Part(0), free=free)[0][0].samples
+        same = refine.refine(loop, filler, Part(0), free=free, taste=fill.TASTE)[0][0].samples
+        assert np.array_equal(usual, same)
+
+
 @pytest.mark.parametrize(
     "change",
     [
