@@ -196,7 +196,10 @@ class _Run:
     def _averaged(self, average: Tensor, now: Tensor, n: Tensor | int) -> Tensor:
         # At first an average of all, so that the weights of the first steps are soon forgotten.
         decay = min(self.settings.decay, float((1 + n) / (10 + n)))
-        return average.lerp(now, 1 - decay) if average.is_floating_point() else now
+        if not average.is_floating_point():
+            return now
+        # What stands still is kept bit for bit, and a sum with 0 would lose the sign of a zero.
+        return torch.where(average == now, average, average.lerp(now, 1 - decay))
 
     @property
     def state_file(self) -> Path:

@@ -28,6 +28,8 @@ class Distances(NamedTuple):
         mel: mean difference of log mel bands.
         level: difference of the log energies of mel bands, each over all its time. Where a sound is
             noise, the median of what it may be is softer than it is; this asks for its energy.
+        change: mean difference of how log mel bands change within the length of a window. A held
+            note that wavers is near in ``mel``, and yet sounds struck anew.
     """
 
     waveform: Tensor
@@ -35,6 +37,7 @@ class Distances(NamedTuple):
     magnitude: Tensor
     mel: Tensor
     level: Tensor
+    change: Tensor
 
 
 def distances(found: Tensor, wanted: Tensor, rate: int, *, circular: bool) -> Distances:
@@ -43,14 +46,16 @@ def distances(found: Tensor, wanted: Tensor, rate: int, *, circular: bool) -> Di
     error = (found - wanted).square().mean(1)
     power = wanted.square().mean(1)
     waveform = torch.log10((error + SILENCE) / (power + SILENCE) + 1e-3).mean()
-    sums = [found.new_zeros(()) for _ in range(4)]
+    sums = [found.new_zeros(()) for _ in range(5)]
     for window, bands in zip(WINDOWS, MEL_BANDS, strict=True):
         ours, theirs = (spectrum(x, window, circular=circular) for x in (found, wanted))
         gap = _size(ours - theirs) / (_size(theirs) + QUIET)
         filters = mel(window // 2 + 1, bands, rate).to(found.device)
         sums[0] = sums[0] + gap.mean()
         sums[1] = sums[1] + _log_gap(ours, theirs)
-        sums[2] = sums[2] + _log_gap(filters @ ours, filters @ theirs)
+        off = _log(filters @ ours) - _log(filters @ theirs)
+        sums[2] = sums[2] + off.abs().mean()
+        sums[4] = sums[4] + _moves(off, circular=circular).abs().mean()
         energies = (filters @ x.square().mean(2, keepdim=True) for x in (ours, theirs))
         sums[3] = sums[3] + _log_gap(*(energy.sqrt() for energy in energies))
     return Distances(waveform, *(total / len(WINDOWS) for total in sums))
@@ -60,8 +65,18 @@ def _size(spectra: Tensor) -> Tensor:
     return (spectra.square().mean((1, 2)) + SILENCE * QUIET).sqrt()
 
 
+def _moves(bands: Tensor, *, circular: bool) -> Tensor:
+    """By how much bands (B, bands, places) change over four places, which is a window's length."""
+    since = bands - bands.roll(4, 2)
+    return since if circular else since[..., 4:]
+
+
 def _log_gap(ours: Tensor, theirs: Tensor) -> Tensor:
-    return ((ours + QUIET).log() - (theirs + QUIET).log()).abs().mean()
+    return (_log(ours) - _log(theirs)).abs().mean()
+
+
+def _log(magnitudes: Tensor) -> Tensor:
+    return (magnitudes + QUIET).log()
 
 
 def transform(x: Tensor, window: int, *, circular: bool) -> Tensor:

@@ -4,6 +4,9 @@ First the codec learns to give back the wave and its spectra. Then the encoder a
 still, and the decoder goes on against critics, which want what an average of all likely sounds
 lacks: the noise of a cymbal. What it lacks even then of their energy, `balance` gives it back in
 every checkpoint that a run writes; the state that it resumes from has none of that.
+
+A decoder may also learn alone, from a codec that is there: what its codes mean stays as it was, so
+models that learned them need not learn anew.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ class Lesson:
         fade_s: how long an excerpt takes to go over into its beginning, see `renders.circles`.
         open_every: every so many steps, excerpts have ends instead.
         continuous: share of excerpts that are decoded from the latent, and not from codes.
-        waveform, convergence, magnitude, mel, level: weights, see `spectral.Distances`.
+        waveform, convergence, magnitude, mel, level, change: weights, see `spectral.Distances`.
         deceit, features: weights against the critics.
         adversarial: where in the run their stage begins; 1: never.
         adversarial_rate: its share of the learning rate.
@@ -58,6 +61,7 @@ class Lesson:
     magnitude: float = 0.5
     mel: float = 1.5
     level: float = 2.0
+    change: float = 0.0
     deceit: float = 0.1
     features: float = 1.0
     adversarial: float = 0.7
@@ -65,7 +69,7 @@ class Lesson:
 
 
 CONFIG, LESSON = CodecConfig(), Lesson()
-WEIGHTS = ("waveform", "convergence", "magnitude", "mel", "level", "deceit", "features")
+WEIGHTS = ("waveform", "convergence", "magnitude", "mel", "level", "change", "deceit", "features")
 SHARES = ("continuous", "adversarial", "adversarial_rate")
 N_VALID = 24
 
@@ -103,8 +107,11 @@ class CodecTask(fit.Task):
         valid: Callable[[], list[Samples]],
         device: torch.device,
         heard: dict[str, Any],
+        *,
+        decoder_only: bool = False,
     ) -> None:
         torch.manual_seed(settings.seed)
+        self.decoder_only = decoder_only
         self.lesson, self.settings, self.sounds, self.device = lesson, settings, sounds, device
         self.valid, self.heard = functools.cache(valid), heard
         self.model: Codec = Codec(config).to(device)
@@ -122,6 +129,7 @@ class CodecTask(fit.Task):
         return {
             "codec": asdict(self.model.config),
             "lesson": asdict(self.lesson),
+            "decoder_only": self.decoder_only,
             "heard": self.heard,
         }
 
@@ -131,11 +139,13 @@ class CodecTask(fit.Task):
         wanted = self._batch(number)
         circular = lesson.open_every == 0 or number % lesson.open_every != 0
         continuous = torch.rand(len(wanted), device=self.device) < lesson.continuous
-        if stage == 0:
+        if stage == 0 and not self.decoder_only:
             coded = self.model(wanted, continuous, circular=circular)
             found, commitment = coded.wave, coded.quantized.commitment
         else:
-            with torch.no_grad():  # what codes mean stands still; the codebooks settle on it
+            # What codes mean stands still. Codebooks settle on it, or else keep every code.
+            self.model.quantizer.train(not self.decoder_only)
+            with torch.no_grad():
                 latent = self.model.encode(wanted, circular=circular)
                 quantized = self.model.quantizer(latent)
                 chosen = torch.where(continuous[:, None, None], latent, quantized.latent)
@@ -148,6 +158,7 @@ class CodecTask(fit.Task):
             + lesson.magnitude * apart.magnitude
             + lesson.mel * apart.mel
             + lesson.level * apart.level
+            + lesson.change * apart.change
             + self.model.config.commitment * commitment
         )
         terms = {**apart._asdict(), "commitment": commitment}
@@ -224,6 +235,7 @@ def codec(
     config: CodecConfig = CONFIG,
     lesson: Lesson = LESSON,
     begin_with: Path | None = None,
+    decoder_only: bool = False,
     n_workers: int = 1,
     device: torch.device,
     resume: bool = False,
@@ -234,6 +246,7 @@ def codec(
     Args:
         soundfonts: renders take turns with them.
         begin_with: a run whose codec is to learn more; its sizes are kept.
+        decoder_only: keep its encoder and codebooks bit for bit.
         n_workers: processes that render.
 
     Raises:
@@ -249,7 +262,12 @@ def codec(
         "soundfonts": [path.name for path in soundfonts],
         "begun_with": None if begun is None else coder.fingerprint(begun),
     }
-    about = {"settings": asdict(settings), "lesson": asdict(lesson), "data": heard}
+    about = {
+        "settings": asdict(settings),
+        "lesson": asdict(lesson),
+        "decoder_only": decoder_only,
+        "data": heard,
+    }
     try:
         task = CodecTask(
             config if begun is None else begun.config,
@@ -259,6 +277,7 @@ def codec(
             lambda: _valid(Renders(others, soundfonts, variety, seed=settings.seed), config),
             device,
             heard,
+            decoder_only=decoder_only,
         )
         if begun is not None:
             task.model.load_state_dict(begun.state_dict())

@@ -16,7 +16,7 @@ import torch
 from test_renders import bundled
 from torch import Tensor, nn
 
-from audioloop import balance, coder, fit, train
+from audioloop import balance, coded, coder, fit, train
 from audioloop.codec import Codec, CodecConfig
 from audioloop.fit import Progress, Settings, Stage
 from audioloop.train import CodecTask, Lesson
@@ -79,8 +79,11 @@ def task(
     lesson: Lesson = LESSON,
     heard: Sounds = sounds,
     config: CodecConfig = CONFIG,
+    *,
+    decoder_only: bool = False,
 ) -> CodecTask:
-    return CodecTask(config, lesson, settings, heard, lambda: [VALID], CPU, {"of": "tests"})
+    valid, about = (lambda: [VALID]), {"of": "tests"}
+    return CodecTask(config, lesson, settings, heard, valid, CPU, about, decoder_only=decoder_only)
 
 
 def run(
@@ -89,9 +92,11 @@ def run(
     lesson: Lesson = LESSON,
     heard: Sounds = sounds,
     config: CodecConfig = CONFIG,
+    *,
+    decoder_only: bool = False,
     **more: Any,
 ) -> fit.Result:
-    made = task(settings, lesson, heard, config)
+    made = task(settings, lesson, heard, config, decoder_only=decoder_only)
     return fit.fit(made, settings, folder, about={"of": "tests"}, **more)
 
 
@@ -184,6 +189,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "by the clock": {"settings": replace(SETTINGS, steps=None, minutes=1.0)},
     "another lesson": {"lesson": replace(LESSON, mel=0.1)},
     "another codec": {"config": replace(CONFIG, fine=48)},
+    "its decoder only": {"decoder_only": True},
 }
 
 
@@ -360,6 +366,22 @@ def test_each_stage_moves_its_own_parts(
     fit.fit(made, SETTINGS, tmp_path, about={})
     after = parts(made)
     assert {name for name in before if not equal(before[name], after[name])} == moved
+
+
+@pytest.mark.parametrize("adversarial", [0.5, 1.0])
+def test_a_decoder_that_learns_alone_leaves_codes_bit_for_bit(
+    adversarial: float, tmp_path: Path
+) -> None:
+    lesson = replace(LESSON, adversarial=adversarial, change=1.0)
+    made = task(lesson=lesson, decoder_only=True)
+    with torch.no_grad():
+        made.model.encoder.out.weight[0, 0] = -0.0  # which a sum with 0 would make +0
+    meant = coded.codes_of(made.model)
+    before = made.model.decoder.split.weight.clone()
+    fit.fit(made, SETTINGS, tmp_path, about={})
+    found = coder.load(tmp_path)
+    assert coded.codes_of(found) == coded.codes_of(made.model) == meant
+    assert not torch.equal(found.decoder.split.weight, before)
 
 
 def test_a_codec_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

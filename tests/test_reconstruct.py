@@ -254,6 +254,7 @@ def test_a_codec_is_trained_with_one_command_and_goes_on(
         (["--steps", 1, "--lesson", "volume=1"], 2, "it has waveform, convergence"),
         (["--steps", 1, "--lesson", "mel=loud"], 2, "'loud' is no number"),
         (["--steps", 1, "--lesson", "adversarial=2"], 2, "out of range"),
+        (["--steps", 1, "--decoder-only"], 2, "--begin-with"),
         (["--steps", 1, "--begin-with", "nowhere"], 1, "no config.json"),
         (["--steps", 1, "--sf2", "nowhere.sf2"], 1, "nowhere.sf2"),
     ],

@@ -53,7 +53,7 @@ def test_equal_waves_are_at_no_distance(circular: bool) -> None:
     x = noise()
     found = distances(x, x.clone(), RATE, circular=circular)
     assert float(found.waveform) == pytest.approx(-3, abs=1e-2)
-    assert (float(found.magnitude), float(found.mel)) == (0, 0)
+    assert (float(found.magnitude), float(found.mel), float(found.change)) == (0, 0, 0)
     assert float(found.convergence) == pytest.approx(0, abs=0.02)  # a root has a floor
 
 
@@ -80,6 +80,18 @@ def test_twice_as_loud_is_the_logarithm_of_2_in_every_loud_bin() -> None:
     assert float(found.magnitude) == pytest.approx(0.6931, abs=2e-3)
     assert float(found.mel) == pytest.approx(0.6931, abs=2e-3)
     assert float(found.convergence) == pytest.approx(1, abs=2e-3)
+
+
+def test_louder_throughout_is_no_change_and_swelling_is_one_by_hand() -> None:
+    x = 100 * noise(4 * N)
+    assert float(distances(2 * x, x, RATE, circular=True).change) == pytest.approx(0, abs=1e-4)
+    swell = 2 ** torch.sin(2 * torch.pi * torch.arange(4 * N) / (4 * N))
+    found = distances(swell * x, x, RATE, circular=True)
+    # The mean size of a sine is 2 / pi; and sin(t) - sin(t - a) is one of 2 sin(a / 2).
+    moves = [2 * math.sin(math.pi * window / (4 * N)) for window in spectral.WINDOWS]
+    mean = math.log(2) * 2 / math.pi
+    assert float(found.mel) == pytest.approx(mean, rel=0.02)
+    assert float(found.change) == pytest.approx(mean * sum(moves) / len(moves), rel=0.02)
 
 
 @pytest.mark.parametrize("hops", [1, 4, 9])

@@ -39,8 +39,12 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--lesson", "changes", multiple=True, metavar="NAME=VALUE",
-    help="What counts how much for a codec: waveform, convergence, magnitude, mel, level, deceit, "
-    "features; adversarial: where in the run critics begin.",
+    help="What counts how much for a codec: waveform, convergence, magnitude, mel, level, change, "
+    "deceit, features; adversarial: where in the run critics begin.",
+)  # fmt: skip
+@click.option(
+    "--decoder-only", is_flag=True,
+    help="Leave the encoder and the codes of a codec as they are, for models that learned them.",
 )  # fmt: skip
 @click.option(
     "--loops", "n_loops", type=click.IntRange(1), metavar="N",
@@ -72,6 +76,7 @@ def train(
     soundfonts: tuple[Path, ...],
     begin_with: Path | None,
     changes: tuple[str, ...],
+    decoder_only: bool,
     n_loops: int | None,
     coded: Path | None,
     run: Path | None,
@@ -90,7 +95,10 @@ def train(
     from midiloop.fit import choose_device
     from midiloop.store import LoopDataset
 
-    _only(model == "codec", {"--lesson": changes or None}, "a codec")
+    mine = {"--lesson": changes or None, "--decoder-only": decoder_only or None}
+    _only(model == "codec", mine, "a codec")
+    if decoder_only and begin_with is None:
+        raise click.UsageError("--decoder-only: say which codec's decoder by --begin-with.")
     theirs = {"--loops": n_loops, "--coded": coded, "--codec": run, "--precision": precision}
     _only(model != "codec", theirs, "masked and causal")
     fonts = [synth.soundfont(path).resolve() for path in soundfonts or (None,)]
@@ -107,8 +115,8 @@ def train(
         lesson = train.lesson_of(changes)
         with report.sounding(model) as live:
             result = train.codec(
-                loops, out, how, fonts, lesson=lesson, on_progress=live,
-                **shared,
+                loops, out, how, fonts, lesson=lesson, decoder_only=decoder_only,
+                on_progress=live, **shared,
             )  # fmt: skip
     else:
         from audioloop import token_train

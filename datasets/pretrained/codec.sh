@@ -6,12 +6,22 @@
 # An interrupted run goes on where it was when it is started again. It is as long as the clock says,
 # so a faster machine makes more steps of it, and other weights.
 set -euo pipefail
-midi=$1 folder=$2
+midi=$1 folder=$2 soundfont=${3-}
 mkdir -p "$folder"
 [ -d "$folder/loops" ] || midiloop extract "$midi" -o "$folder/loops" --rules open --resume
-audioloop train codec "$folder/loops" -o "$folder/spectra" --minutes 32.5 ${3:+--sf2 "$3"} --resume \
-  --lesson waveform=1 --lesson level=1 --lesson adversarial=1
-audioloop train codec "$folder/loops" -o "$folder/codec" --minutes 36 ${3:+--sf2 "$3"} --resume \
-  --begin-with "$folder/spectra" --learning-rate 5e-4
-python -c "from pathlib import Path; from audioloop import coder; from midiloop import checkpoint
-checkpoint.pack(Path('$folder/codec'), Path('$folder/packed-codec'), coder.KINDS)"
+train() {  # NAME MINUTES [OPTIONS]
+  audioloop train codec "$folder/loops" -o "$folder/$1" --minutes "$2" \
+    ${soundfont:+--sf2 "$soundfont"} --resume "${@:3}"
+}
+pack() {  # NAME PACKED
+  [ -d "$folder/$2" ] || python -c "from pathlib import Path; from audioloop import coder
+from midiloop import checkpoint
+checkpoint.pack(Path('$folder/$1'), Path('$folder/$2'), coder.KINDS)"
+}
+train spectra 32.5 --lesson waveform=1 --lesson level=1 --lesson adversarial=1
+train codec 36 --begin-with "$folder/spectra" --learning-rate 5e-4
+pack codec packed-codes
+# What its codes mean is settled, in 16 bits. The decoder learns on alone, and not to waver.
+train decoder 36 --begin-with "$folder/packed-codes" --decoder-only --learning-rate 5e-4 \
+  --lesson change=8 --lesson adversarial=1
+pack decoder packed-codec
