@@ -13,6 +13,19 @@ from audioloop.tokens import Causal
 CONTEXT = 100
 
 
+def prompt(
+    model: Causal, condition: Condition, n_frames: int, generator: torch.Generator
+) -> Tensor:
+    """The first frames of a ring, int64 (B, K, ``n_frames``), for each condition of one.
+
+    The model plays itself in: it writes what comes before them as well, which is not kept. What
+    begins out of nothing begins as no loop does that has gone round.
+    """
+    before = min(CONTEXT, condition.frames.shape[-1])
+    line = condition.taken(torch.arange(-before, n_frames))
+    return written(model, line, generator)[..., before:]
+
+
 @torch.no_grad()
 def written(
     model: Causal,

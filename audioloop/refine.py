@@ -197,7 +197,8 @@ def generate(
 
     Args:
         label: tempo, bars and meter.
-        primed: let the causal model write the first half, as LoopGen's hybrid does.
+        primed: let the causal model write the first half, as in LoopGen's hybrid, see
+            `priming.prompt`.
 
     Returns:
         Waves (1, samples), of exactly as many samples as the label says. Number i depends on the

@@ -69,6 +69,27 @@ def test_a_hotter_line_is_less_likely(model: Causal, rng: np.random.Generator) -
     assert likely(0.5) > likely(1.0) > likely(3.0)
 
 
+@pytest.mark.parametrize("n_frames", [10, FRAMES])
+def test_a_prompt_is_the_end_of_a_line_that_has_gone_round(
+    n_frames: int, model: Causal, rng: np.random.Generator
+) -> None:
+    condition = told(rng, n=2)
+    both = condition.taken(torch.arange(FRAMES + n_frames))
+    line = priming.written(model, both, seeded())
+    found = priming.prompt(model, condition, n_frames, seeded())
+    assert torch.equal(found, line[..., FRAMES:])
+
+
+def test_before_a_prompt_of_a_long_ring_only_so_much_is_written(
+    model: Causal, rng: np.random.Generator
+) -> None:
+    condition = told(rng, priming.CONTEXT + 20)
+    heard = condition.taken(torch.arange(20, priming.CONTEXT + 25))
+    line = priming.written(model, heard, seeded())
+    found = priming.prompt(model, condition, 5, seeded())
+    assert torch.equal(found, line[..., priming.CONTEXT :])
+
+
 @pytest.mark.parametrize("stage", range(TINY.codebooks))
 def test_a_judge_says_what_the_model_does_of_the_loop_after_itself(
     stage: int, model: Causal, rng: np.random.Generator
