@@ -42,7 +42,7 @@ ITEM_TIMEOUT_S = 3600.0
 KEPT_ITEMS = 3  # whose loops can be kept to be heard
 RECORD = "settings.json"
 FREE = ("items", "keep_audio")  # settings that change nothing of an item
-DRAWN = ("temperature", "top_p", "guidance", "shuffling")  # what no option says
+DRAWN = ("top_p", "guidance", "shuffling")  # what no option says
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,16 @@ def run(
         )
     source = Source(renders.loops(dataset, "test"), soundfont, codec, masked, causal, settings)
     SoundFont(soundfont, shape.rate)  # one that cannot be loaded is an error here
+    taste = settings.taste
     kept = {key: value for key, value in asdict(settings).items() if key not in FREE}
     about: dict[str, Any] = {
         "settings": kept,
-        "taste": {key: getattr(settings.taste, key) for key in DRAWN},
+        "taste": {
+            "temperature": {
+                name: taste.config(told=name == "told").temperature for name in SETTINGS
+            },
+            **{key: getattr(taste, key) for key in DRAWN},
+        },
         "models": {
             "codec": coder.fingerprint(filler.codec),
             "masked": coder.fingerprint(filler.masked),

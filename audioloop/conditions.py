@@ -39,6 +39,11 @@ class Condition(NamedTuple):
     kit: Tensor
     bass: Tensor
 
+    @property
+    def notes(self) -> bool:
+        """Whether notes of any of the loops are told, be they rests."""
+        return bool(self.frames[:, NOTES - 1].any())
+
     def to(self, device: torch.device) -> Condition:
         """The same on a device."""
         return Condition(*(tensor.to(device) for tensor in self))

@@ -25,6 +25,9 @@ from audioloop.tokens import Causal, Masked
 from audioloop.wave import Wave
 from midiloop.errors import CallError
 
+# Temperatures. Notes say enough of what is to come; without them, what is likeliest is silence.
+TOLD, FREE = 0.5, 1.0
+
 
 @dataclass(frozen=True)
 class Taste:
@@ -32,7 +35,8 @@ class Taste:
 
     Attributes:
         steps: of each codebook.
-        temperature, top_p: see `DecodeConfig`.
+        temperature: see `DecodeConfig`; None for `TOLD` where notes are told, else `FREE`.
+        top_p: see `DecodeConfig`.
         guidance: how many times the way that the notes show is gone at first; at last it is 1.
         shuffling: how much chance decides of what is kept at first, 0 to 1.
         rescoring: weight of the causal model's say in what is kept, 0 to 1.
@@ -40,7 +44,7 @@ class Taste:
     """
 
     steps: tuple[int, ...] = (20, 8, 6, 6)
-    temperature: float = 1.0
+    temperature: float | None = None
     top_p: float = 0.9
     guidance: float = 1.5
     shuffling: float = 1.0
@@ -50,7 +54,7 @@ class Taste:
     def __post_init__(self) -> None:
         """Raise `CallError` unless each is in its range."""
         ranges = {
-            "temperature": 0 <= self.temperature <= 100,
+            "temperature": self.temperature is None or 0 <= self.temperature <= 100,
             "top-p": 0 <= self.top_p <= 1,
             "guidance": 0 <= self.guidance <= 100,
             "shuffling": 0 <= self.shuffling <= 1,
@@ -61,12 +65,12 @@ class Taste:
                 value = getattr(self, name.replace("-", "_"))
                 raise CallError(f"{name} {value}: out of range; leave it out for the default")
 
-    @property
-    def config(self) -> DecodeConfig:
-        """For a ring."""
+    def config(self, *, told: bool) -> DecodeConfig:
+        """For a ring whose notes are told, or are not."""
+        usual = TOLD if told else FREE
         return DecodeConfig(
             steps=self.steps,
-            temperature=self.temperature,
+            temperature=usual if self.temperature is None else self.temperature,
             top_p=self.top_p,
             guidance=self.guidance,
             shuffling=self.shuffling,
@@ -131,10 +135,11 @@ class Filler:
         if taste.rescoring:
             judge = priming.judge(self._causal("rescored"), condition)
             rescoring = Rescoring(judge, taste.rescoring)
+        config = taste.config(told=condition.notes)
         ways = []
         for number, one in enumerate(given.expand(n, -1, -1)):
             generator = taste.generator(number, self.device)
-            ways.append(decode.decode(predict, one[None], gap, generator, taste.config, rescoring))
+            ways.append(decode.decode(predict, one[None], gap, generator, config, rescoring))
         return torch.cat(ways)
 
     @torch.inference_mode()
@@ -147,9 +152,9 @@ class Filler:
             CallError: there is no causal model.
         """
         model = self._causal("primed")
-        start = condition._replace(frames=condition.frames[..., :n_frames]).to(self.device)
+        told = condition.to(self.device)
         generators = (taste.generator(-1 - number, self.device) for number in range(n))
-        return torch.cat([priming.written(model, start, generator) for generator in generators])
+        return torch.cat([priming.prompt(model, told, n_frames, one) for one in generators])
 
     def _causal(self, what: str) -> Causal:
         if self.causal is None:

@@ -188,7 +188,7 @@ def headline(found: Comparison) -> dict[str, Any]:
         shown[setting] = {
             "gain": {
                 row: gain(nats[row], nats[BASELINE])._asdict()
-                for row in ("ring", "tiled", "LoopGen tiled", "LoopGen")
+                for row in ("ring", "tiled", "hybrid ring", "hybrid tiled", *MENDED.values())
             },
             "ring_indistinguishable": None if apart is None else apart.indistinguishable,
             "mended_worse_in": worse_in,

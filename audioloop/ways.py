@@ -22,7 +22,7 @@ from audioloop.codec import Codec
 from audioloop.conditions import Condition
 from audioloop.fill import Filler, Taste
 from audioloop.magnet import decode, loops
-from audioloop.magnet.decode import Judge, Predict, Rescoring
+from audioloop.magnet.decode import DecodeConfig, Judge, Predict, Rescoring
 from audioloop.tokens import Causal
 from audioloop.wave import Wave
 from midiloop.grid import BEATS_PER_BAR
@@ -62,9 +62,9 @@ ROWS = {
     "LoopGen tiled": Row("masked", "tiles in the window, by LoopGen's procedure", "56.17 ± 11.78"),
     "LoopGen": Row("masked", "the same, its first half by the causal model", "84.29 ± 22.66"),
     "tiled": Row("masked", "tiles in the window, LoopGen's procedure mended"),
-    "hybrid tiled": Row("masked", "the same, its first half by the causal model"),
+    "hybrid tiled": Row("masked", "the same, its first half by the causal model, played in"),
     "ring": Row("masked", "on the ring"),
-    "hybrid ring": Row("masked", "the same, its first half by the causal model"),
+    "hybrid ring": Row("masked", "the same, its first half by the causal model, played in"),
 }
 REFERENCES = (RENDER, CODES, ALIGNED, CUT, SPLICED)
 
@@ -94,6 +94,11 @@ class Asked:
         """The model that goes on."""
         assert self.filler.causal is not None  # as it was loaded
         return self.filler.causal
+
+    @property
+    def config(self) -> DecodeConfig:
+        """How codes are drawn on a ring."""
+        return self.taste.config(told=self.condition.notes)
 
     @property
     def gap(self) -> int:
@@ -175,11 +180,15 @@ def ways(sought: Asked) -> Iterator[tuple[str, Made]]:
         line, seconds = _timed(functools.partial(write, sought))
         yield f"{name} naive", _cut(sought, line, 0, sought.window, seconds)
         yield f"{name} beat-aligned", _cut(sought, line, 0, sought.n_frames, seconds)
-    prompt, prompt_s = _timed(functools.partial(_prompt, sought))
-    open_ = torch.full((1, prompt.shape[1], sought.n_frames), sought.gap)
-    begun = open_.clone()
-    begun[..., : prompt.shape[2]] = prompt
-    for name, codes, before_s in (("LoopGen tiled", open_, 0.0), ("LoopGen", begun, prompt_s)):
+    half, n_codebooks = sought.n_frames // 2, sought.filler.masked.config.codebooks
+    open_ = torch.full((1, n_codebooks, sought.n_frames), sought.gap)
+
+    def begun(write: Callable[[Asked, int], Tensor]) -> tuple[Tensor, float]:
+        prompt, seconds = _timed(functools.partial(write, sought, half))
+        return torch.cat([prompt, open_[..., half:]], -1), seconds
+
+    from_nothing, in_music = (begun(write) for write in (_prompt, _played_in))
+    for name, (codes, before_s) in (("LoopGen tiled", (open_, 0.0)), ("LoopGen", from_nothing)):
         left = loops.margin(codes, sought.window, sought.gap)
         tile, seconds = _timed(functools.partial(_loopgen, sought, name, codes, left))
         window = tile[..., (torch.arange(sought.window) - left) % sought.n_frames]
@@ -190,7 +199,7 @@ def ways(sought: Asked) -> Iterator[tuple[str, Made]]:
         ("tiled", loops.tiled(line_, sought.n_frames, sought.window)),
         ("ring", loops.ring(masked, condition)),
     ):
-        for row, codes, before_s in ((name, open_, 0.0), (f"hybrid {name}", begun, prompt_s)):
+        for row, (codes, before_s) in ((name, (open_, 0.0)), (f"hybrid {name}", in_music)):
             ring, seconds = _timed(functools.partial(_goes_round, sought, row, predict, codes))
             latent = coder.latent_of(ring, sought.filler.codec)
             yield row, _on_ring(sought, latent, before_s + seconds)
@@ -202,10 +211,16 @@ def _causal_line(sought: Asked) -> Tensor:
     return priming.written(sought.causal, condition, sought.generator("causal"))
 
 
-def _prompt(sought: Asked) -> Tensor:
-    """The first half of the ring's codes, by the causal model."""
-    condition = sought.taken(0, sought.n_frames // 2)
+def _prompt(sought: Asked, n_frames: int) -> Tensor:
+    """The ring's first codes, by the causal model and out of nothing, as LoopGen has them."""
+    condition = sought.taken(0, n_frames)
     return priming.written(sought.causal, condition, sought.generator("prompt"))
+
+
+def _played_in(sought: Asked, n_frames: int) -> Tensor:
+    """The same as they are where the ring has gone round before."""
+    generator = sought.generator("prompt")
+    return priming.prompt(sought.causal, sought.condition, n_frames, generator)
 
 
 def _masked_line(sought: Asked) -> Tensor:
@@ -214,7 +229,7 @@ def _masked_line(sought: Asked) -> Tensor:
     masked = sought.filler.masked
     codes = torch.full((1, masked.config.codebooks, sought.window), sought.gap)
     predict = loops.asked(masked, condition, circular=False)
-    config = replace(sought.taste.config, ring=False)
+    config = replace(sought.config, ring=False)
     generator = sought.generator("masked")
     rescoring = _rescoring(sought, _line_judge(sought.causal, condition))
     return decode.decode(predict, codes, sought.gap, generator, config, rescoring)
@@ -228,13 +243,13 @@ def _loopgen(sought: Asked, row: str, codes: Tensor, left: int) -> Tensor:
         sought.window,
         sought.gap,
         sought.generator(row),
-        replace(sought.taste.config, ring=False),
+        replace(sought.config, ring=False),
         _rescoring(sought, _line_judge(sought.causal, condition)),
     )
 
 
 def _goes_round(sought: Asked, row: str, predict: Predict, codes: Tensor) -> Tensor:
-    config, generator = sought.taste.config, sought.generator(row)
+    config, generator = sought.config, sought.generator(row)
     rescoring = _rescoring(sought, priming.judge(sought.causal, sought.condition))
     return decode.decode(predict, codes, sought.gap, generator, config, rescoring)
 

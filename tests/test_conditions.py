@@ -136,6 +136,8 @@ def test_a_beat_may_be_told_without_notes_and_empty_bars_are_notes() -> None:
     assert not beat[:NOTES].any()
     assert torch.equal(beat[NOTES:], rest[NOTES:])
     assert rest[:NOTES].sum() == rest[SAID].sum() == 100
+    assert Told(np.zeros((STEPS, LOOP.columns), np.bool_), STEPS).on(100, FRAMES_PER_S).notes
+    assert not Told(steps=STEPS, kit=40).on(100, FRAMES_PER_S).notes
 
 
 def test_silenced_is_as_if_nothing_had_been_told(roll: Roll) -> None:

@@ -22,7 +22,7 @@ from audioloop.given import Given
 from audioloop.label import Label
 from audioloop.refine import Part
 from audioloop.tokens import Causal, Masked, TokenConfig
-from audioloop.wave import Format, Wave
+from audioloop.wave import Format, Samples, Wave
 from handmade import groove, random_rolls
 from midiloop import checkpoint, score
 from midiloop.errors import CallError, LoopError
@@ -286,12 +286,18 @@ def test_who_is_not_there_has_no_say(filler: Filler) -> None:
         refine.refine(loop_of(Label(240, 1)), alone, Part(0), taste=replace(FAST, rescoring=0.5))
 
 
-def test_codes_are_drawn_alike_whatever_is_told(filler: Filler) -> None:
+def test_where_notes_are_told_codes_are_drawn_tamer_unless_said_otherwise(filler: Filler) -> None:
     loop = loop_of(Label(240, 1), roll=True)
-    for free in (False, True):
-        usual = refine.refine(loop, filler, Part(0), free=free)[0][0].samples
-        same = refine.refine(loop, filler, Part(0), free=free, taste=fill.TASTE)[0][0].samples
-        assert np.array_equal(usual, same)
+
+    def made(free: bool, temperature: float | None) -> Samples:
+        taste = replace(FAST, temperature=temperature)
+        return refine.refine(loop, filler, Part(0), free=free, taste=taste)[0][0].samples
+
+    assert fill.TOLD < fill.FREE
+    for free, usual in ((False, fill.TOLD), (True, fill.FREE)):
+        assert np.array_equal(made(free, None), made(free, usual))
+        other = fill.TOLD + fill.FREE - usual
+        assert not np.array_equal(made(free, None), made(free, other))
 
 
 @pytest.mark.parametrize(

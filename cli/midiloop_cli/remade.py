@@ -29,7 +29,10 @@ def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
         click.option("--variations", type=click.IntRange(1, 1000), default=1, show_default=True),
-        click.option("--temperature", type=float, help="Below 1 tamer, above 1 wilder."),
+        click.option(
+            "--temperature", type=float,
+            help="Lower is tamer, higher is wilder; 0.5 where notes are told, else 1.",
+        ),
         click.option("--top-p", type=float, help="The nucleus that codes are drawn from."),
         click.option("--guidance", type=float, help="How strictly the notes are followed."),
         click.option(
