@@ -8,7 +8,7 @@ SYSTEM := libfluidsynth3 chromium
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-slow test-audiocraft system lint fuzz bench bench-models bench-render \
-	bench-seams bench-codec bench-magnet clean
+	bench-seams bench-codec bench-magnet bench-onsets clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo  ## songs -> loops -> new loops -> audio -> a half made anew -> its seam
@@ -66,6 +66,9 @@ bench-seams: $(VENV)/.dev  ## how seamless 200 generated loops are at random tem
 
 bench-magnet: $(VENV)/.dev  ## what the models of codes can do: make bench-magnet LOOPS=dataset
 	$(BIN)/python tests/benchmarks/magnet.py $(LOOPS)
+
+bench-onsets: $(VENV)/.dev  ## set up what hears onsets for it: make bench-onsets LOOPS=dataset
+	$(BIN)/python tests/benchmarks/onsets.py $(LOOPS)
 
 bench-codec: $(VENV)/.dev  ## how near the codec comes: make bench-codec LOOPS=dataset
 	$(BIN)/python tests/benchmarks/codec.py $(LOOPS)

@@ -1,6 +1,7 @@
 """Where notes are heard to begin, and how a detector was set up to hear it.
 
-    python tests/benchmarks/onsets.py LOOPS [--loops 24] [--masked RUN] [--codec RUN] [--sf2 FILE]
+    python tests/benchmarks/onsets.py LOOPS [--loops 24] [--temperature 1] [--masked RUN]
+                                            [--codec RUN] [--sf2 FILE]
 
 librosa's onset detector is made for clean audio: it looks 80 dB below the loudest, where a codec
 hisses, and it says an onset some milliseconds after it was. So its range and threshold are chosen
@@ -50,7 +51,7 @@ class Detector(NamedTuple):
 
 
 LIBROSA = Detector(80.0, 0.07)  # as it comes
-CHOSEN = Detector(60.0, 0.1, 0.016)
+CHOSEN = Detector(60.0, 0.07, 0.016)
 RANGES_DB, THRESHOLDS = (50.0, 60.0, 70.0, 80.0), (0.05, 0.07, 0.1, 0.15)
 
 
@@ -127,12 +128,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--loops", type=int, default=24)
+    parser.add_argument("--temperature", type=float)
     parser.add_argument("--masked", type=Path)
     parser.add_argument("--codec", type=Path)
     parser.add_argument("--sf2", type=Path)
     options = parser.parse_args()
     filler = fill.load(options.masked, codec=options.codec)
     font = synth.SoundFont(synth.soundfont(options.sf2), RATE)
+    taste = fill.Taste(temperature=options.temperature)
     waves: dict[str, list[Wave]] = {"render": [], "codes": [], "generated": []}
     rolls = []
     for loop in loops(options.dataset, "valid", options.loops):
@@ -142,7 +145,7 @@ def main() -> None:
         codes = coder.encoded(true, filler.codec).codes
         waves["render"].append(true)
         waves["codes"].append(filler.decoded(codes, len(true), RATE))
-        waves["generated"].append(refine.generate(loop.label, told, filler, rate=RATE)[0])
+        waves["generated"] += refine.generate(loop.label, told, filler, rate=RATE, taste=taste)
         rolls.append(told.roll)
     print(f"{len(rolls)} loops of validation songs; F1 within {1000 * WITHIN_S:g} ms\n")
     print(
