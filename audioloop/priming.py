@@ -11,6 +11,9 @@ from audioloop.tokens import Causal
 
 # Frames before the first of a ring that are heard first: a listener has heard the loop before.
 CONTEXT = 100
+# Frames that are played before a prompt begins. What goes on for longer is slower to make, and
+# more often falls silent.
+PLAYED_IN = 32
 
 
 def prompt(
@@ -21,7 +24,7 @@ def prompt(
     The model plays itself in: it writes what comes before them as well, which is not kept. What
     begins out of nothing begins as no loop does that has gone round.
     """
-    before = min(CONTEXT, condition.frames.shape[-1])
+    before = min(PLAYED_IN, condition.frames.shape[-1])
     line = condition.taken(torch.arange(-before, n_frames))
     return written(model, line, generator)[..., before:]
 

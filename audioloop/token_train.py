@@ -62,7 +62,7 @@ class Study:
     open_every: int = 4
     first: float = 0.5
     all_unsaid: float = 0.12
-    without_notes: float = 0.4
+    without_notes: float = 0.25
     unsaid: float = 0.12
     fewer: float = 0.3
     precision: str = "float32"

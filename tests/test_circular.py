@@ -131,6 +131,20 @@ def test_attention_is_its_formula(circular: bool) -> None:
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("mask", "causal"), [(None, False), (near(9, 2, circular=False), False), (None, True)]
+)
+def test_attention_is_the_same_where_gradients_are_wanted(
+    mask: Tensor | None, causal: bool
+) -> None:
+    attention, x = Attention(16, 2).double(), torch.randn(2, 9, 16, dtype=torch.float64)
+    found = attention(x, circular=False, mask=mask, causal=causal)
+    assert found.requires_grad
+    with torch.no_grad():
+        expected = attention(x, circular=False, mask=mask, causal=causal)
+    torch.testing.assert_close(found.detach(), expected, atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("n", LENGTHS)
 def test_restricted_attention_round_a_circle_commutes_with_rotation(n: int) -> None:
     attention = Attention(16, 2).double()

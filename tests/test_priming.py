@@ -83,11 +83,11 @@ def test_a_prompt_is_the_end_of_a_line_that_has_gone_round(
 def test_before_a_prompt_of_a_long_ring_only_so_much_is_written(
     model: Causal, rng: np.random.Generator
 ) -> None:
-    condition = told(rng, priming.CONTEXT + 20)
-    heard = condition.taken(torch.arange(20, priming.CONTEXT + 25))
+    condition = told(rng, priming.PLAYED_IN + 20)
+    heard = condition.taken(torch.arange(20, priming.PLAYED_IN + 25))
     line = priming.written(model, heard, seeded())
     found = priming.prompt(model, condition, 5, seeded())
-    assert torch.equal(found, line[..., priming.CONTEXT :])
+    assert torch.equal(found, line[..., priming.PLAYED_IN :])
 
 
 @pytest.mark.parametrize("stage", range(TINY.codebooks))
