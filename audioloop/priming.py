@@ -11,8 +11,7 @@ from audioloop.tokens import Causal
 
 # Frames before the first of a ring that are heard first: a listener has heard the loop before.
 CONTEXT = 100
-# Frames that are played before a prompt begins. What goes on for longer is slower to make, and
-# more often falls silent.
+# Frames that are played before a prompt begins: each of them takes as long as one that is kept.
 PLAYED_IN = 32
 
 
