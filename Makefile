@@ -8,7 +8,7 @@ SYSTEM := libfluidsynth3 chromium
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-slow test-audiocraft system lint fuzz bench bench-models bench-render \
-	bench-seams bench-codec bench-magnet bench-onsets clean
+	bench-seams bench-codec bench-magnet bench-onsets bench-following bench-attention clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo  ## songs -> loops -> new loops -> audio -> a half made anew -> its seam
@@ -69,6 +69,12 @@ bench-magnet: $(VENV)/.dev  ## what the models of codes can do: make bench-magne
 
 bench-onsets: $(VENV)/.dev  ## set up what hears onsets for it: make bench-onsets LOOPS=dataset
 	$(BIN)/python tests/benchmarks/onsets.py $(LOOPS)
+
+bench-following: $(VENV)/.dev  ## where onsets are lost: make bench-following LOOPS=dataset
+	$(BIN)/python tests/benchmarks/following.py $(LOOPS)
+
+bench-attention: $(VENV)/.dev  ## how fast attention learns on a CPU
+	$(BIN)/python tests/benchmarks/attention.py
 
 bench-codec: $(VENV)/.dev  ## how near the codec comes: make bench-codec LOOPS=dataset
 	$(BIN)/python tests/benchmarks/codec.py $(LOOPS)

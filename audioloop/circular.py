@@ -140,7 +140,7 @@ class Attention(nn.Module):
         """
         query, key, value = self._parts(x)
         query, key = (turned(a, circular=circular) for a in (query, key))
-        return self._joined(_mixed(query, key, value, mask, causal=causal))
+        return self._joined(attended(query, key, value, mask, causal=causal))
 
     def after(self, x: Tensor, heard: Heard) -> tuple[Tensor, Heard]:
         """What `forward`, causal on a line, gives for places (B, T, D) that come after others."""
@@ -170,14 +170,15 @@ class Attention(nn.Module):
         return out
 
 
-def _mixed(
+def attended(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool
 ) -> Tensor:
     """Scaled dot-product attention: (B, heads, T, D) to the same."""
-    if not torch.is_grad_enabled() or query.device.type != "cpu":
+    half_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    if not (torch.is_grad_enabled() and half_on_cpu):
         return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
-    # On a CPU, plain products have the faster gradient, and there is room for all pairs of the few
-    # hundred places that are learned from at once.
+    # In bfloat16 on a CPU, plain products have the faster gradient (tests/benchmarks/attention.py),
+    # and there is room for all pairs of the few hundred places that are learned from at once.
     if causal:
         mask = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool).tril()
     likeness = (query * query.shape[-1] ** -0.5) @ key.mT

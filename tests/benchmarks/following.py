@@ -1,0 +1,102 @@
+"""Where onsets are lost between notes and what is written after them, setting by setting.
+
+    python tests/benchmarks/following.py LOOPS [--loops 24] [--seeds 4] [--known 0]
+        [--steps 20,8,6,6] [--temperature 0.5] [--top-p 0.9] [--guidance 1.5] [--shuffling 1]
+        [--rescoring 0] [--masked RUN] [--codec RUN] [--sf2 FILE]
+
+Loops are of validation songs, told as `generate` is told them; the first codebooks may be those of
+true renders (`--known`), so that one sees what is lost from there on. Onsets are found and matched
+as in `onsets`. One seed says little: a difference below two standard errors is chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import onsets
+import torch
+from numpy.typing import NDArray
+from onsets import CHOSEN, RATE, WITHIN_S
+from torch import Tensor
+
+from audioloop import coder, fill, given, priming, render, synth
+from audioloop.conditions import Condition
+from audioloop.fill import TASTE, TOLD, Filler, Taste
+from audioloop.magnet import decode, loops
+from audioloop.magnet.decode import Rescoring
+from audioloop.wave import Wave
+from midiloop.grid import Roll
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--loops", type=int, default=24)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--known", type=int, default=0, help="codebooks of the true render")
+    parser.add_argument("--steps", default=",".join(map(str, TASTE.steps)))
+    parser.add_argument("--temperature", type=float, default=TOLD)
+    parser.add_argument("--top-p", type=float, default=TASTE.top_p)
+    parser.add_argument("--guidance", type=float, default=TASTE.guidance)
+    parser.add_argument("--shuffling", type=float, default=TASTE.shuffling)
+    parser.add_argument("--rescoring", type=float, default=TASTE.rescoring)
+    parser.add_argument("--masked", type=Path)
+    parser.add_argument("--codec", type=Path)
+    parser.add_argument("--sf2", type=Path)
+    options = parser.parse_args()
+    filler = fill.load(options.masked, codec=options.codec, with_causal=options.rescoring > 0)
+    font = synth.SoundFont(synth.soundfont(options.sf2), RATE)
+    pieces = onsets.loops(options.dataset, "valid", options.loops)
+    found = np.zeros((options.seeds, len(pieces), 3))
+    for column, loop in enumerate(pieces):
+        told = given.told_of(loop)
+        assert told.roll is not None
+        true = render.loop(loop, font).mix
+        codes = coder.encoded(true, filler.codec).codes
+        codes[:, options.known :] = filler.masked.config.gap
+        condition = told.on(codes.shape[2], filler.codec.config.frames_per_s)
+        for seed in range(options.seeds):
+            taste = Taste(
+                steps=tuple(map(int, options.steps.split(","))),
+                temperature=options.temperature,
+                top_p=options.top_p,
+                guidance=options.guidance,
+                shuffling=options.shuffling,
+                rescoring=options.rescoring,
+                seed=seed,
+            )
+            written = filled(filler, codes, condition, taste)
+            wave = filler.decoded(written, len(true), RATE)
+            found[seed, column] = figures(wave, told.roll)
+    print(f"{len(pieces)} loops of validation songs, {options.seeds} seeds, {1000 * WITHIN_S:g} ms")
+    means = found.mean(1)  # (seeds, 3)
+    error = means.std(0, ddof=1) / options.seeds**0.5 if options.seeds > 1 else np.full(3, np.nan)
+    for name, mean, off in zip(("F1", "precision", "recall"), means.mean(0), error, strict=True):
+        print(f"{name:<10} {mean:7.3f} ± {off:.3f}")
+
+
+@torch.inference_mode()
+def filled(filler: Filler, codes: Tensor, condition: Condition, taste: Taste) -> Tensor:
+    """Fill what is a gap of codes (1, K, T), as `Filler.filled` does for whole frames."""
+    predict = loops.ring(filler.masked, condition)
+    rescoring = None
+    if filler.causal is not None:
+        rescoring = Rescoring(priming.judge(filler.causal, condition), taste.rescoring)
+    generator, config = taste.generator(0, filler.device), taste.config(told=True)
+    gap = filler.masked.config.gap
+    return decode.decode(predict, codes, gap, generator, config, rescoring)
+
+
+def figures(wave: Wave, roll: Roll) -> NDArray[np.float64]:
+    """F1, precision and recall of what is heard of a loop, each 0 to 1."""
+    heard = onsets.heard_s(wave, CHOSEN)
+    wanted = onsets.written_s(roll, wave.duration_s)
+    f1 = onsets.f_measure(heard, wanted, wave.duration_s)
+    both = f1 * (len(heard) + len(wanted)) / 2
+    return np.array([f1, both / max(1, len(heard)), both / max(1, len(wanted))])
+
+
+if __name__ == "__main__":
+    main()
