@@ -54,7 +54,7 @@ def main() -> None:
         told = given.told_of(loop)
         assert told.roll is not None
         true = render.loop(loop, font).mix
-        codes = coder.encoded(true, filler.codec).codes
+        codes = coder.encoded(true, filler.codec).codes.clone()
         codes[:, options.known :] = filler.masked.config.gap
         condition = told.on(codes.shape[2], filler.codec.config.frames_per_s)
         for seed in range(options.seeds):
