@@ -108,7 +108,7 @@ def test_logits_are_those_of_audiocraft(stage: int, model: Magnet, condition: Te
         found = model(GOLDEN["codes"], condition, stage)
     for mine, golden in ((condition, "condition"), (found, f"logits.{stage}")):
         largest = float(GOLDEN[golden].abs().max())
-        torch.testing.assert_close(mine, GOLDEN[golden], atol=2e-6 * largest, rtol=0)
+        torch.testing.assert_close(mine, GOLDEN[golden], atol=4e-6 * largest, rtol=0)
 
 
 @pytest.mark.parametrize("name", ABOUT["draws"])
