@@ -174,11 +174,17 @@ def attended(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool
 ) -> Tensor:
     """Scaled dot-product attention: (B, heads, T, D) to the same."""
+    # In bfloat16 on a CPU, products have the faster gradient (tests/benchmarks/attention.py).
     half_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    if not (torch.is_grad_enabled() and half_on_cpu):
-        return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
-    # In bfloat16 on a CPU, plain products have the faster gradient (tests/benchmarks/attention.py),
-    # and there is room for all pairs of the few hundred places that are learned from at once.
+    if torch.is_grad_enabled() and half_on_cpu:
+        return by_products(query, key, value, mask, causal=causal)
+    return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
+
+
+def by_products(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool
+) -> Tensor:
+    """The same, with room for all pairs of places at once: (B, heads, T, D) to the same."""
     if causal:
         mask = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool).tril()
     likeness = (query * query.shape[-1] ** -0.5) @ key.mT

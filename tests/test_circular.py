@@ -13,6 +13,7 @@ from audioloop.circular import (
     Frames,
     OverlapAdd,
     attended,
+    by_products,
     lapped,
     near,
     pad,
@@ -141,16 +142,46 @@ def test_attention_is_its_formula(circular: bool) -> None:
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("mask", "causal"), [(None, False), (near(9, 2, circular=False), False), (None, True)]
-)
-def test_attention_in_bfloat16_is_the_same_where_gradients_are_wanted(
+HEARD = [(None, False), (near(9, 2, circular=False), False), (None, True)]
+
+
+@pytest.mark.parametrize(("mask", "causal"), HEARD)
+def test_attention_is_the_same_where_gradients_are_wanted(
+    mask: Tensor | None, causal: bool
+) -> None:
+    attention, x = Attention(16, 2).double(), torch.randn(2, 9, 16, dtype=torch.float64)
+    found = attention(x, circular=False, mask=mask, causal=causal)
+    assert found.requires_grad
+    with torch.no_grad():
+        expected = attention(x, circular=False, mask=mask, causal=causal)
+    torch.testing.assert_close(found.detach(), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("mask", "causal"), HEARD)
+def test_attention_by_products_is_pytorchs_and_has_its_gradient(
+    mask: Tensor | None, causal: bool
+) -> None:
+    parts = [torch.randn(2, 2, 9, 8, dtype=torch.float64) for _ in range(3)]
+    weight = torch.randn(2, 2, 9, 8, dtype=torch.float64)
+    found = []
+    for way in (by_products, attended):
+        query, key, value = (part.clone().requires_grad_() for part in parts)
+        mixed = way(query, key, value, mask, causal=causal)
+        (mixed * weight).sum().backward()  # type: ignore[no-untyped-call]
+        found.append((mixed, query.grad, key.grad, value.grad))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("mask", "causal"), HEARD)
+def test_attention_in_bfloat16_with_gradients_is_that_without(
     mask: Tensor | None, causal: bool
 ) -> None:
     parts = [torch.randn(2, 2, 9, 8).bfloat16() for _ in range(3)]
     query, key, value = (part.clone().requires_grad_() for part in parts)
     found = attended(query, key, value, mask, causal=causal)
     assert found.requires_grad
+    assert found.dtype == torch.bfloat16
     with torch.no_grad():
         query, key, value = (part.float() for part in parts)
         expected = attended(query, key, value, mask, causal=causal)

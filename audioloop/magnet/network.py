@@ -68,18 +68,20 @@ PRESETS = {
 }
 
 
-def positions(n_frames: int, dim: int, *, ring: bool, origin: int = 0) -> Tensor:
+def positions(
+    n_frames: int, dim: int, *, ring: bool, origin: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Where frames stand, as waves from fast to slow: (T, D), cosines first, then sines.
 
     On a ring every wave makes a whole number of turns a round; one that is slower than half a turn
     stands still.
     """
     half = dim // 2
-    periods = PERIOD ** (torch.arange(half) / (half - 1))
+    periods = PERIOD ** (torch.arange(half, dtype=dtype) / (half - 1))
     places = (torch.arange(n_frames) + origin)[:, None]
     if ring:
         turns = torch.round(n_frames / (2 * math.pi * periods)).long()
-        angles = (places * turns % n_frames) * (2 * math.pi / n_frames)
+        angles = (places * turns % n_frames).to(dtype) * (2 * math.pi / n_frames)
     else:
         angles = places / periods
     return torch.cat([angles.cos(), angles.sin()], -1)
@@ -202,7 +204,9 @@ class Magnet(nn.Module):
         embedded = (table(row) for table, row in zip(self.emb, codes.unbind(1), strict=True))
         x: Tensor = reduce(torch.add, embedded)  # (B, T, D)
         n_frames, dim = x.shape[1:]
-        x = x + positions(n_frames, dim, ring=ring, origin=origin).to(x)
+        # In 16 bits, late frames would stand together.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        x = x + positions(n_frames, dim, ring=ring, origin=origin, dtype=dtype).to(x)
         mask = None
         if stage > 0 and self.config.context is not None:
             mask = near(n_frames, self.config.context, circular=ring).to(x.device)

@@ -57,7 +57,7 @@ def timed(
     parts = [torch.randn(shape).to(dtype).requires_grad_() for _ in range(3)]
     ways: tuple[Attention, Attention] = (
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal),
-        lambda q, k, v: circular.attended(q, k, v, mask, causal=causal),
+        lambda q, k, v: circular.by_products(q, k, v, mask, causal=causal),
     )
     took = np.zeros((2, repeats + 2))
     for turn in range(repeats + 2):

@@ -7,6 +7,9 @@ Three things of it are replaced here: xformers' attention by PyTorch's, with the
 by a table of random states, one for each word; and the published weights by random ones. What is
 left is audiocraft's own: the loader, conditions and their dropout, the network, the decoder.
 
+Conditions and logits are of 64 bits and rounded to seven decimals, for in 32 bits a CPU's own order
+of summation shows in the fifth. Codes are drawn in 32, as audiocraft does.
+
 The decoder draws from PyTorch's own generator, once a step, and from nothing else. So its codes
 are those of a generator of the caller's with the same seed.
 """
@@ -163,6 +166,12 @@ def load(folder: Path) -> tuple[Any, dict[str, Tensor]]:
     return loaders.load_lm_model_magnet(folder, 50), weights
 
 
+def rounded(tensor: Tensor) -> Tensor:
+    """To what every CPU agrees on."""
+    assert tensor.dtype == torch.float64
+    return tensor.round(decimals=7)
+
+
 @torch.no_grad()
 def main() -> None:
     stand_in()
@@ -173,27 +182,30 @@ def main() -> None:
     tokens = model.condition_provider.tokenize(texts)
     reader = model.condition_provider.conditioners["description"]
     states = reader.t5(**tokens["description"]).last_hidden_state
-    condition = model.condition_provider(tokens)
     rng = torch.Generator().manual_seed(SEED)
     codes = torch.randint(33, (2, 4, N_FRAMES), generator=rng)  # gaps among them
     prompt = torch.randint(32, (2, 4, PROMPT_FRAMES), generator=rng)
+    drawn = {}
+    for name, settings in DRAWS.items():
+        for given, start in (("", None), (".prompted", prompt)):
+            torch.manual_seed(SEED)
+            drawn[f"drawn.{name}{given}"] = model.generate(
+                prompt=start, conditions=texts, num_samples=2, max_gen_len=N_FRAMES,
+                **({"temp": 3.0, "top_k": 0, "top_p": 0.9} | settings),
+            )  # fmt: skip
+    model.double()
+    condition = model.condition_provider(tokens)
     found = {
         "states": states.half(),
         "mask": condition["description"][1].bool(),
-        "condition": condition["description"][0],
+        "condition": rounded(condition["description"][0]),
         "codes": codes,
         "prompt": prompt,
     }
     for stage in range(4):
-        found[f"logits.{stage}"] = model(codes, [], condition, stage=stage)[:, stage]
-    for name, settings in DRAWS.items():
-        for given, start in (("", None), (".prompted", prompt)):
-            torch.manual_seed(SEED)
-            found[f"drawn.{name}{given}"] = model.generate(
-                prompt=start, conditions=texts, num_samples=2, max_gen_len=N_FRAMES,
-                **({"temp": 3.0, "top_k": 0, "top_p": 0.9} | settings),
-            )  # fmt: skip
-    tensors = {f"weights.{name}": weight for name, weight in weights.items()} | found
+        logits = model(codes, [], condition, stage=stage)[:, stage]
+        found[f"logits.{stage}"] = rounded(logits)
+    tensors = {f"weights.{name}": weight for name, weight in weights.items()} | found | drawn
     path = Path(__file__).with_suffix(".safetensors")
     # One entry, for more than one would be written in any order.
     about = json.dumps({"config": CONFIG, "seed": SEED, "draws": DRAWS})
