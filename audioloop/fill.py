@@ -118,7 +118,7 @@ class Filler:
 
         Args:
             codes: int64 (1, K, T), or (n, K, T) where each way begins with other ones.
-            opened: bool (T,): frames to be made anew.
+            opened: bool (T,): frames to be made anew; or (K, T), codebook by codebook.
             condition: of one loop.
 
         Returns:

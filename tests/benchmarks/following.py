@@ -19,13 +19,9 @@ import onsets
 import torch
 from numpy.typing import NDArray
 from onsets import CHOSEN, RATE, WITHIN_S
-from torch import Tensor
 
-from audioloop import coder, fill, given, priming, render, synth
-from audioloop.conditions import Condition
-from audioloop.fill import TASTE, TOLD, Filler, Taste
-from audioloop.magnet import decode, loops
-from audioloop.magnet.decode import Rescoring
+from audioloop import coder, fill, given, render, synth
+from audioloop.fill import TASTE, TOLD, Taste
 from audioloop.wave import Wave
 from midiloop.grid import Roll
 
@@ -54,8 +50,9 @@ def main() -> None:
         told = given.told_of(loop)
         assert told.roll is not None
         true = render.loop(loop, font).mix
-        codes = coder.encoded(true, filler.codec).codes.clone()
-        codes[:, options.known :] = filler.masked.config.gap
+        codes = coder.encoded(true, filler.codec).codes
+        opened = torch.ones(codes.shape[1:], dtype=torch.bool)
+        opened[: options.known] = False
         condition = told.on(codes.shape[2], filler.codec.config.frames_per_s)
         for seed in range(options.seeds):
             taste = Taste(
@@ -67,7 +64,7 @@ def main() -> None:
                 rescoring=options.rescoring,
                 seed=seed,
             )
-            written = filled(filler, codes, condition, taste)
+            written = filler.filled(codes, opened, condition, 1, taste)
             wave = filler.decoded(written, len(true), RATE)
             found[seed, column] = figures(wave, told.roll)
     print(f"{len(pieces)} loops of validation songs, {options.seeds} seeds, {1000 * WITHIN_S:g} ms")
@@ -77,25 +74,13 @@ def main() -> None:
         print(f"{name:<10} {mean:7.3f} ± {off:.3f}")
 
 
-@torch.inference_mode()
-def filled(filler: Filler, codes: Tensor, condition: Condition, taste: Taste) -> Tensor:
-    """Fill what is a gap of codes (1, K, T), as `Filler.filled` does for whole frames."""
-    predict = loops.ring(filler.masked, condition)
-    rescoring = None
-    if filler.causal is not None:
-        rescoring = Rescoring(priming.judge(filler.causal, condition), taste.rescoring)
-    generator, config = taste.generator(0, filler.device), taste.config(told=True)
-    gap = filler.masked.config.gap
-    return decode.decode(predict, codes, gap, generator, config, rescoring)
-
-
 def figures(wave: Wave, roll: Roll) -> NDArray[np.float64]:
     """F1, precision and recall of what is heard of a loop, each 0 to 1."""
     heard = onsets.heard_s(wave, CHOSEN)
     wanted = onsets.written_s(roll, wave.duration_s)
+    right = onsets.matched(heard, wanted, wave.duration_s)
     f1 = onsets.f_measure(heard, wanted, wave.duration_s)
-    both = f1 * (len(heard) + len(wanted)) / 2
-    return np.array([f1, both / max(1, len(heard)), both / max(1, len(wanted))])
+    return np.array([f1, right / max(1, len(heard)), right / max(1, len(wanted))])
 
 
 if __name__ == "__main__":

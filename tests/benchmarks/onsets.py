@@ -99,13 +99,18 @@ def off_s(found: Times, wanted: Times, round_s: float) -> NDArray[np.float64]:
     return (found[:, None] - wanted + round_s / 2) % round_s - round_s / 2
 
 
-def f_measure(found: Times, wanted: Times, round_s: float) -> float:
-    """F1 of onsets that are matched one to one, within 40 ms: 0 to 1."""
-    if not len(found) or not len(wanted):
-        return 0.0
+def matched(found: Times, wanted: Times, round_s: float) -> int:
+    """How many onsets can be matched one to one, within 40 ms."""
     near = np.abs(off_s(found, wanted, round_s)) <= WITHIN_S
     rows, columns = linear_sum_assignment(~near)
-    return 2 * float(near[rows, columns].sum()) / (len(found) + len(wanted))
+    return int(near[rows, columns].sum())
+
+
+def f_measure(found: Times, wanted: Times, round_s: float) -> float:
+    """F1 of onsets: 0 to 1."""
+    if not len(found) or not len(wanted):
+        return 0.0
+    return 2 * matched(found, wanted, round_s) / (len(found) + len(wanted))
 
 
 def f1(wave: Wave, roll: Roll, detector: Detector) -> float:
