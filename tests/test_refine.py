@@ -278,6 +278,16 @@ def test_frames_that_stay_keep_their_codes(filler: Filler) -> None:
     assert torch.equal(begun, found[:2])
 
 
+@pytest.mark.parametrize("known", [0, 1, 3, 4])
+def test_the_first_codebooks_may_be_known_and_stay(filler: Filler, known: int) -> None:
+    codes = torch.randint(32, (1, 4, 40), generator=torch.Generator().manual_seed(3))
+    opened = torch.ones(4, 40, dtype=torch.bool)
+    opened[:known] = False
+    found = filler.filled(codes, opened, Told(steps=16).on(40, 50), 1, FAST)
+    assert torch.equal(found[:, :known], codes[:, :known])
+    assert (found[:, known:] != codes[:, known:]).any(2).all()
+
+
 def test_who_is_not_there_has_no_say(filler: Filler) -> None:
     alone = replace(filler, causal=None)
     with pytest.raises(CallError, match="primed without a causal model"):
