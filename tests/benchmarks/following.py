@@ -69,9 +69,9 @@ def main() -> None:
             found[seed, column] = figures(wave, told.roll)
     print(f"{len(pieces)} loops of validation songs, {options.seeds} seeds, {1000 * WITHIN_S:g} ms")
     means = found.mean(1)  # (seeds, 3)
-    error = means.std(0, ddof=1) / options.seeds**0.5 if options.seeds > 1 else np.full(3, np.nan)
-    for name, mean, off in zip(("F1", "precision", "recall"), means.mean(0), error, strict=True):
-        print(f"{name:<10} {mean:7.3f} ± {off:.3f}")
+    for name, column in zip(("F1", "precision", "recall"), means.T, strict=True):
+        off = f" ± {column.std(ddof=1) / len(column) ** 0.5:.3f}" if len(column) > 1 else ""
+        print(f"{name:<10} {column.mean():7.3f}{off}")
 
 
 def figures(wave: Wave, roll: Roll) -> NDArray[np.float64]:
