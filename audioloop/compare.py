@@ -76,8 +76,8 @@ class Settings:
 
     @property
     def taste(self) -> Taste:
-        """How codes are drawn."""
-        return replace(TASTE, steps=self.steps, rescoring=self.rescoring)
+        """How codes are drawn: once, as ways are compared and not drafts."""
+        return replace(TASTE, steps=self.steps, rescoring=self.rescoring, candidates=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,15 +138,13 @@ def run(
         )
     source = Source(renders.loops(dataset, "test"), soundfont, codec, masked, causal, settings)
     SoundFont(soundfont, shape.rate)  # one that cannot be loaded is an error here
-    taste = settings.taste
+    configs = {name: settings.taste.config(told=name == "told") for name in SETTINGS}
     kept = {key: value for key, value in asdict(settings).items() if key not in FREE}
     about: dict[str, Any] = {
         "settings": kept,
         "taste": {
-            "temperature": {
-                name: taste.config(told=name == "told").temperature for name in SETTINGS
-            },
-            **{key: getattr(taste, key) for key in DRAWN},
+            "temperature": {name: config.temperature for name, config in configs.items()},
+            **{key: getattr(configs["free"], key) for key in DRAWN},
         },
         "models": {
             "codec": coder.fingerprint(filler.codec),

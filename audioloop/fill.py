@@ -27,6 +27,8 @@ from midiloop.errors import CallError
 
 # Temperatures. Notes say enough of what is to come; without them, what is likeliest is silence.
 TOLD, FREE = 0.5, 1.0
+# Guidance: of one draft, and of several, which differ more without it, and are chosen by the notes.
+LED, CHOSEN = 1.5, 1.0
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,21 @@ class Taste:
         temperature: see `DecodeConfig`; None for `TOLD` where notes are told, else `FREE`.
         top_p: see `DecodeConfig`.
         guidance: how many times the way that the notes show is gone at first; at last it is 1.
+            None for `CHOSEN` where there are candidates, else `LED`.
         shuffling: how much chance decides of what is kept at first, 0 to 1.
         rescoring: weight of the causal model's say in what is kept, 0 to 1.
+        candidates: how often the first codebook is drawn where notes are told; what goes on is the
+            one that they say most about, see `loops.information`.
         seed: of everything.
     """
 
     steps: tuple[int, ...] = (20, 8, 6, 6)
     temperature: float | None = None
     top_p: float = 0.9
-    guidance: float = 1.5
+    guidance: float | None = None
     shuffling: float = 1.0
     rescoring: float = 0.0
+    candidates: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,9 +62,10 @@ class Taste:
         ranges = {
             "temperature": self.temperature is None or 0 <= self.temperature <= 100,
             "top-p": 0 <= self.top_p <= 1,
-            "guidance": 0 <= self.guidance <= 100,
+            "guidance": self.guidance is None or 0 <= self.guidance <= 100,
             "shuffling": 0 <= self.shuffling <= 1,
             "rescoring": 0 <= self.rescoring <= 1,
+            "candidates": 1 <= self.candidates <= 64,
         }
         for name, right in ranges.items():
             if not right:
@@ -67,12 +74,13 @@ class Taste:
 
     def config(self, *, told: bool) -> DecodeConfig:
         """For a ring whose notes are told, or are not."""
-        usual = TOLD if told else FREE
+        heat = TOLD if told else FREE
+        led = CHOSEN if told and self.candidates > 1 else LED
         return DecodeConfig(
             steps=self.steps,
-            temperature=usual if self.temperature is None else self.temperature,
+            temperature=heat if self.temperature is None else self.temperature,
             top_p=self.top_p,
-            guidance=self.guidance,
+            guidance=led if self.guidance is None else self.guidance,
             shuffling=self.shuffling,
             spans="stride1",
             ring=True,
@@ -139,7 +147,15 @@ class Filler:
         ways = []
         for number, one in enumerate(given.expand(n, -1, -1)):
             generator = taste.generator(number, self.device)
-            ways.append(decode.decode(predict, one[None], gap, generator, config, rescoring))
+            way, first = one[None], one[0] == gap
+            if taste.candidates > 1 and condition.notes and first.any():
+                drawn = decode.decode(
+                    predict, way.expand(taste.candidates, -1, -1), gap, generator, config,
+                    rescoring, books=1,
+                )  # fmt: skip
+                best = loops.information(self.masked, drawn, condition, first, generator).argmax()
+                way = drawn[best, None]
+            ways.append(decode.decode(predict, way, gap, generator, config, rescoring))
         return torch.cat(ways)
 
     @torch.inference_mode()

@@ -362,7 +362,7 @@ def test_what_is_free_says_nothing_of_notes(dataset: LoopDataset, models: dict[s
     assert torch.equal(
         free.condition.frames[:, conditions.NOTES :], all_.condition.frames[:, conditions.NOTES :]
     )
-    assert free.taste == all_.taste == replace(fill.TASTE, steps=WANTED.steps)
+    assert free.taste == all_.taste == replace(fill.TASTE, steps=WANTED.steps, candidates=1)
 
 
 def test_items_and_references_are_different_loops(

@@ -137,6 +137,50 @@ def test_a_model_is_asked_twice_only_where_that_says_more(
     assert (one - none).abs().amax() > 0.1
 
 
+def test_information_is_what_telling_adds_to_the_log_likelihood_of_a_code(
+    model: Masked, rng: np.random.Generator
+) -> None:
+    condition, codes = told(rng, 20), torch.randint(SIZE, (3, BOOKS, 20))
+    whole = codes.clone()
+    codes[:, 1:] = GAP
+    hidden = codes.clone()
+    hidden[:, 0, 7] = GAP
+    with_, without = (
+        model(hidden, each.repeated(3), 0, circular=True).log_softmax(-1)[torch.arange(3), 7]
+        for each in (condition, condition.silent())
+    )
+    wanted = (with_ - without)[torch.arange(3), codes[:, 0, 7]]
+    seventh = torch.arange(20) == 7
+    found = loops.information(model, codes, condition, seventh, seeded())
+    torch.testing.assert_close(found, wanted, rtol=0, atol=EXACT)
+    assert found.std() > 0.01
+    # What later codebooks have is not heard, nor is there anything in being told nothing.
+    again = loops.information(model, whole, condition, seventh, seeded())
+    torch.testing.assert_close(again, found, rtol=0, atol=0)
+    nothing = loops.information(model, codes, condition.silent(), seventh, seeded())
+    assert (nothing == 0).all()
+
+
+def test_information_is_a_mean_over_all_open_frames(
+    model: Masked, rng: np.random.Generator
+) -> None:
+    condition, codes = told(rng, 20), torch.randint(SIZE, (2, BOOKS, 20))
+    opened = torch.arange(20) % 3 > 0
+    half = torch.rand(20, generator=seeded(3)) < 0.5
+    wanted = torch.zeros(2, dtype=torch.float64)
+    for part in (opened & half, opened & ~half):
+        hidden = codes.clone()
+        hidden[:, 1:] = GAP
+        hidden[:, 0, part] = GAP
+        for sign, each in ((1, condition), (-1, condition.silent())):
+            said = model(hidden, each.repeated(2), 0, circular=True).log_softmax(-1)
+            for row in range(2):
+                frames = part.nonzero()[:, 0]
+                wanted[row] += sign * said[row, frames, codes[row, 0, frames]].sum()
+    found = loops.information(model, codes, condition, opened, seeded(3))
+    torch.testing.assert_close(found, wanted / opened.sum(), rtol=0, atol=EXACT)
+
+
 def test_each_loop_of_a_batch_is_told_its_own(model: Masked, rng: np.random.Generator) -> None:
     condition, codes = told(rng, 20, 2), some_known(20, 4)
     together = loops.ring(model, condition)(codes, 0, 2.0)

@@ -300,6 +300,16 @@ def test_the_same_seed_gives_the_same_codes(spans: Any, model: Magnet, condition
     assert not torch.equal(written(4), written(5))
 
 
+@pytest.mark.parametrize("books", [0, 1, 3])
+def test_in_two_goes_it_is_as_in_one(books: int, model: Magnet, condition: Tensor) -> None:
+    predict, start, generator = guided(model, condition), blank(model, 2, 30), seeded()
+    whole = decode(predict, start, GAP, seeded(), SHORT)
+    first = decode(predict, start, GAP, generator, SHORT, books=books)
+    assert torch.equal(first[:, :books], whole[:, :books])
+    assert (first[:, books:] == GAP).all()
+    assert torch.equal(decode(predict, first, GAP, generator, SHORT), whole)
+
+
 @pytest.mark.parametrize("n_frames", [3, 4, 5, 6, 31])
 def test_whole_spans_are_written_or_every_frame(n_frames: int) -> None:
     apart = dataclasses.replace(SHORT, spans="nonoverlap"), n_frames // 3 * 3

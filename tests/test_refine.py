@@ -13,13 +13,15 @@ import pytest
 import soundfile
 import torch
 from click.testing import CliRunner
+from torch import Tensor
 
 from audioloop import check, coded, coder, described, fill, reconstruct, refine, wave
 from audioloop.codec import Codec, CodecConfig
-from audioloop.conditions import Told
+from audioloop.conditions import Condition, Told
 from audioloop.fill import Filler, Taste
 from audioloop.given import Given
 from audioloop.label import Label
+from audioloop.magnet import decode, loops
 from audioloop.refine import Part
 from audioloop.tokens import Causal, Masked, TokenConfig
 from audioloop.wave import Format, Samples, Wave
@@ -248,12 +250,14 @@ def test_what_is_too_long_or_too_short_is_refused(filler: Filler) -> None:
 # Ways.
 
 
+@pytest.mark.parametrize("notes", [False, True])
 @pytest.mark.parametrize("primed", [False, True])
 @pytest.mark.parametrize("rescoring", [0.0, 0.7])
 def test_a_way_depends_on_the_seed_and_its_number_alone(
-    primed: bool, rescoring: float, filler: Filler
+    notes: bool, primed: bool, rescoring: float, filler: Filler
 ) -> None:
-    label, told = Label(240, 1), Told(steps=16)
+    label = Label(240, 1)
+    told = loop_of(label, roll=True).told if notes else Told(steps=16)
 
     def made(seed: int, n: int) -> list[Any]:
         taste = replace(FAST, seed=seed, rescoring=rescoring)
@@ -276,6 +280,31 @@ def test_frames_that_stay_keep_their_codes(filler: Filler) -> None:
     assert (found != codes).any(1).any(1).all()
     begun = filler.filled(codes.expand(2, -1, -1), opened, condition, 2, FAST)
     assert torch.equal(begun, found[:2])
+
+
+def test_of_candidates_the_one_goes_on_that_the_notes_say_most_about(filler: Filler) -> None:
+    codes = torch.randint(32, (1, 4, 40), generator=torch.Generator().manual_seed(3))
+    opened = torch.arange(40) < 30
+    condition = loop_of(Label(240, 1), roll=True).told.on(40, 50)
+
+    def found(candidates: int, told: Condition = condition) -> Tensor:
+        taste = replace(FAST, candidates=candidates, seed=2)
+        return filler.filled(codes, opened, told, 1, taste)
+
+    gap = filler.masked.config.gap
+    generator = replace(FAST, seed=2).generator(0, filler.device)
+    drawn = decode.decode(
+        loops.ring(filler.masked, condition),
+        torch.where(opened, gap, codes).expand(5, -1, -1),
+        gap, generator, FAST.config(told=True), books=1,
+    )  # fmt: skip
+    assert (drawn[:, 1:, opened] == gap).all()
+    assert len({tuple(row.tolist()) for row in drawn[:, 0]}) == 5
+    told = loops.information(filler.masked, drawn, condition, opened, generator)
+    assert torch.equal(found(5)[:, 0], drawn[told.argmax(), None, 0])
+    assert not torch.equal(found(5), found(1))
+    free = condition._replace(frames=torch.zeros_like(condition.frames))
+    assert torch.equal(found(5, free), found(1, free))
 
 
 @pytest.mark.parametrize("known", [0, 1, 3, 4])
@@ -310,6 +339,14 @@ def test_where_notes_are_told_codes_are_drawn_tamer_unless_said_otherwise(filler
         assert not np.array_equal(made(free, None), made(free, other))
 
 
+def test_drafts_that_are_chosen_among_are_not_led_unless_said_otherwise() -> None:
+    cases = {(1, False): fill.LED, (1, True): fill.LED, (4, False): fill.LED, (4, True): 1.0}
+    for (candidates, told), usual in cases.items():
+        taste = replace(FAST, candidates=candidates)
+        assert taste.config(told=told).guidance == usual
+        assert replace(taste, guidance=3.0).config(told=told).guidance == 3
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -319,6 +356,8 @@ def test_where_notes_are_told_codes_are_drawn_tamer_unless_said_otherwise(filler
         {"rescoring": 2},
         {"top_p": -0.1},
         {"shuffling": 1.5},
+        {"candidates": 0},
+        {"candidates": 65},
     ],
 )
 def test_a_taste_out_of_range_is_a_wrong_call(change: dict[str, Any]) -> None:

@@ -204,6 +204,7 @@ def decode(
     generator: torch.Generator,
     config: DecodeConfig = DecodeConfig(),
     rescoring: Rescoring | None = None,
+    books: int | None = None,
 ) -> Tensor:
     """Fill the gaps of codes, codebook by codebook; what is known stays as it is.
 
@@ -212,6 +213,7 @@ def decode(
         codes: int64 (B, K, T), a gap where nothing is known. What is known, is so in all B.
         gap: the id that stands for a gap.
         generator: on the device of ``codes``.
+        books: how many codebooks, from the first on; the gaps of the others stay. None is all.
 
     Returns:
         int64 (B, K, T). Of spans that do not overlap only whole ones are written: up to two frames
@@ -224,7 +226,7 @@ def decode(
     if config.spans == "nonoverlap":
         codes = codes[..., : codes.shape[2] // config.span * config.span]
     codes = codes.clone()
-    for stage in range(len(config.steps)):
+    for stage in range(len(config.steps))[:books]:
         if (codes[:, stage] == gap).any():
             _fill(predict, codes, stage, gap, generator, config, rescoring)
     return codes

@@ -67,6 +67,39 @@ def ring(model: Masked, condition: Condition) -> Predict:
     return asked(model, condition, circular=True)
 
 
+def information(
+    model: Masked, codes: Tensor, condition: Condition, opened: Tensor, generator: torch.Generator
+) -> Tensor:
+    """How much what is told of a ring says about its first codebook: pointwise mutual information.
+
+    A random half of the frames is opened, then the other half; it is by how many nats the model
+    finds their codes more likely with what is told than without. To choose by this rather than by
+    likelihood prefers what is as told to what is likely anyway (Li et al. 2016, arXiv:1510.03055,
+    section 3, for answers in dialogue).
+
+    Args:
+        codes: int64 (B, K, T), the first codebook complete.
+        condition: of one loop.
+        opened: bool (T,), the frames that count.
+
+    Returns:
+        (B,), the mean over those frames.
+    """
+    half = torch.rand(opened.shape, generator=generator, device=opened.device) < 0.5
+
+    def likelihood(part: Tensor, each: Condition) -> Tensor:
+        hidden = codes.clone()
+        hidden[:, 0, part] = model.config.gap
+        said = asked(model, each, circular=True)(hidden, 0, 1.0)[:, part].log_softmax(-1)
+        return said.gather(-1, codes[:, 0, part, None]).sum((1, 2))
+
+    gain = [
+        likelihood(part, condition) - likelihood(part, condition.silent())
+        for part in (opened & half, opened & ~half)
+    ]
+    return (gain[0] + gain[1]) / opened.sum()
+
+
 def on_line(model: Masked, condition: Condition) -> OnLine:
     """Ask the same model on lines, for `tiled`."""
     return lambda places: asked(model, condition.taken(places), circular=False)

@@ -43,6 +43,10 @@ def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--rescoring", type=float, metavar="WEIGHT",
             help="The causal model's say in what is kept, from 0 to 1.",
         ),
+        click.option(
+            "--candidates", type=int, metavar="N",
+            help="Drafts to choose from by the notes; 1 is quicker, more follow them better.",
+        ),
         click.option("--masked", type=PATH, metavar="RUN", help="A masked model that you trained."),
         click.option("--causal", type=PATH, metavar="RUN", help="A causal model that you trained."),
         click.option("--codec", type=PATH, metavar="RUN", help="The codec that they learned from."),
@@ -59,7 +63,7 @@ def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _taste(options: dict[str, Any], usual: Taste) -> Taste:
-    names = ("seed", "temperature", "top_p", "guidance", "shuffling", "rescoring")
+    names = ("seed", "temperature", "top_p", "guidance", "shuffling", "rescoring", "candidates")
     given = {name: options[name] for name in names if options[name] is not None}
     return replace(usual, **given)
 
@@ -182,7 +186,7 @@ def generate(
         raise click.UsageError("--text and --magnet go together: words, and who reads them.")
     if text is not None and sources:
         raise click.UsageError("--text and MIDI files are two ways to say what to write; give one.")
-    for name in ("kit", "bass", "primed", "rescoring"):
+    for name in ("kit", "bass", "primed", "rescoring", "candidates"):
         if text is not None and options[name] is not None and options[name] is not False:
             raise click.UsageError(f"--{name} is for what has notes, and not for --text.")
     paths = list(given.files(sources))

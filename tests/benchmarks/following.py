@@ -1,8 +1,8 @@
 """Where onsets are lost between notes and what is written after them, setting by setting.
 
     python tests/benchmarks/following.py LOOPS [--loops 24] [--seeds 4] [--known 0]
-        [--steps 20,8,6,6] [--temperature 0.5] [--top-p 0.9] [--guidance 1.5] [--shuffling 1]
-        [--rescoring 0] [--masked RUN] [--codec RUN] [--sf2 FILE]
+        [--steps 20,8,6,6] [--temperature 0.5] [--top-p 0.9] [--guidance 1] [--shuffling 1]
+        [--rescoring 0] [--candidates 4] [--masked RUN] [--codec RUN] [--sf2 FILE]
 
 Loops are of validation songs, told as `generate` is told them; the first codebooks may be those of
 true renders (`--known`), so that one sees what is lost from there on. Onsets are found and matched
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from onsets import CHOSEN, RATE, WITHIN_S
 
 from audioloop import coder, fill, given, render, synth
-from audioloop.fill import TASTE, TOLD, Taste
+from audioloop.conditions import Told
+from audioloop.fill import TASTE, TOLD, Filler, Taste
 from audioloop.wave import Wave
 from midiloop.grid import Roll
 
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=TASTE.guidance)
     parser.add_argument("--shuffling", type=float, default=TASTE.shuffling)
     parser.add_argument("--rescoring", type=float, default=TASTE.rescoring)
+    parser.add_argument("--candidates", type=int, default=TASTE.candidates)
     parser.add_argument("--masked", type=Path)
     parser.add_argument("--codec", type=Path)
     parser.add_argument("--sf2", type=Path)
@@ -45,33 +47,40 @@ def main() -> None:
     filler = fill.load(options.masked, codec=options.codec, with_causal=options.rescoring > 0)
     font = synth.SoundFont(synth.soundfont(options.sf2), RATE)
     pieces = onsets.loops(options.dataset, "valid", options.loops)
-    found = np.zeros((options.seeds, len(pieces), 3))
-    for column, loop in enumerate(pieces):
-        told = given.told_of(loop)
-        assert told.roll is not None
-        true = render.loop(loop, font).mix
-        codes = coder.encoded(true, filler.codec).codes
-        opened = torch.ones(codes.shape[1:], dtype=torch.bool)
-        opened[: options.known] = False
-        condition = told.on(codes.shape[2], filler.codec.config.frames_per_s)
-        for seed in range(options.seeds):
-            taste = Taste(
-                steps=tuple(map(int, options.steps.split(","))),
-                temperature=options.temperature,
-                top_p=options.top_p,
-                guidance=options.guidance,
-                shuffling=options.shuffling,
-                rescoring=options.rescoring,
-                seed=seed,
-            )
-            written = filler.filled(codes, opened, condition, 1, taste)
-            wave = filler.decoded(written, len(true), RATE)
-            found[seed, column] = figures(wave, told.roll)
-    print(f"{len(pieces)} loops of validation songs, {options.seeds} seeds, {1000 * WITHIN_S:g} ms")
-    means = found.mean(1)  # (seeds, 3)
+    rendered = [render.loop(loop, font).mix for loop in pieces]
+    print(f"{len(pieces)} loops of validation songs, {1000 * WITHIN_S:g} ms")
+    means = np.zeros((options.seeds, 3))
+    for seed in range(options.seeds):
+        taste = Taste(
+            steps=tuple(map(int, options.steps.split(","))),
+            temperature=options.temperature,
+            top_p=options.top_p,
+            guidance=options.guidance,
+            shuffling=options.shuffling,
+            rescoring=options.rescoring,
+            candidates=options.candidates,
+            seed=seed,
+        )
+        found = [
+            figures(*written(given.told_of(loop), true, filler, options.known, taste))
+            for loop, true in zip(pieces, rendered, strict=True)
+        ]
+        means[seed] = np.mean(found, 0)
+        print(f"seed {seed:<5}" + " ".join(f"{mean:7.3f}" for mean in means[seed]), flush=True)
     for name, column in zip(("F1", "precision", "recall"), means.T, strict=True):
         off = f" ± {column.std(ddof=1) / len(column) ** 0.5:.3f}" if len(column) > 1 else ""
-        print(f"{name:<10} {column.mean():7.3f}{off}")
+        print(f"{name:<10}{column.mean():7.3f}{off}")
+
+
+def written(told: Told, true: Wave, filler: Filler, known: int, taste: Taste) -> tuple[Wave, Roll]:
+    """What is written after the notes of a render, its first codebooks those of the render."""
+    assert told.roll is not None
+    codes = coder.encoded(true, filler.codec).codes
+    opened = torch.ones(codes.shape[1:], dtype=torch.bool)
+    opened[:known] = False
+    condition = told.on(codes.shape[2], filler.codec.config.frames_per_s)
+    ways = filler.filled(codes, opened, condition, 1, taste)
+    return filler.decoded(ways, len(true), RATE), told.roll
 
 
 def figures(wave: Wave, roll: Roll) -> NDArray[np.float64]:

@@ -125,7 +125,7 @@ def keeps(pieces: list[Piece], filler: Filler, font: synth.SoundFont) -> None:
 
 def lengths(loop: Piece, filler: Filler) -> None:
     """By how many samples loops of any tempo miss the length that their bars have."""
-    quick = replace(fill.TASTE, steps=(2, 1, 1, 1), guidance=1.0)
+    quick = replace(fill.TASTE, steps=(2, 1, 1, 1), guidance=1.0, candidates=1)
     worst = 0
     for tempo_bpm in np.geomspace(40, 250, 12).round(2).tolist():
         label = replace(loop.label, tempo_bpm=tempo_bpm)
