@@ -34,7 +34,11 @@ def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Lower is tamer, higher is wilder. Else 0.5 with notes, 1 without, 3 for a text.",
         ),
         click.option("--top-p", type=float, help="The nucleus that codes are drawn from."),
-        click.option("--guidance", type=float, help="How strictly the notes are followed."),
+        click.option(
+            "--guidance", type=float,
+            help="How strictly notes are followed. Else 1 with candidates, 1.5 without, 10 for a "
+            "text.",
+        ),
         click.option(
             "--shuffling", type=float, metavar="WEIGHT",
             help="How much chance decides of what is kept at first, from 0 to 1.",
@@ -45,7 +49,7 @@ def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--candidates", type=int, metavar="N",
-            help="Drafts to choose from by the notes; 1 is quicker, more follow them better.",
+            help="Drafts, of which the one goes on that the notes say most about. Else 4.",
         ),
         click.option("--masked", type=PATH, metavar="RUN", help="A masked model that you trained."),
         click.option("--causal", type=PATH, metavar="RUN", help="A causal model that you trained."),

@@ -6,8 +6,8 @@
 librosa's onset detector is made for clean audio: it looks 80 dB below the loudest, where a codec
 hisses, and it says an onset some milliseconds after it was. So its range and threshold are chosen
 on loops of validation songs, where they find best the notes of renders through the codec and of
-what was generated, and its delay is what it is on true renders. What is measured with it is of
-other songs.
+what was generated of one draft, and its delay is what it is on true renders. What is measured with
+it is of other songs.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def main() -> None:
     options = parser.parse_args()
     filler = fill.load(options.masked, codec=options.codec)
     font = synth.SoundFont(synth.soundfont(options.sf2), RATE)
-    taste = fill.Taste(temperature=options.temperature)
+    taste = fill.Taste(temperature=options.temperature, candidates=1)
     waves: dict[str, list[Wave]] = {"render": [], "codes": [], "generated": []}
     rolls = []
     for loop in loops(options.dataset, "valid", options.loops):
