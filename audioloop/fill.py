@@ -43,8 +43,8 @@ class Taste:
             None for `CHOSEN` where there are candidates, else `LED`.
         shuffling: how much chance decides of what is kept at first, 0 to 1.
         rescoring: weight of the causal model's say in what is kept, 0 to 1.
-        candidates: how often the first codebook is drawn where notes are told; what goes on is the
-            one that they say most about, see `loops.information`.
+        candidates: how often the first codebook is drawn where notes are told, 1 to 16; what goes
+            on is the one that they say most about, see `loops.information`.
         seed: of everything.
     """
 
@@ -65,7 +65,7 @@ class Taste:
             "guidance": self.guidance is None or 0 <= self.guidance <= 100,
             "shuffling": 0 <= self.shuffling <= 1,
             "rescoring": 0 <= self.rescoring <= 1,
-            "candidates": 1 <= self.candidates <= 64,
+            "candidates": 1 <= self.candidates <= 16,
         }
         for name, right in ranges.items():
             if not right:

@@ -357,7 +357,7 @@ def test_drafts_that_are_chosen_among_are_not_led_unless_said_otherwise() -> Non
         {"top_p": -0.1},
         {"shuffling": 1.5},
         {"candidates": 0},
-        {"candidates": 65},
+        {"candidates": 17},
     ],
 )
 def test_a_taste_out_of_range_is_a_wrong_call(change: dict[str, Any]) -> None:

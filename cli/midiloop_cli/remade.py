@@ -49,7 +49,7 @@ def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--candidates", type=int, metavar="N",
-            help="Drafts, of which the one goes on that the notes say most about. Else 4.",
+            help="1 to 16 drafts: on goes the one that the notes say most about. Else 4.",
         ),
         click.option("--masked", type=PATH, metavar="RUN", help="A masked model that you trained."),
         click.option("--causal", type=PATH, metavar="RUN", help="A causal model that you trained."),
