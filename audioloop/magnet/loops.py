@@ -90,7 +90,7 @@ def information(
     def likelihood(part: Tensor, each: Condition) -> Tensor:
         hidden = codes.clone()
         hidden[:, 0, part] = model.config.gap
-        said = asked(model, each, circular=True)(hidden, 0, 1.0)[:, part].log_softmax(-1)
+        said = ring(model, each)(hidden, 0, 1.0)[:, part].log_softmax(-1)
         return said.gather(-1, codes[:, 0, part, None]).sum((1, 2))
 
     gain = [
