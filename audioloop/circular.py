@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROTARY_PERIOD = 10_000.0
+BLOCK = 32  # places of `nearby` that hear together
 
 
 def pad(x: Tensor, left: int, right: int, *, circular: bool) -> Tensor:
@@ -130,17 +131,24 @@ class Attention(nn.Module):
         self.outward = nn.Linear(dim, dim, bias=False)
 
     def forward(
-        self, x: Tensor, *, circular: bool, mask: Tensor | None = None, causal: bool = False
+        self, x: Tensor, *, circular: bool, reach: int | None = None, causal: bool = False
     ) -> Tensor:
         """(B, T, D) to (B, T, D).
 
         Args:
-            mask: bool (T, T): which place hears which; None is all.
-            causal: a place hears itself and those before it.
+            reach: how far to either side a place hears; None is everywhere.
+            causal: a place hears itself and those before it, however far.
+
+        Raises:
+            ValueError: both are given.
         """
         query, key, value = self._parts(x)
         query, key = (turned(a, circular=circular) for a in (query, key))
-        return self._joined(attended(query, key, value, mask, causal=causal))
+        if reach is None:
+            return self._joined(attended(query, key, value, causal=causal))
+        if causal:
+            raise ValueError("causal attention has no reach")
+        return self._joined(nearby(query, key, value, reach, circular=circular))
 
     def after(self, x: Tensor, heard: Heard) -> tuple[Tensor, Heard]:
         """What `forward`, causal on a line, gives for places (B, T, D) that come after others."""
@@ -170,28 +178,63 @@ class Attention(nn.Module):
         return out
 
 
-def attended(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool
-) -> Tensor:
+def attended(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
     """Scaled dot-product attention: (B, heads, T, D) to the same."""
     # In bfloat16 on a CPU, products have the faster gradient (tests/benchmarks/attention.py).
     half_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
     if torch.is_grad_enabled() and half_on_cpu:
-        return by_products(query, key, value, mask, causal=causal)
-    return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
+        n = query.shape[2]
+        mask = torch.ones(n, n, dtype=torch.bool).tril() if causal else None
+        return by_products(query, key, value, mask)
+    return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
 
 
-def by_products(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool
-) -> Tensor:
-    """The same, with room for all pairs of places at once: (B, heads, T, D) to the same."""
-    if causal:
-        mask = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool).tril()
+def by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """The same, with room for all pairs of places at once: (…, T, D) to the same.
+
+    Args:
+        mask: bool (…, T, S): which place hears which; None is all.
+    """
     likeness = (query * query.shape[-1] ** -0.5) @ key.mT
     if mask is not None:
-        likeness = likeness.masked_fill(~mask, -math.inf)
+        # A place that hears nothing then has the mean of all, and a gradient, rather than none.
+        likeness = likeness.masked_fill(~mask, torch.finfo(likeness.dtype).min)
     mixed: Tensor = likeness.softmax(-1).to(value.dtype) @ value
     return mixed
+
+
+def nearby(query: Tensor, key: Tensor, value: Tensor, reach: int, *, circular: bool) -> Tensor:
+    """The same for places at most ``reach`` apart, block by block: (B, heads, T, D) to the same.
+
+    ::
+
+        queries            [  block  ][  block  ][  block  ]
+        keys of one   [reach|  block  |reach]                  of which each query hears its part
+        keys of the next         [reach|  block  |reach]
+
+    So time and room grow as T, and not as its square.
+    """
+    n = query.shape[2]
+    if circular and n <= 2 * reach:  # all hear all, and a block would hear some twice
+        return attended(query, key, value, causal=False)
+    block = max(BLOCK, 2 * reach)
+    n_blocks = math.ceil(n / block)
+    left, right = reach, (n_blocks + 1) * block - n - reach
+
+    def around(part: Tensor) -> Tensor:
+        wide = pad(part.mT, left, right, circular=circular)
+        blocks = rearrange(wide, "b h d (n k) -> b h n k d", k=block)
+        return torch.cat([blocks[:, :, :-1], blocks[:, :, 1:, : 2 * reach]], 3)
+
+    after = torch.arange(block + 2 * reach) - torch.arange(block)[:, None]
+    heard = (after >= 0) & (after <= 2 * reach)
+    if not circular:
+        place = torch.arange(n_blocks)[:, None] * block + torch.arange(-reach, block + reach)
+        heard = heard & ((place >= 0) & (place < n))[:, None]
+    filled = F.pad(query, (0, 0, 0, n_blocks * block - n))
+    queries = rearrange(filled, "b h (n q) d -> b h n q d", q=block)
+    mixed = by_products(queries, around(key), around(value), heard.to(query.device))
+    return rearrange(mixed, "b h n q d -> b h (n q) d")[:, :, :n]
 
 
 def turned(x: Tensor, *, circular: bool, start: int = 0) -> Tensor:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audioloop.circular import Attention, Conv, Heard, near
+from audioloop.circular import Attention, Conv, Heard
 from audioloop.conditions import CHANNELS, PROGRAMS, Condition
 
 
@@ -67,10 +67,10 @@ class Layer(nn.Module):
         self.widen, self.narrow = nn.Linear(dim, wide), nn.Linear(wide, dim)
 
     def forward(
-        self, x: Tensor, *, circular: bool, mask: Tensor | None = None, causal: bool = False
+        self, x: Tensor, *, circular: bool, reach: int | None = None, causal: bool = False
     ) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        x = x + self.attention(self.norm1(x), circular=circular, mask=mask, causal=causal)
+        x = x + self.attention(self.norm1(x), circular=circular, reach=reach, causal=causal)
         return self._thought(x)
 
     def after(self, x: Tensor, heard: Heard) -> tuple[Tensor, Heard]:
@@ -184,11 +184,9 @@ class Masked(Trunk):
             (B, T, size).
         """
         x = self.embedded(codes) + self.listener(condition, circular=circular)
-        mask = None
-        if stage > 0 and self.config.context is not None:
-            mask = near(x.shape[1], self.config.context, circular=circular).to(x.device)
+        reach = self.config.context if stage else None
         for layer in self.layers:
-            x = layer(x, circular=circular, mask=mask)
+            x = layer(x, circular=circular, reach=reach)
         logits: Tensor = self.heads[stage](self.norm(x))
         return logits
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audioloop.circular import (
+    BLOCK,
     Attention,
     Conv,
     Frames,
@@ -16,6 +17,7 @@ from audioloop.circular import (
     by_products,
     lapped,
     near,
+    nearby,
     pad,
     turned,
 )
@@ -125,77 +127,89 @@ def test_turning_keeps_lengths_and_makes_products_follow_distance(circular: bool
 
 
 @pytest.mark.parametrize("circular", [False, True])
-def test_attention_is_its_formula(circular: bool) -> None:
+@pytest.mark.parametrize("reach", [None, 2])
+def test_attention_is_its_formula(reach: int | None, circular: bool) -> None:
     """Softmax of scaled products of turned queries and keys, head by head (Vaswani et al. 2017)."""
     attention, x = Attention(16, 2).double(), torch.randn(2, 9, 16, dtype=torch.float64)
-    mask = torch.rand(9, 9) < 0.5
-    mask |= torch.eye(9, dtype=torch.bool)
+    mask = None if reach is None else near(9, reach, circular=circular)
     parts = (x @ attention.inward.weight.T).chunk(3, -1)
     heads = []
     for head in (slice(0, 8), slice(8, 16)):
         query, key, value = (part[..., head] for part in parts)
         query, key = turned(query, circular=circular), turned(key, circular=circular)
-        weights = (query @ key.mT / 8**0.5).masked_fill(~mask, -torch.inf).softmax(-1)
-        heads.append(weights @ value)
+        likeness = query @ key.mT / 8**0.5
+        if mask is not None:
+            likeness = likeness.masked_fill(~mask, -torch.inf)
+        heads.append(likeness.softmax(-1) @ value)
     expected = torch.cat(heads, -1) @ attention.outward.weight.T
-    found = attention(x, circular=circular, mask=mask)
+    found = attention(x, circular=circular, reach=reach)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
-HEARD = [(None, False), (near(9, 2, circular=False), False), (None, True)]
+def gradients(mixed: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    weight = torch.randn(mixed.shape, generator=torch.Generator().manual_seed(1)).to(mixed.dtype)
+    return torch.autograd.grad((mixed * weight).sum(), parts)
 
 
-@pytest.mark.parametrize(("mask", "causal"), HEARD)
-def test_attention_is_the_same_where_gradients_are_wanted(
-    mask: Tensor | None, causal: bool
-) -> None:
-    attention, x = Attention(16, 2).double(), torch.randn(2, 9, 16, dtype=torch.float64)
-    found = attention(x, circular=False, mask=mask, causal=causal)
-    assert found.requires_grad
-    with torch.no_grad():
-        expected = attention(x, circular=False, mask=mask, causal=causal)
-    torch.testing.assert_close(found.detach(), expected, atol=1e-12, rtol=0)
+def of_attention(n: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    return [torch.randn(2, 2, n, 8).to(dtype).requires_grad_() for _ in range(3)]
 
 
-@pytest.mark.parametrize(("mask", "causal"), HEARD)
-def test_attention_by_products_is_pytorchs_and_has_its_gradient(
-    mask: Tensor | None, causal: bool
-) -> None:
-    parts = [torch.randn(2, 2, 9, 8, dtype=torch.float64) for _ in range(3)]
-    weight = torch.randn(2, 2, 9, 8, dtype=torch.float64)
-    found = []
-    for way in (by_products, attended):
-        query, key, value = (part.clone().requires_grad_() for part in parts)
-        mixed = way(query, key, value, mask, causal=causal)
-        (mixed * weight).sum().backward()  # type: ignore[no-untyped-call]
-        found.append((mixed, query.grad, key.grad, value.grad))
-    for mine, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
+@pytest.mark.parametrize("mask", [None, near(9, 2, circular=False), torch.ones(9, 9).tril().bool()])
+def test_attention_by_products_is_pytorchs_and_has_its_gradient(mask: Tensor | None) -> None:
+    query, key, value = of_attention(9)
+    mine = by_products(query, key, value, mask)
+    theirs = F.scaled_dot_product_attention(query, key, value, mask)
+    torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
+    found, expected = (gradients(mixed, query, key, value) for mixed in (mine, theirs))
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(("mask", "causal"), HEARD)
-def test_attention_in_bfloat16_with_gradients_is_that_without(
-    mask: Tensor | None, causal: bool
-) -> None:
-    parts = [torch.randn(2, 2, 9, 8).bfloat16() for _ in range(3)]
-    query, key, value = (part.clone().requires_grad_() for part in parts)
-    found = attended(query, key, value, mask, causal=causal)
+@pytest.mark.parametrize("n", [*LENGTHS, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
+@pytest.mark.parametrize("reach", [0, 1, 5, BLOCK, 2 * BLOCK + 1])
+@pytest.mark.parametrize("circular", [False, True])
+def test_attention_block_by_block_is_that_of_all_pairs(n: int, reach: int, circular: bool) -> None:
+    query, key, value = of_attention(n)
+    mine = nearby(query, key, value, reach, circular=circular)
+    theirs = by_products(query, key, value, near(n, reach, circular=circular))
+    torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
+    found, expected = (gradients(mixed, query, key, value) for mixed in (mine, theirs))
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_in_bfloat16_with_gradients_is_that_without(causal: bool) -> None:
+    query, key, value = of_attention(9, torch.bfloat16)
+    found = attended(query, key, value, causal=causal)
     assert found.requires_grad
     assert found.dtype == torch.bfloat16
     with torch.no_grad():
-        query, key, value = (part.float() for part in parts)
-        expected = attended(query, key, value, mask, causal=causal)
+        query, key, value = (part.float() for part in (query, key, value))
+        expected = attended(query, key, value, causal=causal)
     torch.testing.assert_close(found.detach().float(), expected, atol=0.03, rtol=0)
 
 
-@pytest.mark.parametrize("n", LENGTHS)
+def test_attention_to_what_is_near_in_bfloat16_is_that_in_float32() -> None:
+    parts = of_attention(70, torch.bfloat16)
+    found = nearby(parts[0], parts[1], parts[2], 5, circular=True)
+    assert found.dtype == torch.bfloat16
+    query, key, value = (part.float() for part in parts)
+    expected = nearby(query, key, value, 5, circular=True)
+    torch.testing.assert_close(found.float(), expected, atol=0.03, rtol=0)
+
+
+def test_what_was_before_has_no_reach() -> None:
+    with pytest.raises(ValueError, match="no reach"):
+        Attention(16, 2)(torch.randn(1, 9, 16), circular=False, reach=2, causal=True)
+
+
+@pytest.mark.parametrize("n", [*LENGTHS, BLOCK + 1])
 def test_restricted_attention_round_a_circle_commutes_with_rotation(n: int) -> None:
     attention = Attention(16, 2).double()
-    mask = near(n, 2, circular=True)
     x = torch.randn(2, n, 16, dtype=torch.float64)
     for by in (1, n - 1, n // 2):
-        found = attention(x.roll(by, 1), circular=True, mask=mask)
-        expected = attention(x, circular=True, mask=mask).roll(by, 1)
+        found = attention(x.roll(by, 1), circular=True, reach=2)
+        expected = attention(x, circular=True, reach=2).roll(by, 1)
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
@@ -203,8 +217,6 @@ def test_restricted_attention_round_a_circle_commutes_with_rotation(n: int) -> N
 def test_causal_attention_hears_itself_and_what_was_before(n: int) -> None:
     attention, x = Attention(16, 2), torch.randn(2, n, 16)
     found = attention(x, circular=False, causal=True)
-    mask = torch.ones(n, n).tril().bool()
-    close(found, attention(x, circular=False, mask=mask))
     for end in range(1, n + 1):
         close(found[:, end - 1], attention(x[:, :end], circular=False)[:, -1])
 
