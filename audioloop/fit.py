@@ -57,18 +57,19 @@ class Settings:
         if (self.minutes is None) == (self.steps is None):
             raise CallError("say how long to train: either --minutes or --steps")
         ranges = {
-            "minutes": self.minutes is None or 0 < self.minutes < 1e6,
-            "steps": self.steps is None or self.steps >= 1,
-            "batch": self.batch >= 1,
-            "learning_rate": 0 < self.learning_rate <= 1,
-            "seed": 0 <= self.seed < 2**63,
+            "minutes": (
+                self.minutes is None or 0 < self.minutes < 1e6,
+                "more than 0, less than a million",
+            ),
+            "steps": (self.steps is None or self.steps >= 1, "1 or more"),
+            "batch": (self.batch >= 1, "1 or more"),
+            "learning-rate": (0 < self.learning_rate <= 1, "more than 0, and at most 1"),
+            "seed": (0 <= self.seed < 2**63, "0 or more, less than 2^63"),
         }
-        for name, right in ranges.items():
+        for name, (right, what) in ranges.items():
             if not right:
-                raise CallError(
-                    f"{name.replace('_', '-')} {getattr(self, name)}: out of range; leave it out "
-                    "for the default"
-                )
+                value = getattr(self, name.replace("-", "_"))
+                raise CallError(f"{name} {value}: out of range; give {what}")
 
 
 class Stage(NamedTuple):
