@@ -144,6 +144,38 @@ def pack(run: Path, out: Path, kinds: Mapping[str, models.Kind]) -> None:
     save_model(out, kind, model, about, half=True)
 
 
+def mix(run: Path, other: Path, share: float, out: Path, kinds: Mapping[str, models.Kind]) -> None:
+    """Ship what lies between two runs of a model, one of which learned on from the other.
+
+    Weights on the line between both are often better than either (Wortsman et al. 2022, *Robust
+    fine-tuning of zero-shot models*, arXiv:2109.01903).
+
+    Args:
+        share: of ``run``, from 0 to 1; the rest is that of ``other``.
+
+    Raises:
+        CallError: ``out`` exists, or the share is out of range, or the models are not alike.
+        LoopError: a run holds no model of these kinds.
+    """
+    if out.exists():
+        raise CallError(f"{out}: exists already; choose another name, or remove it first")
+    if not 0 <= share <= 1:
+        raise CallError(f"a share of {share}; give 0 to 1")
+    model, kind, about = load_any(run, kinds)
+    before, kind_before, _ = load_any(other, kinds)
+    assert isinstance(model, Configured)  # as all models with a kind are
+    assert isinstance(before, Configured)
+    if (kind, model.config) != (kind_before, before.config):
+        raise CallError(f"{run} and {other}: no models of the same kind and sizes; give two of one")
+    old = before.state_dict()
+    between = {
+        name: old[name].lerp(weight, share) if weight.is_floating_point() else weight
+        for name, weight in model.state_dict().items()
+    }
+    model.load_state_dict(between)
+    save_model(out, kind, model, {**about, "share": share}, half=True)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """What ``config.json`` says of a checkpoint.
 

@@ -261,6 +261,46 @@ def test_what_is_no_run_cannot_be_packed(tmp_path: Path) -> None:
     assert not (tmp_path / "packed").exists()
 
 
+@pytest.fixture
+def two_runs(tmp_path: Path) -> tuple[Path, Path]:
+    for name in ("old", "new"):
+        model = models.build("cnn-vae", models.PRESETS["cnn-vae"]["small"])
+        checkpoint.save_model(tmp_path / name, "cnn-vae", model, {"name": name})
+    return tmp_path / "old", tmp_path / "new"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_mixed_weights_lie_between_those_of_two_runs(
+    two_runs: tuple[Path, Path], share: float, tmp_path: Path
+) -> None:
+    old, new = two_runs
+    checkpoint.mix(new, old, share, tmp_path / "mixed", models.KINDS)
+    mixed = checkpoint.load_model(tmp_path / "mixed")
+    one, other = (checkpoint.load_model(run).model.state_dict() for run in (new, old))
+    for name, tensor in mixed.model.state_dict().items():
+        expected = share * one[name].float() + (1 - share) * other[name].float()
+        torch.testing.assert_close(tensor.float(), expected, rtol=1e-3, atol=1e-4)
+    assert mixed.about["name"] == "new"
+    assert mixed.about["share"] == share
+
+
+def test_what_cannot_be_mixed(two_runs: tuple[Path, Path], tmp_path: Path) -> None:
+    old, new = two_runs
+    small = models.build("vq-vae", models.PRESETS["vq-vae"]["small"])
+    checkpoint.save_model(tmp_path / "odd", "vq-vae", small, {})
+    out = tmp_path / "mixed"
+    for run, share, cause in (
+        (tmp_path / "odd", 0.5, "same kind"),
+        (new, 1.1, "give 0 to 1"),
+        (new, float("nan"), "give 0 to 1"),
+    ):
+        with pytest.raises(CallError, match=cause):
+            checkpoint.mix(run, old, share, out, models.KINDS)
+        assert not out.exists()
+    with pytest.raises(CallError, match="exists already"):
+        checkpoint.mix(new, old, 0.5, new, models.KINDS)
+
+
 # The command.
 
 
