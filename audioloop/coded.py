@@ -22,11 +22,12 @@ from torch import Tensor
 from audioloop import coder, render, renders
 from audioloop.codec import Codec
 from audioloop.conditions import Told
-from audioloop.renders import Loops, Variety
+from audioloop.renders import SEEN, Instruments, Loops, Variety
 from audioloop.synth import BLOCK, SoundFont
 from midiloop import checkpoint, workers
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP
+from midiloop.pianoroll import DECODED_PROGRAM
 from midiloop.store import LoopDataset
 
 LOOPS_A_SHARD = 16
@@ -35,7 +36,9 @@ RECORD = "coded.json"
 # Rings are of a multiple of so many frames, so that several are as long as each other. That moves
 # the tempo, which is drawn at random anyway, by 7 % at most.
 SNAP = 16
-VARIETY = Variety(alone=0.04, quietest_db=-3.0)
+# Half of what is heard is the kit and the bass that midiloop writes its loops for.
+USUAL = Instruments((*SEEN.kits, *[0] * 20), (*SEEN.basses, *[DECODED_PROGRAM] * 4))
+VARIETY = Variety(instruments=USUAL, alone=0.04, quietest_db=-3.0)
 
 
 class CodedLoop(NamedTuple):

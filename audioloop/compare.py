@@ -144,6 +144,7 @@ def run(
         "settings": kept,
         "taste": {
             "temperature": {name: config.temperature for name, config in configs.items()},
+            "finer": {name: config.finer for name, config in configs.items()},
             **{key: getattr(configs["free"], key) for key in DRAWN},
         },
         "models": {

@@ -63,7 +63,7 @@ def markdown(found: Comparison) -> str:
     """The tables as Markdown."""
     about = found.about
     settings, data, taste = about["settings"], about["data"], about["taste"]
-    heat = taste["temperature"]
+    heat, finer = taste["temperature"], taste["finer"]
     one_bar = sum(item["bars"] == 1 for item in found.items)
     names = ", ".join(f"{name} {print_[:8]}" for name, print_ in about["models"].items())
     lines = [
@@ -73,8 +73,9 @@ def markdown(found: Comparison) -> str:
         f"{data['rules']}), {SHORTEST_S:g} to {LONGEST_S:g} s of whole bars (of one bar, "
         f"and so without another bar line: {one_bar}); SoundFont {data['soundfont']}. Window "
         f"{settings['window_s']:g} s, steps {', '.join(map(str, settings['steps']))}, temperature "
-        f"{heat['free']:g} (told: {heat['told']:g}), guidance {taste['guidance']:g} and shuffling "
-        f"{taste['shuffling']:g} at first, top-p {taste['top_p']:g}, rescoring "
+        f"{heat['free']:g} (told: {heat['told']:g}; of codebooks after the first "
+        f"{finer['free']:g} and {finer['told']:g} times that), guidance {taste['guidance']:g} and "
+        f"shuffling {taste['shuffling']:g} at first, top-p {taste['top_p']:g}, rescoring "
         f"{settings['rescoring']:g}, seed {settings['seed']}. Models: {names}. One thread on "
         f"{about['machine']}, {about['workers']} at a time.",
         *([f"Lost: items {', '.join(map(str, about['lost']))}."] if about["lost"] else []),

@@ -25,8 +25,10 @@ from audioloop.tokens import Causal, Masked
 from audioloop.wave import Wave
 from midiloop.errors import CallError
 
-# Temperatures. Notes say enough of what is to come; without them, what is likeliest is silence.
-TOLD, FREE = 0.5, 1.0
+# Temperatures. Notes say much of what is to come; without them, what is likeliest is silence. After
+# notes and a first codebook, the likeliest codes of the others are best.
+TOLD, FREE = 0.8, 1.0
+TOLD_FINER, FREE_FINER = 0.0, 1.0
 # Guidance: of one draft, and of several, which differ more without it, and are chosen by the notes.
 LED, CHOSEN = 1.5, 1.0
 
@@ -37,7 +39,8 @@ class Taste:
 
     Attributes:
         steps: of each codebook.
-        temperature: see `DecodeConfig`; None for `TOLD` where notes are told, else `FREE`.
+        temperature: see `DecodeConfig`; None for `TOLD` where notes are told, else `FREE`. Where
+            they are told, codebooks after the first take the likeliest, whatever it is.
         top_p: see `DecodeConfig`.
         guidance: how many times the way that the notes show is gone at first; at last it is 1.
             None for `CHOSEN` where there are candidates, else `LED`.
@@ -79,6 +82,7 @@ class Taste:
         return DecodeConfig(
             steps=self.steps,
             temperature=heat if self.temperature is None else self.temperature,
+            finer=TOLD_FINER if told else FREE_FINER,
             top_p=self.top_p,
             guidance=led if self.guidance is None else self.guidance,
             shuffling=self.shuffling,

@@ -60,7 +60,7 @@ class Study:
     span: int = 3
     line: int = 500
     open_every: int = 4
-    first: float = 0.5
+    first: float = 0.3
     all_unsaid: float = 0.12
     without_notes: float = 0.25
     unsaid: float = 0.12

@@ -301,6 +301,7 @@ def test_what_is_known_never_changes(by: str, seed: int, rng: np.random.Generato
     config = DecodeConfig(
         steps=tuple(random.integers(1, 9, BOOKS).tolist()),
         temperature=float(random.uniform(0, 4)),
+        finer=float(random.uniform(0, 1)),
         top_p=float(random.uniform(0, 1)),
         guidance=float(random.uniform(0, 4)),
         shuffling=float(random.uniform(0, 1)),

@@ -19,6 +19,7 @@ from audioloop.circular import near
 from audioloop.magnet import checkpoint
 from audioloop.magnet.checkpoint import Published, TextModel, load
 from audioloop.magnet.decode import (
+    COLDEST,
     SPANS,
     Anywhere,
     DecodeConfig,
@@ -28,6 +29,7 @@ from audioloop.magnet.decode import (
     decode,
     draw,
     guided,
+    moments,
     spans_of,
 )
 from audioloop.magnet.network import PRESETS, Magnet, MagnetConfig, positions
@@ -469,6 +471,16 @@ def test_chance_has_a_say_in_what_is_kept(spans: Any) -> None:
     assert not torch.equal(kept(0.0, 3)[0], kept(0.0, 4)[0])
 
 
+def test_finer_codebooks_may_be_cooler() -> None:
+    def heats(finer: float, stage: int) -> list[float]:
+        config = DecodeConfig(steps=(4, 4, 4, 4), temperature=2.0, finer=finer)
+        return [moment.heat for moment in moments(config, stage)]
+
+    assert heats(1.0, 0) == heats(0.25, 0) == heats(1.0, 3) == [1.5, 1.0, 0.5, COLDEST]
+    assert heats(0.5, 1) == heats(0.5, 3) == [0.75, 0.5, 0.25, COLDEST]
+    assert heats(0.0, 1) == [COLDEST] * 4
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
@@ -480,6 +492,7 @@ def test_chance_has_a_say_in_what_is_kept(spans: Any) -> None:
         (DecodeConfig(top_p=1.1), "top-p 1.1"),
         (DecodeConfig(temperature=-1), "temperature -1"),
         (DecodeConfig(shuffling=1.5), "shuffling 1.5"),
+        (DecodeConfig(finer=-0.5), "finer -0.5"),
         (DecodeConfig(temperature=float("nan")), "temperature nan"),
     ],
 )

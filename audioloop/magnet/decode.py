@@ -59,6 +59,7 @@ class DecodeConfig:
     Attributes:
         steps: of each codebook.
         temperature: at the first step of a codebook; it falls to almost 0 along a line.
+        finer: share of it that codebooks after the first have; 0 takes the likeliest of each.
         top_p: draw among the fewest codes that hold this probability; 0 takes the likeliest.
         guidance, last_guidance: how many times the way that the text shows is gone, at first and
             at last; 1 is what the network says itself, 0 is without the text.
@@ -74,6 +75,7 @@ class DecodeConfig:
 
     steps: tuple[int, ...] = (20, 10, 10, 10)
     temperature: float = 3.0
+    finer: float = 1.0
     top_p: float = 0.9
     guidance: float = 10.0
     last_guidance: float = 1.0
@@ -247,8 +249,9 @@ def _check(codes: Tensor, gap: int, config: DecodeConfig) -> None:
         raise LoopError(
             f"top-p {config.top_p}, temperature {config.temperature}; give 0 to 1, and 0 or more"
         )
-    if not 0 <= config.shuffling <= 1:
-        raise LoopError(f"shuffling {config.shuffling}; give 0 to 1")
+    for name in ("shuffling", "finer"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise LoopError(f"{name} {getattr(config, name)}; give 0 to 1")
     known = codes != gap
     if not torch.equal(known, known[:1].expand_as(known)):
         raise LoopError("rows of a batch have different gaps; fill them one by one")
@@ -294,9 +297,10 @@ def moments(config: DecodeConfig, stage: int) -> Iterator[Moment]:
     """The steps of a codebook, from all open and hot to little and cold."""
     n_steps = config.steps[stage]
     shares = torch.cos(torch.linspace(0, 1, n_steps) * (math.pi / 2)).tolist()
+    hottest = config.temperature * (config.finer if stage else 1)
     for step, share in enumerate(shares):
         guidance = share * config.guidance + (1 - share) * config.last_guidance
-        heat = max(config.temperature * ((n_steps - 1 - step) / n_steps), COLDEST)
+        heat = max(hottest * ((n_steps - 1 - step) / n_steps), COLDEST)
         yield Moment(share, guidance, heat, config.top_p, share * config.shuffling)
 
 

@@ -31,7 +31,8 @@ def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--variations", type=click.IntRange(1, 1000), default=1, show_default=True),
         click.option(
             "--temperature", type=float,
-            help="Lower is tamer, higher is wilder. Else 0.5 with notes, 1 without, 3 for a text.",
+            help="Lower is tamer, higher is wilder. Else 0.8 with notes (codebooks after the first "
+            "are then the likeliest, whatever this is), 1 without, 3 for a text.",
         ),
         click.option("--top-p", type=float, help="The nucleus that codes are drawn from."),
         click.option(

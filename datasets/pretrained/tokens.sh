@@ -16,4 +16,4 @@ train() {  # KIND MINUTES [OPTIONS]
 checkpoint.pack(Path('$folder/$1'), Path('$folder/packed-$1'), token_models.KINDS)"
 }
 train causal 277
-train masked 201 --begin-with "$folder/causal"
+train masked 323 --begin-with "$folder/causal"
