@@ -1,7 +1,7 @@
 """Where onsets are lost between notes and what is written after them, setting by setting.
 
     python tests/benchmarks/following.py LOOPS [--loops 24] [--seeds 4] [--known 0]
-        [--steps 20,8,6,6] [--temperature 0.5] [--top-p 0.9] [--guidance 1] [--shuffling 1]
+        [--steps 20,8,6,6] [--temperature 0.8] [--top-p 0.9] [--guidance 1] [--shuffling 1]
         [--rescoring 0] [--candidates 4] [--masked RUN] [--codec RUN] [--sf2 FILE]
 
 Loops are of validation songs, told as `generate` is told them; the first codebooks may be those of
