@@ -155,6 +155,27 @@ def of_attention(n: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     return [torch.randn(2, 2, n, 8).to(dtype).requires_grad_() for _ in range(3)]
 
 
+@pytest.mark.parametrize(("reach", "causal"), [(None, False), (2, False), (None, True)])
+def test_attention_is_the_same_where_gradients_are_wanted(reach: int | None, causal: bool) -> None:
+    attention, x = Attention(16, 2).double(), torch.randn(2, 9, 16, dtype=torch.float64)
+    found = attention(x, circular=False, reach=reach, causal=causal)
+    assert found.requires_grad
+    with torch.no_grad():
+        expected = attention(x, circular=False, reach=reach, causal=causal)
+    torch.testing.assert_close(found.detach(), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_hears_as_products_do_and_has_their_gradient(causal: bool) -> None:
+    query, key, value = of_attention(9)
+    mask = torch.ones(9, 9).tril().bool() if causal else None
+    mine = attended(query, key, value, causal=causal)
+    theirs = by_products(query, key, value, mask)
+    torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
+    found, expected = (gradients(mixed, query, key, value) for mixed in (mine, theirs))
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("mask", [None, near(9, 2, circular=False), torch.ones(9, 9).tril().bool()])
 def test_attention_by_products_is_pytorchs_and_has_its_gradient(mask: Tensor | None) -> None:
     query, key, value = of_attention(9)
