@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from midiloop import models
+from midiloop import destination, models
 from midiloop.errors import CallError, LoopError
 from midiloop.models.layers import Model
 
@@ -134,11 +134,10 @@ def pack(run: Path, out: Path, kinds: Mapping[str, models.Kind]) -> None:
     """Copy the checkpoint of a run in 16 bits, to ship it.
 
     Raises:
-        CallError: ``out`` exists.
+        CallError: see `destination.check_free`.
         LoopError: the run holds no model of these kinds.
     """
-    if out.exists():
-        raise CallError(f"{out}: exists already; choose another name, or remove it first")
+    destination.check_free(out)
     model, kind, about = load_any(run, kinds)
     assert isinstance(model, Configured)  # as all models with a kind are
     save_model(out, kind, model, about, half=True)
@@ -154,11 +153,11 @@ def mix(run: Path, other: Path, share: float, out: Path, kinds: Mapping[str, mod
         share: of ``run``, from 0 to 1; the rest is that of ``other``.
 
     Raises:
-        CallError: ``out`` exists, or the share is out of range, or the models are not alike.
+        CallError: see `destination.check_free`; or the share is out of range, or the models are
+            not alike.
         LoopError: a run holds no model of these kinds.
     """
-    if out.exists():
-        raise CallError(f"{out}: exists already; choose another name, or remove it first")
+    destination.check_free(out)
     if not 0 <= share <= 1:
         raise CallError(f"a share of {share}; give 0 to 1")
     model, kind, about = load_any(run, kinds)

@@ -22,7 +22,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from midiloop import checkpoint, data, figures, fit, generate, metrics, models, plot, train
+from midiloop import (
+    checkpoint,
+    data,
+    destination,
+    figures,
+    fit,
+    generate,
+    metrics,
+    models,
+    plot,
+    train,
+)
 from midiloop.errors import CallError
 from midiloop.fit import Progress, Settings
 from midiloop.generate import Generator, Wish
@@ -109,8 +120,7 @@ def run(
     Raises:
         CallError: ``out`` holds a comparison and ``resume`` is not asked for.
     """
-    if not out.parent.is_dir():
-        raise CallError(f"{out.parent}: no such folder; make it first")
+    destination.check_parent(out)
     if out.exists() and not resume:
         raise CallError(f"{out}: exists already; go on with --resume, or choose another name")
     for folder in ("rows", "runs/latents"):

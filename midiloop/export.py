@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from midiloop import interchange, pianoroll, score
+from midiloop import destination, interchange, pianoroll, score
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP, Grid
 from midiloop.store import LoopBatch
@@ -34,10 +34,7 @@ def to_midi(
         CallError: the folder exists, or the one it would lie in does not.
         LoopError: there are no loops.
     """
-    if folder.exists():
-        raise CallError(f"{folder}: exists already; choose another name, or remove it first")
-    if not folder.parent.is_dir():
-        raise CallError(f"{folder.parent}: no such folder; make it first")
+    destination.check_free(folder)
     building = folder.with_name(folder.name + ".partial")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
@@ -76,12 +73,9 @@ def to_npz(batches: Iterable[LoopBatch], path: Path, *, grid: Grid = LOOP) -> in
         LoopError: there are no loops, or more than fit into memory.
         ImportError: pypianoroll is not installed.
     """
-    if path.exists():
-        raise CallError(f"{path}: exists already; choose another name, or remove it first")
     if path.suffix != ".npz":
         raise CallError(f"{path}: pypianoroll reads .npz files; end the name in .npz")
-    if not path.parent.is_dir():
-        raise CallError(f"{path.parent}: no such folder; make it first")
+    destination.check_free(path)
     chosen: list[LoopBatch] = []
     for batch in batches:
         chosen.append(batch)

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from midiloop import __version__, export, metrics, parts, pianoroll, plot, score, seal
-from midiloop.errors import CallError
+from midiloop import __version__, destination, export, metrics, parts, pianoroll, plot, score, seal
 from midiloop.grid import LOOP, Roll
 from midiloop.mined import Counts, MinedSong
 from midiloop.store import LoopDataset
@@ -35,14 +34,6 @@ class Published(NamedTuple):
     picture: Path | None
 
 
-def check(out: Path) -> None:
-    """Raise `CallError` unless loops can be written to ``out``."""
-    if out.exists():
-        raise CallError(f"{out}: exists already; choose another name, or remove it first")
-    if not out.parent.is_dir():
-        raise CallError(f"{out.parent}: no such folder; make it first")
-
-
 def write(
     rolls: Roll, out: Path, *, tempo_bpm: float, seed: int, about: dict[str, Any]
 ) -> Published:
@@ -54,9 +45,9 @@ def write(
         about: what the dataset's manifest says of where they come from.
 
     Raises:
-        CallError: see `check`.
+        CallError: see `destination.check_free`.
     """
-    check(out)
+    destination.check_free(out)
     building = out.with_name(out.name + ".partial")
     shutil.rmtree(building, ignore_errors=True)
     (building / "parts").mkdir(parents=True)
