@@ -8,7 +8,8 @@ SYSTEM := libfluidsynth3 chromium
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-slow test-audiocraft system lint fuzz bench bench-models bench-render \
-	bench-seams bench-codec bench-magnet bench-onsets bench-following bench-attention clean
+	bench-seams bench-codec bench-magnet bench-onsets bench-following bench-untold \
+	bench-attention clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo  ## songs -> loops -> new loops -> audio -> a half made anew -> its seam
@@ -72,6 +73,9 @@ bench-onsets: $(VENV)/.dev  ## set up what hears onsets for it: make bench-onset
 
 bench-following: $(VENV)/.dev  ## where onsets are lost: make bench-following LOOPS=dataset
 	$(BIN)/python tests/benchmarks/following.py $(LOOPS)
+
+bench-untold: $(VENV)/.dev  ## how loops sound that are told no notes: make bench-untold LOOPS=dataset
+	$(BIN)/python tests/benchmarks/untold.py $(LOOPS)
 
 bench-attention: $(VENV)/.dev  ## how fast attention learns on a CPU
 	$(BIN)/python tests/benchmarks/attention.py

@@ -34,7 +34,7 @@ from audioloop.synth import SoundFont
 from audioloop.wave import Format, Wave
 from audioloop.wave import write as write_wave
 from audioloop.ways import SETTINGS, Asked
-from midiloop import checkpoint, workers
+from midiloop import checkpoint, destination, workers
 from midiloop.errors import CallError, LoopError
 from midiloop.store import LoopDataset
 
@@ -42,7 +42,8 @@ ITEM_TIMEOUT_S = 3600.0
 KEPT_ITEMS = 3  # whose loops can be kept to be heard
 RECORD = "settings.json"
 FREE = ("items", "keep_audio")  # settings that change nothing of an item
-DRAWN = ("top_p", "guidance", "shuffling")  # what no option says
+# What no option says: by setting, and in both.
+APART, SHARED = ("temperature", "finer", "top_p", "guidance"), ("shuffling",)
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,11 @@ def run(
     about: dict[str, Any] = {
         "settings": kept,
         "taste": {
-            "temperature": {name: config.temperature for name, config in configs.items()},
-            "finer": {name: config.finer for name, config in configs.items()},
-            **{key: getattr(configs["free"], key) for key in DRAWN},
+            **{
+                key: {name: getattr(config, key) for name, config in configs.items()}
+                for key in APART
+            },
+            **{key: getattr(configs["free"], key) for key in SHARED},
         },
         "models": {
             "codec": coder.fingerprint(filler.codec),
@@ -183,8 +186,7 @@ def run(
 
 
 def _open(out: Path, record: str, resume: bool) -> None:
-    if not out.parent.is_dir():
-        raise CallError(f"{out.parent}: no such folder; make it first")
+    destination.check_parent(out)
     place = out / RECORD
     if place.exists():
         if not resume:

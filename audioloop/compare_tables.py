@@ -63,7 +63,8 @@ def markdown(found: Comparison) -> str:
     """The tables as Markdown."""
     about = found.about
     settings, data, taste = about["settings"], about["data"], about["taste"]
-    heat, finer = taste["temperature"], taste["finer"]
+    keys = ("temperature", "finer", "top_p", "guidance")
+    heat, finer, top_p, led = (taste[key] for key in keys)
     one_bar = sum(item["bars"] == 1 for item in found.items)
     names = ", ".join(f"{name} {print_[:8]}" for name, print_ in about["models"].items())
     lines = [
@@ -74,10 +75,10 @@ def markdown(found: Comparison) -> str:
         f"and so without another bar line: {one_bar}); SoundFont {data['soundfont']}. Window "
         f"{settings['window_s']:g} s, steps {', '.join(map(str, settings['steps']))}, temperature "
         f"{heat['free']:g} (told: {heat['told']:g}; of codebooks after the first "
-        f"{finer['free']:g} and {finer['told']:g} times that), guidance {taste['guidance']:g} and "
-        f"shuffling {taste['shuffling']:g} at first, top-p {taste['top_p']:g}, rescoring "
-        f"{settings['rescoring']:g}, seed {settings['seed']}. Models: {names}. One thread on "
-        f"{about['machine']}, {about['workers']} at a time.",
+        f"{finer['free']:g} and {finer['told']:g} times that), guidance {led['free']:g} (told: "
+        f"{led['told']:g}) and shuffling {taste['shuffling']:g} at first, top-p {top_p['free']:g} "
+        f"(told: {top_p['told']:g}), rescoring {settings['rescoring']:g}, seed {settings['seed']}. "
+        f"Models: {names}. One thread on {about['machine']}, {about['workers']} at a time.",
         *([f"Lost: items {', '.join(map(str, about['lost']))}."] if about["lost"] else []),
         "",
         "## What it comes to",

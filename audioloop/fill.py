@@ -10,8 +10,10 @@ latent, which is nearer to what it was than its codes are.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,12 +27,22 @@ from audioloop.tokens import Causal, Masked
 from audioloop.wave import Wave
 from midiloop.errors import CallError
 
-# Temperatures. Notes say much of what is to come; without them, what is likeliest is silence. After
-# notes and a first codebook, the likeliest codes of the others are best.
-TOLD, FREE = 0.8, 1.0
-TOLD_FINER, FREE_FINER = 0.0, 1.0
-# Guidance: of one draft, and of several, which differ more without it, and are chosen by the notes.
-LED, CHOSEN = 1.5, 1.0
+
+class Usual(NamedTuple):
+    """How codes are drawn where nobody says it: see `DecodeConfig`."""
+
+    temperature: float
+    finer: float
+    top_p: float
+    guidance: float
+
+
+# Notes say much of what is to come; after them and a first codebook, the likeliest codes of the
+# others are best. Without notes, what is likeliest is silence: so nothing that is unlikely is left
+# out, and beat, kit and bass have to lead further.
+TOLD = Usual(temperature=0.8, finer=0.0, top_p=0.9, guidance=1.5)
+FREE = Usual(temperature=1.0, finer=1.0, top_p=1.0, guidance=3.0)
+CHOSEN = 1.0  # guidance of several drafts: they differ more without, and are chosen by the notes
 
 
 @dataclass(frozen=True)
@@ -39,11 +51,11 @@ class Taste:
 
     Attributes:
         steps: of each codebook.
-        temperature: see `DecodeConfig`; None for `TOLD` where notes are told, else `FREE`. Where
-            they are told, codebooks after the first take the likeliest, whatever it is.
-        top_p: see `DecodeConfig`.
-        guidance: how many times the way that the notes show is gone at first; at last it is 1.
-            None for `CHOSEN` where there are candidates, else `LED`.
+        temperature, top_p: see `DecodeConfig`; None for those of `TOLD` where notes are told, else
+            of `FREE`. Where they are told, codebooks after the first take the likeliest, whatever
+            these are.
+        guidance: how many times the way is gone that what is told shows, at first; at last it is 1.
+            None for `CHOSEN` where notes are told and there are candidates, else as above.
         shuffling: how much chance decides of what is kept at first, 0 to 1.
         rescoring: weight of the causal model's say in what is kept, 0 to 1.
         candidates: how often the first codebook is drawn where notes are told, 1 to 16; what goes
@@ -53,7 +65,7 @@ class Taste:
 
     steps: tuple[int, ...] = (20, 8, 6, 6)
     temperature: float | None = None
-    top_p: float = 0.9
+    top_p: float | None = None
     guidance: float | None = None
     shuffling: float = 1.0
     rescoring: float = 0.0
@@ -64,7 +76,7 @@ class Taste:
         """Raise `CallError` unless each is in its range."""
         ranges = {
             "temperature": self.temperature is None or 0 <= self.temperature <= 100,
-            "top-p": 0 <= self.top_p <= 1,
+            "top-p": self.top_p is None or 0 <= self.top_p <= 1,
             "guidance": self.guidance is None or 0 <= self.guidance <= 100,
             "shuffling": 0 <= self.shuffling <= 1,
             "rescoring": 0 <= self.rescoring <= 1,
@@ -77,13 +89,13 @@ class Taste:
 
     def config(self, *, told: bool) -> DecodeConfig:
         """For a ring whose notes are told, or are not."""
-        heat = TOLD if told else FREE
-        led = CHOSEN if told and self.candidates > 1 else LED
+        usual = TOLD if told else FREE
+        led = CHOSEN if told and self.candidates > 1 else usual.guidance
         return DecodeConfig(
             steps=self.steps,
-            temperature=heat if self.temperature is None else self.temperature,
-            finer=TOLD_FINER if told else FREE_FINER,
-            top_p=self.top_p,
+            temperature=usual.temperature if self.temperature is None else self.temperature,
+            finer=usual.finer,
+            top_p=usual.top_p if self.top_p is None else self.top_p,
             guidance=led if self.guidance is None else self.guidance,
             shuffling=self.shuffling,
             spans="stride1",
@@ -142,25 +154,29 @@ class Filler:
         gap = self.masked.config.gap
         given = torch.where(opened.to(codes.device), gap, codes).to(self.device)
         condition = condition.to(self.device)
-        predict = loops.ring(self.masked, condition)
-        rescoring = None
-        if taste.rescoring:
-            judge = priming.judge(self._causal("rescored"), condition)
-            rescoring = Rescoring(judge, taste.rescoring)
-        config = taste.config(told=condition.notes)
+        draw = functools.partial(
+            decode.decode,
+            loops.ring(self.masked, condition),
+            gap=gap,
+            config=taste.config(told=condition.notes),
+            rescoring=self._rescoring(condition, taste),
+        )
         ways = []
         for number, one in enumerate(given.expand(n, -1, -1)):
             generator = taste.generator(number, self.device)
             way, first = one[None], one[0] == gap
             if taste.candidates > 1 and condition.notes and first.any():
-                drawn = decode.decode(
-                    predict, way.expand(taste.candidates, -1, -1), gap, generator, config,
-                    rescoring, books=1,
-                )  # fmt: skip
-                best = loops.information(self.masked, drawn, condition, first, generator).argmax()
-                way = drawn[best, None]
-            ways.append(decode.decode(predict, way, gap, generator, config, rescoring))
+                drafts = way.expand(taste.candidates, -1, -1)
+                drafts = draw(codes=drafts, generator=generator, books=1)
+                said = loops.information(self.masked, drafts, condition, first, generator)
+                way = drafts[said.argmax(), None]
+            ways.append(draw(codes=way, generator=generator))
         return torch.cat(ways)
+
+    def _rescoring(self, condition: Condition, taste: Taste) -> Rescoring | None:
+        if not taste.rescoring:
+            return None
+        return Rescoring(priming.judge(self._causal("rescored"), condition), taste.rescoring)
 
     @torch.inference_mode()
     def primed(

@@ -21,7 +21,7 @@ from midiloop.errors import LoopError
 
 ENCODEC = "facebook/encodec_32khz"
 # As published: a text is followed further than notes are, and drawing begins hotter.
-TASTE = Taste(steps=(20, 10, 10, 10), temperature=3.0, guidance=10.0, shuffling=0.0)
+TASTE = Taste(steps=(20, 10, 10, 10), temperature=3.0, top_p=0.9, guidance=10.0, shuffling=0.0)
 
 
 @dataclass(frozen=True, eq=False)

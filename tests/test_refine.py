@@ -332,19 +332,20 @@ def test_where_notes_are_told_codes_are_drawn_tamer_unless_said_otherwise(filler
         taste = replace(FAST, temperature=temperature)
         return refine.refine(loop, filler, Part(0), free=free, taste=taste)[0][0].samples
 
-    assert fill.TOLD < fill.FREE
-    for free, usual in ((False, fill.TOLD), (True, fill.FREE)):
+    told, untold = fill.TOLD.temperature, fill.FREE.temperature
+    assert told < untold
+    for free, usual, other in ((False, told, untold), (True, untold, told)):
         assert np.array_equal(made(free, None), made(free, usual))
-        other = fill.TOLD + fill.FREE - usual
         assert not np.array_equal(made(free, None), made(free, other))
 
 
 def test_drafts_that_are_chosen_among_are_not_led_unless_said_otherwise() -> None:
-    cases = {(1, False): fill.LED, (1, True): fill.LED, (4, False): fill.LED, (4, True): 1.0}
+    free, told = fill.FREE.guidance, fill.TOLD.guidance
+    cases = {(1, False): free, (4, False): free, (1, True): told, (4, True): 1.0}
     for (candidates, told), usual in cases.items():
         taste = replace(FAST, candidates=candidates)
         assert taste.config(told=told).guidance == usual
-        assert replace(taste, guidance=3.0).config(told=told).guidance == 3
+        assert replace(taste, guidance=2.0).config(told=told).guidance == 2
 
 
 @pytest.mark.parametrize(

@@ -34,11 +34,14 @@ def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Lower is tamer, higher is wilder. Else 0.8 with notes (codebooks after the first "
             "are then the likeliest, whatever this is), 1 without, 3 for a text.",
         ),
-        click.option("--top-p", type=float, help="The nucleus that codes are drawn from."),
+        click.option(
+            "--top-p", type=float,
+            help="The nucleus that codes are drawn from. Else 1 without notes, 0.9 otherwise.",
+        ),
         click.option(
             "--guidance", type=float,
-            help="How strictly notes are followed. Else 1 with candidates, 1.5 without, 10 for a "
-            "text.",
+            help="How strictly what is told is followed. Else, with notes, 1 with candidates and "
+            "1.5 with one; 3 without notes, 10 for a text.",
         ),
         click.option(
             "--shuffling", type=float, metavar="WEIGHT",

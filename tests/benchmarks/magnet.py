@@ -58,7 +58,7 @@ def main() -> None:
     font = synth.SoundFont(synth.soundfont(options.sf2), RATE)
     print(
         f"{options.loops} loops of {BARS} bars, {torch.get_num_threads()} threads, temperature "
-        f"{fill.TOLD:g} with notes, {fill.FREE:g} without, {CHOSEN}\n"
+        f"{fill.TOLD.temperature:g} with notes, {fill.FREE.temperature:g} without, {CHOSEN}\n"
     )
     pieces = onsets.loops(options.dataset, "test", options.loops)
     follows(pieces, filler, font)

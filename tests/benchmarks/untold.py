@@ -1,0 +1,104 @@
+"""How loops sound that are told no notes, setting by setting, beside true ones.
+
+    python tests/benchmarks/untold.py LOOPS [--loops 48] [--seed 0] [--steps 12,3,2,2]
+        [--temperature 1] [--top-p 1] [--guidance 3] [--shuffling 1] [--masked RUN] [--causal RUN]
+        [--codec RUN] [--sf2 FILE]
+
+Loops are of validation songs, played and rendered as `audioloop compare` does it; what is written
+on rings as long is told beat, kit and bass. Silence is easy to foresee and easy to draw, so one
+looks at all columns: what the causal model expects, at the seam and around it; what is as far below
+its loudest as a rest is; how far the sound is from that of renders.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from audioloop import coder, fill, items, measured, renders, synth, ways
+from audioloop.fill import FREE, TASTE, Taste
+from audioloop.perplexity import WINDOW
+from audioloop.wave import Wave
+from midiloop.store import LoopDataset
+
+PIECE_S, QUIET_DB = 0.05, -40.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--loops", type=int, default=48)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", default="12,3,2,2")
+    parser.add_argument("--temperature", type=float, default=FREE.temperature)
+    parser.add_argument("--top-p", type=float, default=FREE.top_p)
+    parser.add_argument("--guidance", type=float, default=FREE.guidance)
+    parser.add_argument("--shuffling", type=float, default=TASTE.shuffling)
+    parser.add_argument("--masked", type=Path)
+    parser.add_argument("--causal", type=Path)
+    parser.add_argument("--codec", type=Path)
+    parser.add_argument("--sf2", type=Path)
+    options = parser.parse_args()
+    filler = fill.load(options.masked, options.causal, options.codec, with_causal=True)
+    rate = filler.codec.config.rate
+    font = synth.SoundFont(synth.soundfont(options.sf2), rate)
+    source = renders.loops(LoopDataset(options.dataset), "valid")
+    taste = Taste(
+        steps=tuple(map(int, options.steps.split(","))),
+        temperature=options.temperature,
+        top_p=options.top_p,
+        guidance=options.guidance,
+        shuffling=options.shuffling,
+        seed=options.seed,
+    )
+    true, coded, written = [], [], []
+    for number in range(options.loops):
+        item = items.drawn(source, number, options.seed, font, filler.codec)
+        wave = ways.wave_of(item.ring, filler.codec)
+        codes = coder.encoded(wave, filler.codec).codes
+        told = replace(item.told, roll=None)
+        condition = told.on(item.n_frames, filler.codec.config.frames_per_s)
+        opened = torch.ones(item.n_frames, dtype=torch.bool)
+        one = filler.filled(codes, opened, condition, 1, replace(taste, seed=number + taste.seed))
+        true.append(wave)
+        coded.append(filler.decoded(codes, len(wave), rate))
+        written.append(filler.decoded(one, len(wave), rate))
+    print(f"{len(true)} loops of validation songs\n")
+    print(f"{'':<16}{'perplexity':>11}{'nats':>7}{'quiet %':>9}{'Fréchet':>9}")
+    aim = vectors(true)
+    for name, waves in (("render", true), ("its codes", coded), ("told no notes", written)):
+        nats = np.stack([around(wave, filler) for wave in waves])
+        seam = np.exp(nats[:, measured.REACH : measured.REACH + WINDOW].mean())
+        quiet = 100 * np.mean([quiet_share(wave) for wave in waves])
+        distance = measured.frechet(vectors(waves), aim)
+        print(f"{name:<16}{seam:11.1f}{nats.mean():7.2f}{quiet:9.1f}{distance:9.0f}", flush=True)
+
+
+def around(wave: Wave, filler: fill.Filler) -> np.ndarray:
+    """Nats of the first codebook in each frame around the seam."""
+    assert filler.causal is not None  # as it was loaded
+    codes = coder.encoded(wave, filler.codec).codes[0]
+    found: np.ndarray = measured.nats_around(codes, filler.causal)[0]
+    return found
+
+
+def quiet_share(wave: Wave) -> float:
+    """How many pieces of a loop are `QUIET_DB` or more below its loudest: 0 to 1."""
+    length = round(PIECE_S * wave.rate)
+    pieces = wave.samples.mean(0)[: len(wave) // length * length].reshape(-1, length)
+    levels = np.sqrt(np.square(pieces).mean(1))
+    return float((levels <= levels.max() * 10 ** (QUIET_DB / 20)).mean())
+
+
+def vectors(waves: Iterable[Wave]) -> measured.Vectors:
+    """`measured.embedded` of all."""
+    return np.concatenate([measured.embedded(wave) for wave in waves])
+
+
+if __name__ == "__main__":
+    main()
