@@ -12,12 +12,14 @@ from numpy.typing import ArrayLike
 
 from audioloop import perplexity
 from audioloop.measured import Vectors, frechet
-from audioloop.perplexity import Interval, Paired
+from audioloop.perplexity import WINDOW, Interval, Paired
 from audioloop.ways import ALIGNED, CODES, CUT, RENDER, ROWS, SETTINGS, SPLICED
 
 BASELINE = "masked beat-aligned"
 CONTROLS = (ALIGNED, CUT, SPLICED)
 MENDED = {"tiled": "LoopGen tiled", "hybrid tiled": "LoopGen"}
+
+RESTING = 0.5  # nats: what is foreseen as surely as that is a rest, or a note that is held
 
 MEANING = {
     "seam": "of the first codebook in the 5 frames after the seam, under the causal model, which "
@@ -39,6 +41,10 @@ MEANING = {
     "64 log-mel bands in windows of 1 s every 0.5 s round the loop, from renders of other test "
     "loops; lower is better",
     "seconds": "seconds to make a loop, models loaded, mean",
+    "around": "nats of the first codebook in each of the 20 frames before the seam and the 21 from "
+    "there on, mean",
+    "rests": f"of all stretches of {WINDOW} frames among those, the share in which each takes less "
+    f"than {RESTING} nats to foresee",
     "told_seam": "seam perplexity under the causal model that is told what the loop was made with",
 }
 # Of the table's columns.
@@ -107,11 +113,22 @@ def figures(rows: Rows, reference: Vectors) -> dict[str, Any]:
         **{name: figure(name, rows, reference) for name in HEADINGS},
         "difference_all": _apart(rows, "nats_all", "bars_all"),
         "around": np.mean([row["around"] for row in rows], axis=0).tolist(),
+        "rests": rests([row["around"] for row in rows]),
     }
     if all("told_nats" in row for row in rows):
         found["told_seam"] = perplexity.interval([row["told_nats"] for row in rows])
         found["told_seam_all"] = perplexity.interval([row["told_nats_all"] for row in rows])
     return found
+
+
+def rests(around: ArrayLike) -> float:
+    """How many stretches of `WINDOW` frames are foreseen but for `RESTING` nats each: 0 to 1.
+
+    Args:
+        around: nats of each frame around the seam, (loops, frames).
+    """
+    stretches = np.lib.stride_tricks.sliding_window_view(np.asarray(around), WINDOW, axis=-1)
+    return float((stretches < RESTING).all(-1).mean())
 
 
 def figure(name: str, rows: Rows, reference: Vectors) -> Interval | Paired | float | None:

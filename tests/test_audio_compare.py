@@ -283,6 +283,13 @@ def test_a_gain_is_of_the_mean_nats() -> None:
     assert half.low == pytest.approx(100 * (1 - 0.5 * math.exp(apart)), abs=1e-3)
 
 
+def test_a_rest_is_a_stretch_that_is_foreseen_throughout() -> None:
+    held = [0.4] * 5 + [2.0] + [0.4] * 4  # six stretches of five, the first of them a rest
+    assert summed.rests([held]) == pytest.approx(1 / 6)
+    assert summed.rests([held, [2.0] * 10]) == pytest.approx(1 / 12)
+    assert summed.rests([[0.5] * 10]) == 0
+
+
 def test_a_row_is_worse_where_it_is_higher_or_further_from_true_codes() -> None:
     row = {
         "seam": Interval(5.0, 1.0, 4.0, 6.0),
