@@ -15,6 +15,7 @@ from conftest import ROOT
 LAYERS = {
     "errors": set[str](),
     "grid": {"errors"},
+    "destination": {"errors"},
     "corpus": {"errors"},
     "score": {"errors", "corpus"},
     "pianoroll": {"errors", "grid", "score"},
@@ -27,14 +28,14 @@ LAYERS = {
     "parts": {"grid", "mined"},
     "seal": {"grid", "mined", "parts", "splits", "store"},
     "extract": {
-        "errors", "grid", "corpus", "score", "pianoroll", "rules", "workers", "mined", "parts",
-        "store", "seal",
+        "errors", "destination", "grid", "corpus", "score", "pianoroll", "rules", "workers",
+        "mined", "parts", "store", "seal",
     },
     "metrics": {"errors", "grid"},
     "features": {"grid", "metrics"},
     "evaluate": {"features", "errors", "grid", "metrics"},
     "overview": {"grid", "metrics", "store"},
-    "export": {"errors", "grid", "score", "pianoroll", "interchange", "store"},
+    "export": {"errors", "destination", "grid", "score", "pianoroll", "interchange", "store"},
     "page": {"errors"},
     "plot": {"errors", "grid", "page"},
     "gallery": {
@@ -53,11 +54,11 @@ LAYERS = {
         "models.prior", "models.form_prior",
     },
     "data": {"errors", "grid", "store"},
-    "checkpoint": {"errors", "models", "models.layers"},
+    "checkpoint": {"errors", "destination", "models", "models.layers"},
     "fit": {"errors", "data", "models", "models.layers", "models.vq_vae", "checkpoint"},
     "train": {
-        "errors", "store", "data", "models", "models.layers", "models.vq_vae", "models.prior",
-        "models.form_prior", "checkpoint", "fit",
+        "errors", "destination", "store", "data", "models", "models.layers", "models.vq_vae",
+        "models.prior", "models.form_prior", "checkpoint", "fit",
     },
     "loopsets": {"errors", "grid", "corpus", "score", "pianoroll", "store", "evaluate"},
     "generate": {
@@ -66,12 +67,12 @@ LAYERS = {
         "checkpoint", "fit", "train",
     },
     "publish": {
-        "errors", "grid", "score", "pianoroll", "mined", "parts", "seal", "store", "metrics",
-        "export", "plot",
+        "errors", "destination", "grid", "score", "pianoroll", "mined", "parts", "seal", "store",
+        "metrics", "export", "plot",
     },
     "compare": {
-        "errors", "grid", "store", "metrics", "plot", "figures", "models", "models.layers",
-        "models.vq_vae", "data", "checkpoint", "fit", "train", "generate",
+        "errors", "destination", "grid", "store", "metrics", "plot", "figures", "models",
+        "models.layers", "models.vq_vae", "data", "checkpoint", "fit", "train", "generate",
     },
 }  # fmt: skip
 
