@@ -38,8 +38,8 @@ class Usual(NamedTuple):
 
 
 # Notes say much of what is to come; after them and a first codebook, the likeliest codes of the
-# others are best. Without notes, what is likeliest is silence: so nothing that is unlikely is left
-# out, and beat, kit and bass have to lead further.
+# others are best. Without notes, what is likeliest is silence: beat, kit and bass have to lead
+# further.
 TOLD = Usual(temperature=0.8, finer=0.0, top_p=0.9, guidance=1.5)
 FREE = Usual(temperature=1.0, finer=1.0, top_p=1.0, guidance=3.0)
 CHOSEN = 1.0  # guidance of several drafts: they differ more without, and are chosen by the notes

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/following.py LOOPS [--loops 24] [--seeds 4] [--known 0]
         [--steps 20,8,6,6] [--temperature 0.8] [--top-p 0.9] [--guidance 1] [--shuffling 1]
-        [--rescoring 0] [--candidates 4] [--masked RUN] [--codec RUN] [--sf2 FILE]
+        [--rescoring 0] [--candidates 4] [--masked RUN] [--causal RUN] [--codec RUN] [--sf2 FILE]
 
 Loops are of validation songs, told as `generate` is told them; the first codebooks may be those of
 true renders (`--known`), so that one sees what is lost from there on. Onsets are found and matched
@@ -12,8 +12,10 @@ as in `onsets`. One seed says little: a difference below two standard errors is 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
+import drawn
 import numpy as np
 import onsets
 import torch
@@ -33,34 +35,19 @@ def main() -> None:
     parser.add_argument("--loops", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--known", type=int, default=0, help="codebooks of the true render")
-    parser.add_argument("--steps", default=",".join(map(str, TASTE.steps)))
-    parser.add_argument("--temperature", type=float, default=TOLD.temperature)
-    parser.add_argument("--top-p", type=float, default=TOLD.top_p)
-    parser.add_argument("--guidance", type=float, default=TASTE.guidance)
-    parser.add_argument("--shuffling", type=float, default=TASTE.shuffling)
-    parser.add_argument("--rescoring", type=float, default=TASTE.rescoring)
     parser.add_argument("--candidates", type=int, default=TASTE.candidates)
-    parser.add_argument("--masked", type=Path)
-    parser.add_argument("--codec", type=Path)
-    parser.add_argument("--sf2", type=Path)
+    drawn.add_options(parser, TOLD)
     options = parser.parse_args()
-    filler = fill.load(options.masked, codec=options.codec, with_causal=options.rescoring > 0)
+    filler = fill.load(
+        options.masked, options.causal, options.codec, with_causal=options.rescoring > 0
+    )
     font = synth.SoundFont(synth.soundfont(options.sf2), RATE)
     pieces = onsets.loops(options.dataset, "valid", options.loops)
     rendered = [render.loop(loop, font).mix for loop in pieces]
     print(f"{len(pieces)} loops of validation songs, {1000 * WITHIN_S:g} ms")
     means = np.zeros((options.seeds, 3))
     for seed in range(options.seeds):
-        taste = Taste(
-            steps=tuple(map(int, options.steps.split(","))),
-            temperature=options.temperature,
-            top_p=options.top_p,
-            guidance=options.guidance,
-            shuffling=options.shuffling,
-            rescoring=options.rescoring,
-            candidates=options.candidates,
-            seed=seed,
-        )
+        taste = replace(drawn.taste(options, seed), candidates=options.candidates)
         found = [
             figures(*written(given.told_of(loop), true, filler, options.known, taste))
             for loop, true in zip(pieces, rendered, strict=True)

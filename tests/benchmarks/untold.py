@@ -1,8 +1,8 @@
 """How loops sound that are told no notes, setting by setting, beside true ones.
 
     python tests/benchmarks/untold.py LOOPS [--loops 48] [--seed 0] [--steps 12,3,2,2]
-        [--temperature 1] [--top-p 1] [--guidance 3] [--shuffling 1] [--masked RUN] [--causal RUN]
-        [--codec RUN] [--sf2 FILE]
+        [--temperature 1] [--top-p 1] [--guidance 3] [--shuffling 1] [--rescoring 0]
+        [--masked RUN] [--causal RUN] [--codec RUN] [--sf2 FILE]
 
 Loops are of validation songs, played and rendered as `audioloop compare` does it; what is written
 on rings as long is told beat, kit and bass. Silence is easy to foresee and easy to draw, so one
@@ -17,15 +17,17 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import drawn
 import numpy as np
 import torch
 
 from audioloop import coder, fill, items, measured, renders, synth, ways
-from audioloop.fill import FREE, TASTE, Taste
+from audioloop.fill import FREE
 from audioloop.perplexity import WINDOW
 from audioloop.wave import Wave
 from midiloop.store import LoopDataset
 
+STEPS = "12,3,2,2"  # quick, and what the tables of `audioloop compare` were made with
 PIECE_S, QUIET_DB = 0.05, -40.0
 
 
@@ -34,28 +36,13 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--loops", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", default="12,3,2,2")
-    parser.add_argument("--temperature", type=float, default=FREE.temperature)
-    parser.add_argument("--top-p", type=float, default=FREE.top_p)
-    parser.add_argument("--guidance", type=float, default=FREE.guidance)
-    parser.add_argument("--shuffling", type=float, default=TASTE.shuffling)
-    parser.add_argument("--masked", type=Path)
-    parser.add_argument("--causal", type=Path)
-    parser.add_argument("--codec", type=Path)
-    parser.add_argument("--sf2", type=Path)
+    drawn.add_options(parser, FREE)
+    parser.set_defaults(steps=STEPS)
     options = parser.parse_args()
     filler = fill.load(options.masked, options.causal, options.codec, with_causal=True)
     rate = filler.codec.config.rate
     font = synth.SoundFont(synth.soundfont(options.sf2), rate)
     source = renders.loops(LoopDataset(options.dataset), "valid")
-    taste = Taste(
-        steps=tuple(map(int, options.steps.split(","))),
-        temperature=options.temperature,
-        top_p=options.top_p,
-        guidance=options.guidance,
-        shuffling=options.shuffling,
-        seed=options.seed,
-    )
     true, coded, written = [], [], []
     for number in range(options.loops):
         item = items.drawn(source, number, options.seed, font, filler.codec)
@@ -64,7 +51,8 @@ def main() -> None:
         told = replace(item.told, roll=None)
         condition = told.on(item.n_frames, filler.codec.config.frames_per_s)
         opened = torch.ones(item.n_frames, dtype=torch.bool)
-        one = filler.filled(codes, opened, condition, 1, replace(taste, seed=number + taste.seed))
+        taste = drawn.taste(options, number + options.seed)
+        one = filler.filled(codes, opened, condition, 1, taste)
         true.append(wave)
         coded.append(filler.decoded(codes, len(wave), rate))
         written.append(filler.decoded(one, len(wave), rate))
