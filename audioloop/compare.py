@@ -43,7 +43,7 @@ KEPT_ITEMS = 3  # whose loops can be kept to be heard
 RECORD = "settings.json"
 FREE = ("items", "keep_audio")  # settings that change nothing of an item
 # What no option says: by setting, and in both.
-APART, SHARED = ("temperature", "finer", "top_p", "guidance"), ("shuffling",)
+APART, SHARED = ("steps", "temperature", "top_p", "guidance"), ("finer", "shuffling")
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,17 @@ class Settings:
     Attributes:
         items: how many loops each way makes.
         window_s: of the model that has one; naive loops are as long.
-        steps, rescoring: see `fill.Taste`.
+        steps, free_steps: of each codebook, where notes are told and where none are; None for
+            those of `fill.TOLD` and `fill.FREE`.
+        rescoring: see `fill.Taste`.
         keep_audio: write the loops of the first items as files.
     """
 
     items: int = 100
     seed: int = 0
     window_s: float = 6.0
-    steps: tuple[int, ...] = TASTE.steps
+    steps: tuple[int, ...] | None = None
+    free_steps: tuple[int, ...] | None = None
     rescoring: float = TASTE.rescoring
     keep_audio: bool = False
 
@@ -75,10 +78,10 @@ class Settings:
             )
         Taste(rescoring=self.rescoring)
 
-    @property
-    def taste(self) -> Taste:
+    def taste(self, setting: str) -> Taste:
         """How codes are drawn: once, as ways are compared and not drafts."""
-        return replace(TASTE, steps=self.steps, rescoring=self.rescoring, candidates=1)
+        steps = self.steps if setting == "told" else self.free_steps
+        return replace(TASTE, steps=steps, rescoring=self.rescoring, candidates=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,14 +135,15 @@ def run(
     filler = fill.load(masked, causal, codec, with_causal=True)
     assert filler.causal is not None  # as it was asked for
     shape = filler.codec.config
-    if len(settings.steps) != shape.codebooks or min(settings.steps) < 1:
-        raise CallError(
-            f"steps {','.join(map(str, settings.steps))}: give one or more for each of the "
-            f"codec's {shape.codebooks} codebooks"
-        )
+    configs = {name: settings.taste(name).config(told=name == "told") for name in SETTINGS}
+    for config in configs.values():
+        if len(config.steps) != shape.codebooks or min(config.steps) < 1:
+            raise CallError(
+                f"steps {','.join(map(str, config.steps))}: give one or more for each of the "
+                f"codec's {shape.codebooks} codebooks"
+            )
     source = Source(renders.loops(dataset, "test"), soundfont, codec, masked, causal, settings)
     SoundFont(soundfont, shape.rate)  # one that cannot be loaded is an error here
-    configs = {name: settings.taste.config(told=name == "told") for name in SETTINGS}
     kept = {key: value for key, value in asdict(settings).items() if key not in FREE}
     about: dict[str, Any] = {
         "settings": kept,
@@ -304,7 +308,7 @@ def asked(filler: Filler, item: Item, setting: str, settings: Settings, number: 
         item.n_frames,
         item.bars,
         round(settings.window_s * frames_per_s),
-        settings.taste,
+        settings.taste(setting),
         f"{settings.seed} {number} {setting}",
     )
 

@@ -63,8 +63,8 @@ def markdown(found: Comparison) -> str:
     """The tables as Markdown."""
     about = found.about
     settings, data, taste = about["settings"], about["data"], about["taste"]
-    keys = ("temperature", "finer", "top_p", "guidance")
-    heat, finer, top_p, led = (taste[key] for key in keys)
+    heat, top_p, led = (taste[key] for key in ("temperature", "top_p", "guidance"))
+    steps = {name: ", ".join(map(str, of)) for name, of in taste["steps"].items()}
     one_bar = sum(item["bars"] == 1 for item in found.items)
     names = ", ".join(f"{name} {print_[:8]}" for name, print_ in about["models"].items())
     lines = [
@@ -73,10 +73,10 @@ def markdown(found: Comparison) -> str:
         f"{about['items']} loops of {data['test_loops']:,} in the test split (rules "
         f"{data['rules']}), {SHORTEST_S:g} to {LONGEST_S:g} s of whole bars (of one bar, "
         f"and so without another bar line: {one_bar}); SoundFont {data['soundfont']}. Window "
-        f"{settings['window_s']:g} s, steps {', '.join(map(str, settings['steps']))}, temperature "
-        f"{heat['free']:g} (told: {heat['told']:g}; of codebooks after the first "
-        f"{finer['free']:g} and {finer['told']:g} times that), guidance {led['free']:g} (told: "
-        f"{led['told']:g}) and shuffling {taste['shuffling']:g} at first, top-p {top_p['free']:g} "
+        f"{settings['window_s']:g} s, steps {steps['free']} (told: {steps['told']}), temperature "
+        f"{heat['free']:g} (told: {heat['told']:g}; the likeliest codes of codebooks after the "
+        f"first), guidance {led['free']:g} (told: {led['told']:g}) and shuffling "
+        f"{taste['shuffling']:g} at first, top-p {top_p['free']:g} "
         f"(told: {top_p['told']:g}), rescoring {settings['rescoring']:g}, seed {settings['seed']}. "
         f"Models: {names}. One thread on {about['machine']}, {about['workers']} at a time.",
         *([f"Lost: items {', '.join(map(str, about['lost']))}."] if about["lost"] else []),

@@ -31,17 +31,18 @@ from midiloop.errors import CallError
 class Usual(NamedTuple):
     """How codes are drawn where nobody says it: see `DecodeConfig`."""
 
+    steps: tuple[int, ...]
     temperature: float
-    finer: float
     top_p: float
     guidance: float
 
 
-# Notes say much of what is to come; after them and a first codebook, the likeliest codes of the
-# others are best. Without notes, what is likeliest is silence: beat, kit and bass have to lead
-# further.
-TOLD = Usual(temperature=0.8, finer=0.0, top_p=0.9, guidance=1.5)
-FREE = Usual(temperature=1.0, finer=1.0, top_p=1.0, guidance=3.0)
+# Notes say much of what is to come, and which of several drafts is best. Without notes, what is
+# likeliest is silence: beat, kit and bass have to lead further, and what drafts would take goes
+# into smaller steps.
+TOLD = Usual(steps=(20, 8, 6, 6), temperature=0.8, top_p=0.9, guidance=1.5)
+FREE = Usual(steps=(50, 8, 6, 6), temperature=1.0, top_p=1.0, guidance=4.0)
+FINER = 0.0  # after a first codebook, the likeliest codes of the others are best
 CHOSEN = 1.0  # guidance of several drafts: they differ more without, and are chosen by the notes
 
 
@@ -50,10 +51,9 @@ class Taste:
     """How codes are drawn.
 
     Attributes:
-        steps: of each codebook.
-        temperature, top_p: see `DecodeConfig`; None for those of `TOLD` where notes are told, else
-            of `FREE`. Where they are told, codebooks after the first take the likeliest, whatever
-            these are.
+        steps: of each codebook; None for those of `TOLD` where notes are told, else of `FREE`.
+        temperature, top_p: of the first codebook, see `DecodeConfig`; None as above. The others
+            take the likeliest codes, whatever these are.
         guidance: how many times the way is gone that what is told shows, at first; at last it is 1.
             None for `CHOSEN` where notes are told and there are candidates, else as above.
         shuffling: how much chance decides of what is kept at first, 0 to 1.
@@ -63,7 +63,7 @@ class Taste:
         seed: of everything.
     """
 
-    steps: tuple[int, ...] = (20, 8, 6, 6)
+    steps: tuple[int, ...] | None = None
     temperature: float | None = None
     top_p: float | None = None
     guidance: float | None = None
@@ -92,9 +92,9 @@ class Taste:
         usual = TOLD if told else FREE
         led = CHOSEN if told and self.candidates > 1 else usual.guidance
         return DecodeConfig(
-            steps=self.steps,
+            steps=usual.steps if self.steps is None else self.steps,
             temperature=usual.temperature if self.temperature is None else self.temperature,
-            finer=usual.finer,
+            finer=FINER,
             top_p=usual.top_p if self.top_p is None else self.top_p,
             guidance=led if self.guidance is None else self.guidance,
             shuffling=self.shuffling,

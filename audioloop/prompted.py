@@ -52,7 +52,8 @@ class Writer:
         predict = loops.tiled(lambda _: decode.guided(model, condition), n_frames, window)
         generator = taste.generator(number, model.device)
         blank = decode.blank(model, 1, n_frames)
-        config = replace(taste.config(told=False), span=self.published.span)
+        # As published, all codebooks are drawn alike.
+        config = replace(taste.config(told=False), finer=1.0, span=self.published.span)
         codes = decode.decode(predict, blank, model.config.gap, generator, config)
         latent = coder.latent_of(codes, self.codec)
         return coder.decoded(latent, self.codec, n_samples, rate)

@@ -13,9 +13,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from audioloop import check, prompted, wave
+from audioloop import check, coder, prompted, wave
 from audioloop.fill import Taste
 from audioloop.label import Label
+from audioloop.magnet import decode, loops
+from audioloop.magnet.decode import DecodeConfig
 from audioloop.prompted import Writer
 from midiloop.checkpoint import read_tensors
 from midiloop.errors import LoopError
@@ -103,13 +105,19 @@ def test_a_loop_depends_on_its_text_its_seed_and_its_number(writer: Writer) -> N
 
 
 def test_words_are_drawn_as_they_were_published(writer: Writer) -> None:
-    label = Label(300, 1)
-    published = replace(FAST, top_p=0.9, shuffling=0.0, guidance=10.0)
-    usual, same = (
-        writer.loop("warm dub", label, RATE, replace(taste, steps=FAST.steps)).samples
-        for taste in (prompted.TASTE, published)
-    )
-    assert np.array_equal(usual, same)
+    label, model = Label(300, 1), writer.published.model
+    steps = 4, 2, 2, 2
+    taste = replace(prompted.TASTE, steps=steps)
+    config = DecodeConfig(steps=steps, spans="stride1", ring=True)  # else as published
+    text = model.condition(*writer.texts(["warm dub"]))
+    n_frames = coder.n_frames(label.samples(RATE), RATE, writer.codec.config)
+    window = round(writer.published.segment_s * 50)
+    predict = loops.tiled(lambda _: decode.guided(model, text), n_frames, window)
+    blank, chance = decode.blank(model, 1, n_frames), taste.generator(0, model.device)
+    codes = decode.decode(predict, blank, model.config.gap, chance, config)
+    latent = coder.latent_of(codes, writer.codec)
+    wanted = coder.decoded(latent, writer.codec, label.samples(RATE), RATE)
+    assert np.array_equal(writer.loop("warm dub", label, RATE, taste).samples, wanted.samples)
 
 
 def test_a_loop_longer_than_the_window_is_one_error(writer: Writer) -> None:

@@ -10,7 +10,7 @@ from audioloop.fill import TASTE, Taste, Usual
 
 def add_options(parser: argparse.ArgumentParser, usual: Usual) -> None:
     """Ask for a taste but its seed and candidates, and for models and a SoundFont."""
-    parser.add_argument("--steps", default=",".join(map(str, TASTE.steps)))
+    parser.add_argument("--steps", default=",".join(map(str, usual.steps)))
     parser.add_argument("--temperature", type=float, default=usual.temperature)
     parser.add_argument("--top-p", type=float, default=usual.top_p)
     parser.add_argument("--guidance", type=float)

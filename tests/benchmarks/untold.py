@@ -1,7 +1,7 @@
 """How loops sound that are told no notes, setting by setting, beside true ones.
 
-    python tests/benchmarks/untold.py LOOPS [--loops 48] [--seed 0] [--steps 12,3,2,2]
-        [--temperature 1] [--top-p 1] [--guidance 3] [--shuffling 1] [--rescoring 0]
+    python tests/benchmarks/untold.py LOOPS [--loops 48] [--seed 0] [--steps 30,3,2,2]
+        [--temperature 1] [--top-p 1] [--guidance 4] [--shuffling 1] [--rescoring 0]
         [--masked RUN] [--causal RUN] [--codec RUN] [--sf2 FILE]
 
 Loops are of validation songs, played and rendered as `audioloop compare` does it; what is written
@@ -27,7 +27,7 @@ from audioloop.perplexity import WINDOW
 from audioloop.wave import Wave
 from midiloop.store import LoopDataset
 
-STEPS = "12,3,2,2"  # quick, and what the tables of `audioloop compare` were made with
+STEPS = "30,3,2,2"  # quick, and what the tables of `audioloop compare` were made with
 PIECE_S, QUIET_DB = 0.05, -40.0
 
 
