@@ -44,10 +44,11 @@ LAYERS = {
     "figures": {"errors", "grid", "page", "plot"},
     "models.sampling": {"errors"},
     "models.layers": {"grid"},
-    "models.lstm_vae": {"grid", "models.layers"},
+    "models.recurrent": set(),
+    "models.lstm_vae": {"grid", "models.layers", "models.recurrent"},
     "models.cnn_vae": {"grid", "models.layers", "models.lstm_vae"},
     "models.vq_vae": {"grid", "models.layers"},
-    "models.prior": {"errors", "models.layers", "models.sampling"},
+    "models.prior": {"errors", "models.layers", "models.recurrent", "models.sampling"},
     "models.form_prior": {"grid", "models.layers", "models.sampling"},
     "models": {
         "errors", "models.layers", "models.lstm_vae", "models.cnn_vae", "models.vq_vae",

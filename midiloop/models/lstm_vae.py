@@ -26,6 +26,7 @@ from midiloop.models.layers import (
     kl_weight,
     reparametrise,
 )
+from midiloop.models.recurrent import LSTM
 
 
 class Reconstruction(NamedTuple):
@@ -124,7 +125,7 @@ class Encoder(nn.Module):
 
     def __init__(self, hidden: int, latent_dim: int) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(LOOP.columns, hidden, batch_first=True, bidirectional=True)
+        self.lstm = LSTM(LOOP.columns, hidden, batch_first=True, bidirectional=True)
         self.posterior = Posterior(2 * hidden, latent_dim)
 
     def forward(self, rolls: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +149,7 @@ class ARLSTMVAE(VAE):
         self.config: ARLSTMVAEConfig = config
         self.encoder = Encoder(config.encoder_hidden, config.latent_dim)
         width = LOOP.columns + config.latent_dim
-        self.decoder = nn.LSTM(width, config.latent_dim, batch_first=True)
+        self.decoder = LSTM(width, config.latent_dim, batch_first=True)
         self.head = nn.Linear(config.latent_dim, LOOP.columns)
         initialise(self)
 
@@ -228,7 +229,7 @@ class NonARLSTMVAE(VAE):
         super().__init__()
         self.config: NonARLSTMVAEConfig = config
         self.encoder = Encoder(config.encoder_hidden, config.latent_dim)
-        self.decoder = nn.LSTM(config.latent_dim, config.decoder_hidden, batch_first=True)
+        self.decoder = LSTM(config.latent_dim, config.decoder_hidden, batch_first=True)
         self.head = nn.Linear(config.decoder_hidden, LOOP.columns)
         initialise(self)
 

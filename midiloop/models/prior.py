@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from midiloop.errors import LoopError
 from midiloop.models.layers import CodeModel, Loss, initialise
+from midiloop.models.recurrent import LSTM
 from midiloop.models.sampling import draw
 
 
@@ -57,7 +58,7 @@ class Prior(CodeModel):
         self.config: PriorConfig = config
         # Equal codes of two streams mean different things: each stream has rows of its own.
         self.embedding = nn.Embedding(config.streams * config.codebook_size, config.embed_dim)
-        self.lstm = nn.LSTM(
+        self.lstm = LSTM(
             config.embed_dim,
             config.hidden,
             config.layers,
