@@ -41,7 +41,7 @@ class Usual(NamedTuple):
 # likeliest is silence: beat, kit and bass have to lead further, and what drafts would take goes
 # into smaller steps.
 TOLD = Usual(steps=(20, 8, 6, 6), temperature=0.8, top_p=0.9, guidance=1.5)
-FREE = Usual(steps=(50, 8, 6, 6), temperature=1.0, top_p=1.0, guidance=4.0)
+FREE = Usual(steps=(40, 8, 6, 6), temperature=1.0, top_p=1.0, guidance=4.0)
 FINER = 0.0  # after a first codebook, the likeliest codes of the others are best
 CHOSEN = 1.0  # guidance of several drafts: they differ more without, and are chosen by the notes
 
