@@ -27,7 +27,7 @@ import torch
 
 from audioloop import coder, compare_tables, fill, items, measured, renders, ways
 from audioloop.fill import TASTE, Filler, Taste
-from audioloop.items import LONGEST_S, Item
+from audioloop.items import Item
 from audioloop.renders import Loops
 from audioloop.summed import Comparison, summed
 from audioloop.synth import SoundFont
@@ -52,7 +52,8 @@ class Settings:
 
     Attributes:
         items: how many loops each way makes.
-        window_s: of the model that has one; naive loops are as long.
+        window_s: of the model that has one, see `items.WINDOWS_S`; naive loops are as long, others
+            a third to two thirds of it.
         steps, free_steps: of each codebook, where notes are told and where none are; None for
             those of `fill.TOLD` and `fill.FREE`.
         rescoring: see `fill.Taste`.
@@ -61,7 +62,7 @@ class Settings:
 
     items: int = 100
     seed: int = 0
-    window_s: float = 6.0
+    window_s: float = 12.0
     steps: tuple[int, ...] | None = None
     free_steps: tuple[int, ...] | None = None
     rescoring: float = TASTE.rescoring
@@ -71,11 +72,9 @@ class Settings:
         """Raise `CallError` unless each is in its range."""
         if self.items < 2:
             raise CallError(f"{self.items} items; intervals need 2 or more")
-        if self.window_s < LONGEST_S:
-            raise CallError(
-                f"a window of {self.window_s:g} s; loops last up to {LONGEST_S:g} s, so give "
-                "that or more"
-            )
+        low_s, high_s = items.WINDOWS_S
+        if not low_s <= self.window_s <= high_s:
+            raise CallError(f"a window of {self.window_s:g} s; give {low_s:g} to {high_s:g}")
         Taste(rescoring=self.rescoring)
 
     def taste(self, setting: str) -> Taste:
@@ -269,8 +268,12 @@ def _measured_item(source: Source, out: Path, number: int) -> dict[str, Any]:
     settings = source.settings
     font, filler = _tools(source.soundfont, source.codec, source.masked, source.causal)
     codec = filler.codec
-    item = items.drawn(source.loops, number, settings.seed, font, codec)
-    other = items.drawn(source.loops, number, settings.seed, font, codec, reference=True)
+    item, other = (
+        items.drawn(
+            source.loops, number, settings.seed, font, codec, settings.window_s, reference=reference
+        )
+        for reference in (False, True)
+    )
     keep = out / "audio" if settings.keep_audio and number < KEPT_ITEMS else None
     true = ways.wave_of(item.ring, codec)
     _keep(keep, f"{number:05d}_original", true)

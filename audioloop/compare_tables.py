@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from audioloop.items import LONGEST_S, SHORTEST_S
+from audioloop import items
 from audioloop.perplexity import Interval, Paired
 from audioloop.summed import (
     BASELINE,
@@ -66,12 +66,13 @@ def markdown(found: Comparison) -> str:
     heat, top_p, led = (taste[key] for key in ("temperature", "top_p", "guidance"))
     steps = {name: ", ".join(map(str, of)) for name, of in taste["steps"].items()}
     one_bar = sum(item["bars"] == 1 for item in found.items)
+    shortest_s, longest_s = items.bounds_s(settings["window_s"])
     names = ", ".join(f"{name} {print_[:8]}" for name, print_ in about["models"].items())
     lines = [
         "# Ways to make a loop, measured alike",
         "",
         f"{about['items']} loops of {data['test_loops']:,} in the test split (rules "
-        f"{data['rules']}), {SHORTEST_S:g} to {LONGEST_S:g} s of whole bars (of one bar, "
+        f"{data['rules']}), {shortest_s:.3g} to {longest_s:.3g} s of whole bars (of one bar, "
         f"and so without another bar line: {one_bar}); SoundFont {data['soundfont']}. Window "
         f"{settings['window_s']:g} s, steps {steps['free']} (told: {steps['told']}), temperature "
         f"{heat['free']:g} (told: {heat['told']:g}; the likeliest codes of codebooks after the "

@@ -1,8 +1,8 @@
 """Loops of the test split, played and rendered, for ways to make loops to make anew.
 
-An item is played on a kit and a bass at a tempo of its own, as many whole bars as last from 2 to
-4 s (Algorithm 1 of Marincione et al. 2025, arXiv:2504.04466, for a tempo that is known). Item
-number n of a seed is always the same, however many there are.
+An item is played on a kit and a bass at a tempo of its own, as many whole bars as last from a third
+to two thirds of a window (Algorithm 1 of Marincione et al. 2025, arXiv:2504.04466, for a tempo that
+is known). Item number n of a seed is always the same, however many there are.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from midiloop.errors import LoopError
 from midiloop.grid import LOOP, Roll
 from midiloop.score import Score
 
-SHORTEST_S, LONGEST_S = 2.0, 4.0  # of a loop
-USUAL_BARS = 2  # one where two are too long: such a loop has no other bar line
+USUAL_BARS = 2  # or four, or one: such a loop has no other bar line
+WINDOWS_S = 6.0, 14.0  # to them, at every tempo that is played; one bar in the shortest alone
 
 
 class Item(NamedTuple):
@@ -44,12 +44,18 @@ class Item(NamedTuple):
     n_frames: int
 
 
+def bounds_s(window_s: float) -> tuple[float, float]:
+    """How long a loop is at least and at most that is to be shown in a window, seconds."""
+    return window_s / 3, window_s * 2 / 3
+
+
 def drawn(
     source: Loops,
     number: int,
     seed: int,
     font: SoundFont,
     codec: Codec,
+    window_s: float,
     *,
     reference: bool = False,
 ) -> Item:
@@ -57,7 +63,11 @@ def drawn(
 
     Half of the loops are for items and half for references. One that is silent gives way to the
     next.
+
+    Args:
+        window_s: from the first to the last of `WINDOWS_S`.
     """
+    shortest_s, longest_s = bounds_s(window_s)
     rng = np.random.default_rng([seed, number, int(reference)])
     order = np.random.default_rng(seed).permutation(len(source.packed))
     half = order[int(reference) :: 2] if len(order) > 1 else order
@@ -68,8 +78,8 @@ def drawn(
         tempo_bpm = float(source.tempos_bpm[pick]) * 2**octaves
         tempo_bpm = float(np.clip(tempo_bpm, variety.slowest_bpm, variety.fastest_bpm))
         pulse = beats.said(tempo_bpm)
-        bars = beats.aligned_bars(pulse, SHORTEST_S, LONGEST_S, USUAL_BARS)
-        assert bars is not None  # at such tempi one bar or two always are
+        bars = beats.aligned_bars(pulse, shortest_s, longest_s, USUAL_BARS)
+        assert bars is not None  # at such tempi one, two or four always are
         n_frames = max(1, round(bars * pulse.bar_s * codec.config.frames_per_s))
         steps = bars * LOOP.steps_per_bar
         start = int(rng.integers(LOOP.bars - bars + 1)) * LOOP.steps_per_bar

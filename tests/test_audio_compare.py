@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from test_renders import bundled
 
 from audioloop import (
+    beats,
     coded,
     coder,
     compare,
@@ -51,7 +52,7 @@ TINY = CodecConfig(
     fine=32, coarse=32, latent_dim=8, codebook_size=32, encoder_blocks=1, decoder_blocks=1
 )
 TINY_TOKENS = TokenConfig(dim=32, heads=2, layers=1, widening=1, codebook_size=32, reach=3)
-WANTED = Settings(items=2, window_s=4.0, steps=(2, 1, 1, 1), free_steps=(3, 1, 1, 1), seed=3)
+WANTED = Settings(items=2, window_s=6.0, steps=(2, 1, 1, 1), free_steps=(3, 1, 1, 1), seed=3)
 SAMPLES, FRAME = 640 * 100, 640
 run_workers = workers.run
 
@@ -390,7 +391,9 @@ def test_items_and_references_are_different_loops(
     monkeypatch.setattr(renders, "performed", watched)
     for reference in (False, True):
         for number in range(2):
-            items.drawn(source, number, WANTED.seed, font, codec, reference=reference)
+            items.drawn(
+                source, number, WANTED.seed, font, codec, WANTED.window_s, reference=reference
+            )
     rolls = LOOP.unpack(source.packed)
     begun, longer = picked[::2], picked[1::2]
     for pick, roll, more in zip(
@@ -400,6 +403,17 @@ def test_items_and_references_are_different_loops(
         found = [at for at in starts if np.array_equal(rolls[pick, at : at + len(roll)], roll)]
         round_ = [np.roll(rolls[pick], -at, 0)[: 2 * len(roll)] for at in found]
         assert any(np.array_equal(one, more) for one in round_)
+
+
+@pytest.mark.parametrize("window_s", [*items.WINDOWS_S, Settings().window_s])
+def test_whole_bars_fit_into_a_window_at_every_tempo(window_s: float) -> None:
+    low_s, high_s = items.bounds_s(window_s)
+    for tempo_bpm in np.linspace(coded.VARIETY.slowest_bpm, coded.VARIETY.fastest_bpm, 1401):
+        pulse = beats.said(float(tempo_bpm))
+        bars = beats.aligned_bars(pulse, low_s, high_s, items.USUAL_BARS)
+        assert bars is not None
+        assert 2 * bars <= LOOP.bars  # there are as many to follow
+        assert bars > 1 or window_s < Settings().window_s  # else there is another bar line
 
 
 # Wrong calls.
@@ -422,7 +436,8 @@ def test_a_folder_of_other_settings_is_left_alone(
 
 @pytest.mark.parametrize(
     ("wrong", "cause"),
-    [({"items": 0}, "0 items"), ({"items": 1}, "1 items"), ({"window_s": 3.9}, "window of 3.9 s"),
+    [({"items": 0}, "0 items"), ({"items": 1}, "1 items"), ({"window_s": 5.9}, "window of 5.9 s"),
+     ({"window_s": 14.1}, "window of 14.1 s; give 6 to 14"),
      ({"rescoring": 2.0}, "rescoring 2")],
 )  # fmt: skip
 def test_settings_are_in_range(wrong: dict[str, Any], cause: str) -> None:

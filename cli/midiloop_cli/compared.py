@@ -33,8 +33,8 @@ def steps_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[i
 @click.option("--items", type=int, default=100, show_default=True, help="Loops of the test split.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
-    "--window-s", type=float, default=6.0, show_default=True, metavar="S",
-    help="Of the ways that have a window.",
+    "--window-s", type=float, default=12.0, show_default=True, metavar="S",
+    help="Of the ways that have a window; loops last from a third of it to two thirds.",
 )  # fmt: skip
 @click.option(
     "--steps", callback=steps_of, metavar="N,N,N,N",

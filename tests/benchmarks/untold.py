@@ -27,7 +27,8 @@ from audioloop.perplexity import WINDOW
 from audioloop.wave import Wave
 from midiloop.store import LoopDataset
 
-STEPS = "30,3,2,2"  # quick, and what the tables of `audioloop compare` were made with
+STEPS = "30,3,2,2"  # quick
+WINDOW_S = 6.0  # of loops of 2 to 4 s
 PIECE_S, QUIET_DB = 0.05, -40.0
 
 
@@ -45,7 +46,7 @@ def main() -> None:
     source = renders.loops(LoopDataset(options.dataset), "valid")
     true, coded, written = [], [], []
     for number in range(options.loops):
-        item = items.drawn(source, number, options.seed, font, filler.codec)
+        item = items.drawn(source, number, options.seed, font, filler.codec, WINDOW_S)
         wave = ways.wave_of(item.ring, filler.codec)
         codes = coder.encoded(wave, filler.codec).codes
         told = replace(item.told, roll=None)
