@@ -71,10 +71,12 @@ def nats_around(codes: Tensor, model: Causal, reach: int = REACH) -> NDArray[np.
     context = max(reach, perplexity.heard_before(n_frames))
     span = torch.arange(-context, reach + 1 + AHEAD)
     line = codes[None][..., span % n_frames]
-    logits = model(line, Told().on(n_frames, 1.0).taken(span))[0].float()
-    nats = F.cross_entropy(logits.flatten(0, 1), line[0].flatten(), reduction="none")
-    around = nats.reshape(len(codes), -1)[:, context - reach : context + reach + 1]
-    return around.double().numpy()
+    first = context - reach
+    logits = model(line, Told().on(n_frames, 1.0).taken(span), first)[0].float()
+    nats = F.cross_entropy(
+        logits.flatten(0, 1), line[0, :, first:].flatten(), reduction="none"
+    ).reshape(len(codes), -1)
+    return nats[:, : 2 * reach + 1].double().numpy()
 
 
 def _nats_from(wave: Wave, place: int, filler: Filler) -> NDArray[np.float64]:

@@ -66,8 +66,8 @@ class MusicGen:
         """Where it is."""
         return torch.device(self.model.device)
 
-    def __call__(self, codes: Tensor, _: object = None, /) -> Tensor:
-        """Logits (B, K, T, size) of codes int64 (B, K, T).
+    def __call__(self, codes: Tensor, _: object = None, first: int = 0, /) -> Tensor:
+        """Logits (B, K, T - first, size) of codes int64 (B, K, T).
 
         As it writes the first codebooks of a frame before the later ones of the frames before it,
         the later codes of the last K - 1 frames are expected with less knowledge than others.
@@ -79,7 +79,7 @@ class MusicGen:
             line[..., :n_frames] = codes[:, book, : line.shape[-1]]
         found = self.model(columns.flatten(0, 1), use_cache=False).logits
         found = found.unflatten(0, (n, n_books))
-        rows = [found[:, book, book : book + n_frames] for book in range(n_books)]
+        rows = [found[:, book, first + book : book + n_frames] for book in range(n_books)]
         return torch.stack(rows, 1)
 
 

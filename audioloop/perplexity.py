@@ -85,9 +85,10 @@ class Reader(Protocol):
     def device(self) -> torch.device:
         """Where its tensors have to be."""
 
-    def __call__(self, codes: Tensor, condition: Condition, /) -> Any:
-        """Of codes (B, K, T) and what is told, the logits (B, K, T, size) of each code.
+    def __call__(self, codes: Tensor, condition: Condition, first: int, /) -> Any:
+        """Of codes (B, K, T) and what is told, the logits (B, K, T - first, size) of each code.
 
+        Those of the first frames are not asked for, which takes time where there are many codes.
         They may depend on what comes before the code, and on the `AHEAD` frames after it that the
         model hears before it writes that code.
         """
@@ -129,11 +130,9 @@ def nats_at(
         some = spans[first : first + LINES]
         lines = torch.stack([codes[:, span % n_frames] for span in some]).to(model.device)
         heard = conditions.stacked([told.taken(span) for span in some]).to(model.device)
-        counted = slice(context, context + window)
-        logits = model(lines, heard)[:, :, counted].float()
-        nats = F.cross_entropy(
-            logits.flatten(0, 2), lines[:, :, counted].flatten(), reduction="none"
-        )
+        counted = lines[:, :, context : context + window]
+        logits = model(lines, heard, context)[:, :, :window].float()
+        nats = F.cross_entropy(logits.flatten(0, 2), counted.flatten(), reduction="none")
         found.append(nats.reshape(len(some), len(codes), window).mean(-1).double().cpu().numpy())
     return np.concatenate(found)
 

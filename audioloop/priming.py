@@ -64,7 +64,7 @@ def judge(model: Causal, condition: Condition) -> Judge:
         line = codes[..., places.to(codes.device) % n_frames]
         line[:, stage + 1 :] = model.config.gap
         told = heard.repeated(len(line) // len(heard.kit))
-        logits = model(line, told)[:, stage, before:]
+        logits = model(line, told, before)[:, stage]
         found: Tensor = logits.softmax(-1).gather(-1, codes[:, stage][..., None])[..., 0]
         return found
 

@@ -212,20 +212,21 @@ class Causal(Trunk):
         )
         self.heads = nn.ModuleList(nn.Linear(2 * dim, size) for _ in books)
 
-    def forward(self, codes: Tensor, condition: Condition) -> Tensor:
-        """What is expected of each code, knowing all before it: logits (B, K, T, size).
+    def forward(self, codes: Tensor, condition: Condition, first: int = 0) -> Tensor:
+        """What is expected of each code, knowing all before it: logits (B, K, T - first, size).
 
         Args:
             codes: int64 (B, K, T), on a line; before the first frame there is nothing. All of
                 the last codebooks may be gaps; what is said of those means nothing.
             condition: of as many frames. A frame hears what is told of the frames around it.
+            first: frame from which on logits are asked for.
         """
         nothing = torch.full_like(codes[..., :1], self.config.gap)
         before = torch.cat([nothing, codes[..., :-1]], -1)
         x = self.embedded(before) + self.listener(condition, circular=False)
         for layer in self.layers:
             x = layer(x, circular=False, causal=True)
-        return torch.stack(self._within(self.norm(x), codes), 1)
+        return torch.stack(self._within(self.norm(x[:, first:]), codes[..., first:]), 1)
 
     def _within(self, x: Tensor, codes: Tensor) -> list[Tensor]:
         """Logits of each codebook (B, T, size), from frames (B, T, D) and the codes of each."""

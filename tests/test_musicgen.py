@@ -126,6 +126,14 @@ def test_several_lines_are_as_each_by_itself(model: MusicGen) -> None:
     torch.testing.assert_close(model(codes), alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("first", [0, 4, 6])
+def test_what_is_said_of_the_last_frames_is_the_end_of_the_whole(
+    first: int, model: MusicGen
+) -> None:
+    codes = drawn(7, n=2)
+    assert torch.equal(model(codes, None, first), model(codes)[:, :, first:])
+
+
 def test_what_is_expected_knows_only_what_was_written(model: MusicGen) -> None:
     codes = drawn(20)
     found = model(codes)

@@ -214,6 +214,17 @@ def test_a_line_cut_short_is_the_beginning_of_it(told: Condition) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("first", [0, 7, FRAMES - 1])
+def test_what_is_said_of_the_last_frames_is_the_end_of_the_whole(
+    first: int, told: Condition
+) -> None:
+    model, codes = Causal(TINY).eval(), some_codes()
+    found = model(codes, told, first)
+    assert found.shape[2] == FRAMES - first
+    torch.testing.assert_close(found, model(codes, told)[:, :, first:], atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
 def test_going_on_frame_by_frame_and_code_by_code_is_the_whole(told: Condition) -> None:
     model, codes = Causal(TINY).eval(), some_codes()
     heard = model.listener(told, circular=False)
