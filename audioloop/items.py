@@ -31,7 +31,7 @@ class Item(NamedTuple):
     """A loop to be made.
 
     Attributes:
-        ring: its true render, float32 (1, 1, samples), a whole number of frames.
+        ring: its true render, float32 (1, 1, samples), a whole number of frames in every bar.
         longer: a true render of it and as many of the bars that follow, (1, 1, 2 · samples).
         told: all that can be told of it.
     """
@@ -80,7 +80,9 @@ def drawn(
         pulse = beats.said(tempo_bpm)
         bars = beats.aligned_bars(pulse, shortest_s, longest_s, USUAL_BARS)
         assert bars is not None  # at such tempi one, two or four always are
-        n_frames = max(1, round(bars * pulse.bar_s * codec.config.frames_per_s))
+        # Whole frames in every bar: no way has to resample what it has cut, and what is coded anew
+        # to begin at a bar line has the frames that it was made of, as at the seam.
+        n_frames = bars * max(1, round(pulse.bar_s * codec.config.frames_per_s))
         steps = bars * LOOP.steps_per_bar
         start = int(rng.integers(LOOP.bars - bars + 1)) * LOOP.steps_per_bar
         whole = LOOP.unpack(source.packed[pick : pick + 1])[0]
@@ -101,7 +103,6 @@ def drawn(
             torch.from_numpy(some * np.float32(10 ** (-1 / 20) / peak))[None, None]
             for some in (samples, more)
         )
-        # A whole number of frames, so that no way has to resample what it has cut.
         tempo_bpm = 60 * bars * pulse.beats_per_bar * codec.config.frames_per_s / n_frames
         return Item(ring, longer, Told(roll, steps, kit, bass), tempo_bpm, bars, n_frames)
     raise LoopError("the loops of the test split are silent with this SoundFont; give another")

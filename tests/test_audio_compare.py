@@ -187,6 +187,7 @@ def test_loops_are_kept_that_are_as_long_as_they_should_be(whole: tuple[Path, Co
             frames = WANTED.window_s * 50 if name.endswith("naive") else item["frames"]
             assert len(read(path)) == frames * FRAME
         assert 2 <= item["frames"] / 50 <= 4
+        assert item["frames"] % item["bars"] == 0
         assert item["frames"] / 50 == pytest.approx(item["bars"] * 240 / item["tempo_bpm"])
 
 
