@@ -24,7 +24,7 @@ from midiloop.grid import LOOP, Roll
 from midiloop.score import Score
 
 USUAL_BARS = 2  # or four, or one: such a loop has no other bar line
-WINDOWS_S = 6.0, 14.0  # to them, at every tempo that is played; one bar in the shortest alone
+WINDOWS_S = 6.0, 14.0  # in which whole bars fit at every tempo; from 12 on never one bar alone
 
 
 class Item(NamedTuple):
