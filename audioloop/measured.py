@@ -40,12 +40,12 @@ def of(made: Made, filler: Filler, *, told: bool) -> dict[str, Any]:
     codes = coder.encoded(wave, codec).codes[0]
     nats = nats_around(codes, causal)
     seam_nats = nats[:, REACH : REACH + WINDOW].mean(1)
-    at_bars = [_nats_from(wave, line, filler) for line in made.bar_lines]
+    at_bars = perplexity.nats_in(wave, made.bar_lines, codec, causal)
     found: dict[str, Any] = {
         "nats": float(seam_nats[0]),
         "nats_all": float(seam_nats.mean()),
-        "bars": [float(one[0]) for one in at_bars],
-        "bars_all": [float(one.mean()) for one in at_bars],
+        "bars": at_bars[:, 0].tolist(),
+        "bars_all": at_bars.mean(1).tolist(),
         "around": [round(value, 4) for value in nats[0].tolist()],
     }
     if told:
@@ -77,15 +77,6 @@ def nats_around(codes: Tensor, model: Causal, reach: int = REACH) -> NDArray[np.
         logits.flatten(0, 1), line[0, :, first:].flatten(), reduction="none"
     ).reshape(len(codes), -1)
     return nats[:, : 2 * reach + 1].double().numpy()
-
-
-def _nats_from(wave: Wave, place: int, filler: Filler) -> NDArray[np.float64]:
-    """Of each codebook, at a place of the loop that is coded anew to begin there: (K,)."""
-    assert filler.causal is not None  # as it was loaded
-    rotated = Wave(np.roll(wave.samples, -place, 1), wave.rate)
-    codes = coder.encoded(rotated, filler.codec).codes[0]
-    found: NDArray[np.float64] = perplexity.nats_at(codes, [0], filler.causal)[0]
-    return found
 
 
 def _sounds(wave: Wave, bar_lines: Sequence[int]) -> dict[str, float | None]:

@@ -42,7 +42,8 @@ MEANING = {
     "mean)",
     "bar_perplexity_all": "the same, of all codebooks",
     "difference_nats": "cross-entropy at the seam less its mean at the other bar lines, of the "
-    "first codebook; 0: the seam is a bar line like any other, above: it surprises more",
+    "first codebook; 0: the seam is a bar line like any other, above: it surprises more; somewhat "
+    "low of what a model made of frames, where they do not go into bars",
     "difference_nats_all": "the same, of all codebooks",
 }
 
@@ -224,9 +225,6 @@ def measure(
 def of_wave(wave: Wave, codec: Coder, model: Reader, bars: int | None) -> SeamPerplexity:
     """Of a loop, of which the model is told nothing.
 
-    For each bar line the loop is rotated to begin there, and coded anew: so all of them are at the
-    beginning of a frame, as the seam is.
-
     Args:
         bars: of equal length, that the loop has; None where they are not known.
 
@@ -235,12 +233,29 @@ def of_wave(wave: Wave, codec: Coder, model: Reader, bars: int | None) -> SeamPe
         LoopError: see `coder.encoded`.
     """
     n_bars = _n_bars(bars, coder.n_frames(len(wave), wave.rate, codec.config)) if bars else 1
-    nats = []
-    for bar in range(n_bars):
-        place = round(len(wave) * bar / n_bars)
+    places = [round(len(wave) * bar / n_bars) for bar in range(n_bars)]
+    return _of_nats(nats_in(wave, places, codec, model))
+
+
+def nats_in(wave: Wave, places: Sequence[int], codec: Coder, model: Reader) -> NDArray[np.float64]:
+    """As `nats_at`, at places of a loop: nats (places, K), of which the model is told nothing.
+
+    For each place the loop is rotated to begin there, and coded anew: so all of them are at the
+    beginning of a frame, as the seam is. What a model made of whole frames is harder to foresee
+    where that codes it between them, as at bar lines that are no whole number of frames from the
+    seam; loops to be compared should have bars of whole frames.
+
+    Args:
+        places: samples.
+
+    Raises:
+        CallError, LoopError: see `of_wave`.
+    """
+    found = [np.zeros((0, model.config.codebooks))]
+    for place in places:
         rotated = Wave(np.roll(wave.samples, -place, 1), wave.rate)
-        nats.append(nats_at(coder.encoded(rotated, codec).codes[0], [0], model))
-    return _of_nats(np.concatenate(nats))
+        found.append(nats_at(coder.encoded(rotated, codec).codes[0], [0], model))
+    return np.concatenate(found)
 
 
 def _n_bars(bars: int, n_frames: int) -> int:
