@@ -150,7 +150,7 @@ class LoopDataset:
         path = self.path / "manifest.json"
         try:
             manifest = json.loads(path.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise LoopError(
                 f"{self.path}: no manifest.json; give a folder that 'midiloop extract' wrote"
             ) from None

@@ -145,6 +145,10 @@ def test_a_spread_takes_one_loop_a_song_from_first_to_last(dataset: store.LoopDa
 def test_a_folder_that_is_no_dataset_is_refused(dataset: store.LoopDataset, tmp_path: Path) -> None:
     with pytest.raises(LoopError, match=r"no manifest\.json"):
         store.LoopDataset(tmp_path)
+    song = tmp_path / "song.mid"
+    song.touch()
+    with pytest.raises(LoopError, match=r"song\.mid: no manifest\.json; give a folder"):
+        store.LoopDataset(song)
     manifest = tmp_path / "manifest.json"
     for text, message in [("{", "extract the dataset again"), ("[]", "not a loop dataset"),
                           ('{"format": "x"}', "not a loop dataset")]:  # fmt: skip
