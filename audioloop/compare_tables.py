@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from audioloop import items
-from audioloop.perplexity import Interval, Paired
+from audioloop.intervals import Interval, Paired
 from audioloop.summed import (
     BASELINE,
     HEADINGS,

@@ -23,27 +23,28 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from audioloop import coder, conditions
+from audioloop import coder, conditions, intervals
 from audioloop.coder import Coder
 from audioloop.conditions import Condition, Told
+from audioloop.intervals import Interval, Paired
 from audioloop.wave import Wave
 from midiloop.errors import CallError
 
 MEANING = {
     "perplexity": "e to the mean cross-entropy of the 5 frames after the seam, of the first "
-    "codebook, under a model that hears the loop up to there; 1 to the codebook's size, lower is "
-    "better",
+    "codebook, under a model that hears the loop up to there; 1 or more, lower is better, the "
+    "codebook's size: no better than a guess",
     "perplexity_all": "the same, of all codebooks",
     "bar_perplexity": "the same as perplexity, at the loop's other bar lines (their geometric "
     "mean)",
     "bar_perplexity_all": "the same, of all codebooks",
     "difference_nats": "cross-entropy at the seam less its mean at the other bar lines, of the "
     "first codebook; 0: the seam is a bar line like any other, above: it surprises more; somewhat "
-    "low of what a model made of frames, where they do not go into bars",
+    "too low where a model made the loop and a bar is no whole number of its frames",
     "difference_nats_all": "the same, of all codebooks",
 }
 
@@ -60,7 +61,6 @@ CONTEXT = 400  # frames before it that the model hears at most
 # of a frame only when they have heard the first ones of the next frames.
 AHEAD = 8
 LINES = 8  # that are heard at once, so that many bars need no more memory than eight
-SIGMAS = 1.96  # around a mean, as LoopGen counts: 95 % of a normal distribution
 
 
 class Shape(Protocol):
@@ -89,7 +89,7 @@ class Reader(Protocol):
     def __call__(self, codes: Tensor, condition: Condition, first: int, /) -> Any:
         """Of codes (B, K, T) and what is told, the logits (B, K, T - first, size) of each code.
 
-        Those of the first frames are not asked for, which takes time where there are many codes.
+        Those of the first frames are left out, as logits of many codes take time.
         They may depend on what comes before the code, and on the `AHEAD` frames after it that the
         model hears before it writes that code.
         """
@@ -272,72 +272,6 @@ def _of_nats(nats: NDArray[np.float64]) -> SeamPerplexity:
     return SeamPerplexity(seam, seam_all, tuple(others), tuple(others_all))
 
 
-class Interval(NamedTuple):
-    """A seam perplexity of several loops, as LoopGen gives it: ``center`` ± ``error``.
-
-    Attributes:
-        center, error: the middle and half the width of the interval.
-        low, high: its ends; the perplexity of all loops (Eq. 5) is their geometric mean.
-    """
-
-    center: float
-    error: float
-    low: float
-    high: float
-
-
-def interval(nats: ArrayLike) -> Interval:
-    """The 95 % interval of the perplexity of loops, from the nats of each (Eq. 8 to 12).
-
-    Raises:
-        CallError: there are fewer than two, which say nothing of how far loops differ.
-    """
-    values = _several(nats)
-    mean = values.mean()
-    apart = SIGMAS * values.std(ddof=1) / math.sqrt(len(values))
-    low, high = math.exp(mean - apart), math.exp(mean + apart)
-    return Interval((low + high) / 2, (high - low) / 2, low, high)
-
-
-class Paired(NamedTuple):
-    """Mean of differences, each between two figures of one loop.
-
-    Attributes:
-        mean: of ``n`` differences, in their unit.
-        low, high: the 95 % interval of the mean, by Student's t.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def indistinguishable(self) -> bool:
-        """Whether the mean may well be 0."""
-        return self.low <= 0 <= self.high
-
-
-def paired(differences: ArrayLike) -> Paired:
-    """The mean of differences with its 95 % interval, by Student's t.
-
-    Raises:
-        CallError: there are fewer than two.
-    """
-    values = _several(differences)
-    n = len(values)
-    mean = float(values.mean())
-    apart = student(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
-    return Paired(mean, mean - apart, mean + apart, n)
-
-
-def _several(values: ArrayLike) -> NDArray[np.float64]:
-    found = np.asarray(values, np.float64)
-    if found.ndim != 1 or len(found) < 2:
-        raise CallError(f"an interval of {found.size} loops; give 2 or more")
-    return found
-
-
 class Summary(NamedTuple):
     """Of several loops; figures of fewer than two are None.
 
@@ -386,32 +320,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _interval(nats: Sequence[float]) -> Interval | None:
-    return interval(nats) if len(nats) > 1 else None
+    return intervals.interval(nats) if len(nats) > 1 else None
 
 
 def _paired(differences: Sequence[float]) -> Paired | None:
-    return paired(differences) if len(differences) > 1 else None
-
-
-def student(freedom: int) -> float:
-    """What 95 % of Student's t are within: 12.71 for 1 degree of freedom, 1.96 for many."""
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, freedom) < 0.95 else (low, middle)
-    return math.sqrt(freedom) * math.tan(low)
-
-
-def _within(angle: float, freedom: int) -> float:
-    """Share of Student's t within sqrt(freedom) · tan(angle).
-
-    By the finite series for whole degrees of freedom (Abramowitz and Stegun 1964, 26.7.3 and
-    26.7.4).
-    """
-    odd = freedom % 2
-    term, total = (math.cos(angle) if odd else 1.0), 0.0
-    for n in range(2 + odd, freedom + 1, 2):
-        total += term
-        term *= (n - 1) / n * math.cos(angle) ** 2
-    total *= math.sin(angle)
-    return 2 / math.pi * (angle + total) if odd else total
+    return intervals.paired(differences) if len(differences) > 1 else None

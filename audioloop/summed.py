@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from audioloop import perplexity
+from audioloop import intervals
+from audioloop.intervals import Interval, Paired
 from audioloop.measured import Vectors, frechet
-from audioloop.perplexity import WINDOW, Interval, Paired
+from audioloop.perplexity import WINDOW
 from audioloop.ways import ALIGNED, CODES, CUT, RENDER, ROWS, SETTINGS, SPLICED
 
 BASELINE = "masked beat-aligned"
@@ -116,8 +117,8 @@ def figures(rows: Rows, reference: Vectors) -> dict[str, Any]:
         "rests": rests([row["around"] for row in rows]),
     }
     if all("told_nats" in row for row in rows):
-        found["told_seam"] = perplexity.interval([row["told_nats"] for row in rows])
-        found["told_seam_all"] = perplexity.interval([row["told_nats_all"] for row in rows])
+        found["told_seam"] = intervals.interval([row["told_nats"] for row in rows])
+        found["told_seam_all"] = intervals.interval([row["told_nats_all"] for row in rows])
     return found
 
 
@@ -135,9 +136,9 @@ def figure(name: str, rows: Rows, reference: Vectors) -> Interval | Paired | flo
     """Of one row and one column of `HEADINGS`."""
     match name:
         case "seam":
-            return perplexity.interval([row["nats"] for row in rows])
+            return intervals.interval([row["nats"] for row in rows])
         case "seam_all":
-            return perplexity.interval([row["nats_all"] for row in rows])
+            return intervals.interval([row["nats_all"] for row in rows])
         case "difference":
             return _apart(rows, "nats", "bars")
         case "frechet":
@@ -151,7 +152,7 @@ def figure(name: str, rows: Rows, reference: Vectors) -> Interval | Paired | flo
 
 def _apart(rows: Rows, nats: str, bars: str) -> Paired | None:
     apart = [row[nats] - float(np.mean(row[bars])) for row in rows if row[bars]]
-    return perplexity.paired(apart) if len(apart) > 1 else None
+    return intervals.paired(apart) if len(apart) > 1 else None
 
 
 def _of(mean: Callable[[list[float]], Any], rows: Rows, name: str) -> float | None:
@@ -174,7 +175,7 @@ class Gain(NamedTuple):
 
 def gain(nats: ArrayLike, baseline: ArrayLike) -> Gain:
     """The gain of a row over another, from the nats at the seam of each item."""
-    apart = perplexity.paired(np.subtract(nats, baseline))
+    apart = intervals.paired(np.subtract(nats, baseline))
     return Gain(*(100 * (1 - math.exp(value)) for value in (apart.mean, apart.high, apart.low)))
 
 

@@ -35,7 +35,7 @@ from audioloop import (
 from audioloop.codec import Codec, CodecConfig
 from audioloop.compare import Job, Settings
 from audioloop.conditions import Told
-from audioloop.perplexity import Interval, Paired
+from audioloop.intervals import Interval, Paired
 from audioloop.summed import Comparison
 from audioloop.synth import SoundFont
 from audioloop.tokens import Causal, Masked, TokenConfig

@@ -135,7 +135,8 @@ AUDIO_LAYERS = {
         "coder", "encodec", "fill", "label", "magnet.checkpoint", "magnet.decode", "magnet.loops",
         "wave",
     },
-    "perplexity": {"coder", "conditions", "wave"},
+    "intervals": set(),
+    "perplexity": {"coder", "conditions", "intervals", "wave"},
     "musicgen": {"encodec", "hub"},
     "items": {"beats", "coded", "codec", "conditions", "render", "renders", "synth"},
     "ways": {
@@ -145,8 +146,8 @@ AUDIO_LAYERS = {
     "measured": {
         "coder", "conditions", "fill", "mel", "perplexity", "seam", "tokens", "wave", "ways",
     },
-    "summed": {"measured", "perplexity", "ways"},
-    "compare_tables": {"items", "perplexity", "summed", "ways"},
+    "summed": {"intervals", "measured", "perplexity", "ways"},
+    "compare_tables": {"intervals", "items", "summed", "ways"},
     "compare_figure": {"measured", "summed", "ways"},
     "compare": {
         "coder", "compare_tables", "fill", "items", "measured", "renders", "summed", "synth",

@@ -17,7 +17,8 @@ from midiloop_cli.symbolic import PATH, json_option
 
 if TYPE_CHECKING:
     from audioloop.coder import Coder
-    from audioloop.perplexity import Interval, Paired, Reader, SeamPerplexity
+    from audioloop.intervals import Interval, Paired
+    from audioloop.perplexity import Reader, SeamPerplexity
     from audioloop.seam import Figures, Seam
     from audioloop.wave import Wave
 
