@@ -369,15 +369,16 @@ def test_a_rest_of_an_earlier_run_is_neither_used_nor_lost_unasked(
 
 
 def test_two_runs_do_not_work_at_one_place(songs: Path, mined: Path, tmp_path: Path) -> None:
-    process = start(songs, tmp_path / "loops", "--workers", "1")
-    while not (tmp_path / "loops.partial" / "lock").exists():
-        time.sleep(0.001)
-    process.send_signal(signal.SIGSTOP)
-    with pytest.raises(CallError, match="another run is at work"):
-        extract.run([songs], tmp_path / "loops", resume=True)
-    process.send_signal(signal.SIGCONT)
-    process.communicate(timeout=30)
-    assert process.returncode == 0
+    refused = 0
+
+    def run_again(progress: extract.Progress, _: int) -> None:
+        nonlocal refused
+        with pytest.raises(CallError, match="another run is at work"):
+            extract.run([songs], tmp_path / "loops", resume=True)
+        refused += 1
+
+    extract.run([songs], tmp_path / "loops", n_workers=1, on_progress=run_again)
+    assert refused
     assert digest(tmp_path / "loops") == digest(mined)
 
 
