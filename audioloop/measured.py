@@ -40,7 +40,9 @@ def of(made: Made, filler: Filler, *, told: bool) -> dict[str, Any]:
     codes = coder.encoded(wave, codec).codes[0]
     nats = nats_around(codes, causal)
     seam_nats = nats[:, REACH : REACH + WINDOW].mean(1)
-    at_bars = perplexity.nats_in(wave, made.bar_lines, codec, causal)
+    frames, rest = np.divmod(made.bar_lines, codec.config.frame)
+    assert not rest.any()  # so the seam and all of them are at the beginning of a frame
+    at_bars = perplexity.nats_at(codes, frames.tolist(), causal)
     found: dict[str, Any] = {
         "nats": float(seam_nats[0]),
         "nats_all": float(seam_nats.mean()),

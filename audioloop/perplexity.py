@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -43,8 +44,7 @@ MEANING = {
     "mean)",
     "bar_perplexity_all": "the same, of all codebooks",
     "difference_nats": "cross-entropy at the seam less its mean at the other bar lines, of the "
-    "first codebook; 0: the seam is a bar line like any other, above: it surprises more; somewhat "
-    "too low where a model made the loop and a bar is no whole number of its frames",
+    "first codebook; 0: the seam is a bar line like any other, above: it surprises more",
     "difference_nats_all": "the same, of all codebooks",
 }
 
@@ -61,6 +61,7 @@ CONTEXT = 400  # frames before it that the model hears at most
 # of a frame only when they have heard the first ones of the next frames.
 AHEAD = 8
 LINES = 8  # that are heard at once, so that many bars need no more memory than eight
+SHIFTS = 4  # places within a frame at which loops are coded at least; twice as many at most
 
 
 class Shape(Protocol):
@@ -202,28 +203,14 @@ class SeamPerplexity:
         return {**self.measures, "nats": {**nats, "bars": self.bars, "bars_all": self.bars_all}}
 
 
-def measure(
-    codes: Tensor, bars: int | None, model: Reader, condition: Condition | None = None
-) -> SeamPerplexity:
-    """Of the codes (K, T) of a ring: at its seam, and in the frames that its bar lines fall in.
-
-    Where bars are no whole number of frames, windows begin up to a frame before the bar line:
-    `of_wave` does without.
-
-    Args:
-        bars: of equal length, that the loop has; None where they are not known.
-        condition: what is told of the ring's T frames; None tells nothing.
-
-    Raises:
-        CallError: see `nats_at`; or there are more bars than frames.
-    """
-    n_frames = codes.shape[-1]
-    places = [n_frames * bar // bars for bar in range(_n_bars(bars, n_frames))] if bars else [0]
-    return _of_nats(nats_at(codes, places, model, condition))
-
-
 def of_wave(wave: Wave, codec: Coder, model: Reader, bars: int | None) -> SeamPerplexity:
     """Of a loop, of which the model is told nothing.
+
+    What a model made is easier to foresee in the frames that it was made of than where it is coded
+    between them, and a bar line may fall anywhere into those. So the loop is coded several times,
+    its frames moved on by a part of one each time, and the mean counts: where the frames of a loop
+    were, if it has any, does not matter. The parts are such that all bar lines fall alike into
+    frames, taken together; of more than eight bars, nearly so.
 
     Args:
         bars: of equal length, that the loop has; None where they are not known.
@@ -232,38 +219,26 @@ def of_wave(wave: Wave, codec: Coder, model: Reader, bars: int | None) -> SeamPe
         CallError: see `nats_at`; or there are more bars than frames.
         LoopError: see `coder.encoded`.
     """
-    n_bars = _n_bars(bars, coder.n_frames(len(wave), wave.rate, codec.config)) if bars else 1
-    places = [round(len(wave) * bar / n_bars) for bar in range(n_bars)]
-    return _of_nats(nats_in(wave, places, codec, model))
-
-
-def nats_in(wave: Wave, places: Sequence[int], codec: Coder, model: Reader) -> NDArray[np.float64]:
-    """As `nats_at`, at places of a loop: nats (places, K), of which the model is told nothing.
-
-    For each place the loop is rotated to begin there, and coded anew: so all of them are at the
-    beginning of a frame, as the seam is. What a model made of whole frames is harder to foresee
-    where that codes it between them, as at bar lines that are no whole number of frames from the
-    seam; loops to be compared should have bars of whole frames.
-
-    Args:
-        places: samples.
-
-    Raises:
-        CallError, LoopError: see `of_wave`.
-    """
-    found = [np.zeros((0, model.config.codebooks))]
-    for place in places:
-        rotated = Wave(np.roll(wave.samples, -place, 1), wave.rate)
-        found.append(nats_at(coder.encoded(rotated, codec).codes[0], [0], model))
-    return np.concatenate(found)
-
-
-def _n_bars(bars: int, n_frames: int) -> int:
-    if not 1 <= bars <= n_frames:
+    n_frames = coder.n_frames(len(wave), wave.rate, codec.config)
+    n_bars = 1 if bars is None else bars
+    if not 1 <= n_bars <= n_frames:
         raise CallError(
             f"{bars} bars in {n_frames} frames; give the number of bars that the loop has"
         )
-    return bars
+    lines = [Fraction(n_frames * bar, n_bars) for bar in range(n_bars)]
+    parts = lines[-1].denominator  # of a frame: all lines are a whole number of them from the seam
+    n_shifts = min(parts * math.ceil(SHIFTS / parts), 2 * SHIFTS)
+    found = []
+    for shift in (Fraction(part, n_shifts) for part in range(n_shifts)):
+        moved = np.roll(wave.samples, -round(len(wave) * shift / n_frames), 1)
+        codes = coder.encoded(Wave(moved, wave.rate), codec).codes[0]
+        found.append(nats_at(codes, [_nearest(line - shift) for line in lines], model))
+    return _of_nats(np.mean(found, axis=0))
+
+
+def _nearest(place: Fraction) -> int:
+    """The frame that begins nearest to it, the later of two."""
+    return math.floor(place + Fraction(1, 2))
 
 
 def _of_nats(nats: NDArray[np.float64]) -> SeamPerplexity:

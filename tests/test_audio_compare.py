@@ -332,6 +332,13 @@ def test_what_is_worse_by_chance_is_told_from_what_is_so(rng: np.random.Generato
         assert summed.surely_worse([], *args[1:]) == []
 
 
+@pytest.mark.parametrize(("n_loops", "sure"), [(1, []), (5, []), (6, ["seam"])])
+def test_few_loops_may_all_be_worse_by_chance(n_loops: int, sure: list[str]) -> None:
+    rows, others = ([{"nats": nats + n} for n in range(n_loops)] for nats in (3.0, 2.0))
+    found = summed.surely_worse(["seam"], rows, others, {"seam": None}, np.zeros((0, 128)))
+    assert found == sure
+
+
 def test_controls_are_cut_where_they_say(
     dataset: LoopDataset, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,7 +150,7 @@ def test_a_model_that_expects_nothing_has_as_many_choices_as_codes() -> None:
     for head in blank.heads:
         for weight in head.parameters():
             weight.zero_()
-    found = perplexity.measure(drawn(64), 4, blank)
+    found = perplexity.of_wave(noise(4 * 16_000), codec(), blank, 4)
     assert found.measures == pytest.approx(
         {
             "perplexity": SIZE, "perplexity_all": SIZE, "bar_perplexity": SIZE,
@@ -208,26 +208,18 @@ def test_frames_that_cannot_be_are_refused(window: int, context: int) -> None:
 # A loop's seam, beside its other bar lines.
 
 
-def test_bar_lines_are_the_frames_that_they_fall_in() -> None:
-    codes, condition = drawn(42), told(42)
-    found = perplexity.measure(codes, 4, model(), condition)
-    nats = perplexity.nats_at(codes, [0, 10, 21, 31], model(), condition)  # of 0, 10.5, 21, 31.5
-    np.testing.assert_allclose([found.nats, *found.bars], nats[:, 0])
-    np.testing.assert_allclose([found.nats_all, *found.bars_all], nats.mean(1))
-
-
 @pytest.mark.parametrize("bars", [None, 1])
 def test_without_other_bar_lines_the_seam_stands_alone(bars: int | None) -> None:
-    found = perplexity.measure(drawn(42), bars, model())
+    found = perplexity.of_wave(noise(64_000), codec(), model(), bars)
     assert found.bars == found.bars_all == ()
     assert found.difference is found.difference_all is None
     assert found.measures["bar_perplexity"] is None
 
 
-@pytest.mark.parametrize("bars", [-1, 43])
+@pytest.mark.parametrize("bars", [-1, 0, 43])
 def test_bars_that_cannot_be_are_refused(bars: int) -> None:
     with pytest.raises(CallError, match=f"{bars} bars in 42 frames; give"):
-        perplexity.measure(drawn(42), bars, model())
+        perplexity.of_wave(noise(42 * CODEC.frame), codec(), model(), bars)
 
 
 def test_measures_are_made_of_nats() -> None:
@@ -259,12 +251,12 @@ def noise(n_samples: int, rate: int = 32_000) -> Wave:
     return Wave(samples.astype(np.float32), rate)
 
 
-def test_bar_lines_of_a_wave_are_as_its_seam() -> None:
-    wave = noise(4 * 16_000 + 4 * 77)  # bars of 25.12 frames
-    found = perplexity.of_wave(wave, codec(), model(), 4)
-    place = len(wave) // 4
-    turned = Wave(np.roll(wave.samples, -place, 1), wave.rate)
-    moved = perplexity.of_wave(turned, codec(), model(), 4)
+@pytest.mark.parametrize(("bars", "n_frames"), [(3, 100), (4, 101), (6, 100), (7, 99), (8, 97)])
+def test_all_bar_lines_of_a_wave_are_measured_alike(bars: int, n_frames: int) -> None:
+    wave = noise(n_frames * CODEC.frame * bars, 32_000 * bars)  # bars of whole samples
+    found = perplexity.of_wave(wave, codec(), model(), bars)
+    turned = Wave(np.roll(wave.samples, -len(wave) // bars, 1), wave.rate)
+    moved = perplexity.of_wave(turned, codec(), model(), bars)
     np.testing.assert_allclose([moved.nats, *moved.bars], [*found.bars, found.nats], atol=1e-4)
     np.testing.assert_allclose(
         [moved.nats_all, *moved.bars_all], [*found.bars_all, found.nats_all], atol=1e-4
@@ -272,15 +264,28 @@ def test_bar_lines_of_a_wave_are_as_its_seam() -> None:
     assert np.ptp([found.nats, *found.bars]) > 0.05
 
 
-def test_a_wave_of_whole_frames_is_measured_as_its_codes() -> None:
-    wave = noise(4 * 16_000)  # bars of 25 frames
-    codes = coder.encoded(wave, codec()).codes[0]
-    found = perplexity.of_wave(wave, codec(), model(), 4)
-    expected = perplexity.measure(codes, 4, model())
-    np.testing.assert_allclose(
-        [found.nats, *found.bars], [expected.nats, *expected.bars], atol=1e-4
-    )
-    assert perplexity.of_wave(wave, codec(), model(), None).nats == pytest.approx(found.nats)
+@pytest.mark.parametrize(
+    ("n_frames", "bars", "nearest"),
+    [
+        (100, 4, [[0, 25, 50, 75], [0, 25, 50, 75], [0, 25, 50, 75], [-1, 24, 49, 74]]),
+        (65, 2, [[0, 33], [0, 32], [0, 32], [-1, 32]]),  # the second at 32.5
+        (65, None, [[0], [0], [0], [-1]]),
+    ],
+)
+def test_a_line_is_measured_at_four_places_within_a_frame(
+    n_frames: int, bars: int | None, nearest: list[list[int]]
+) -> None:
+    wave = noise(n_frames * CODEC.frame)
+    nats = []
+    for quarter, places in enumerate(nearest):
+        moved = np.roll(wave.samples, -quarter * CODEC.frame // 4, 1)
+        codes = coder.encoded(Wave(moved, wave.rate), codec()).codes[0]
+        nats.append(perplexity.nats_at(codes, places, model()))
+    assert np.ptp(nats, 0).max() > 0.05  # it does matter where the frames are
+    found = perplexity.of_wave(wave, codec(), model(), bars)
+    expected = np.mean(nats, axis=0)
+    np.testing.assert_allclose([found.nats, *found.bars], expected[:, 0])
+    np.testing.assert_allclose([found.nats_all, *found.bars_all], expected.mean(1))
 
 
 # Several loops.
