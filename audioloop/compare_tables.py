@@ -119,9 +119,10 @@ def markdown(found: Comparison) -> str:
 def headlines(found: Comparison) -> Iterator[str]:
     """`controls` and `headline` as lines of Markdown."""
     for control, one in controls(found).items():
-        yield f"- control: seam perplexity lower than of {control} by the true render {_gain(one)}."
+        line = gain_line(one)
+        yield f"- control: seam perplexity lower than of {control} by the true render {line}."
     for setting, shown in headline(found).items():
-        gains = ", ".join(f"{row} {_gain(one)}" for row, one in shown["gain"].items())
+        gains = ", ".join(f"{row} {gain_line(one)}" for row, one in shown["gain"].items())
         yield (
             f"- {setting}: seam perplexity lower than {BASELINE} by {gains}; the paper has "
             f"{PAPER_GAIN} %."
@@ -140,8 +141,10 @@ def headlines(found: Comparison) -> Iterator[str]:
             )
 
 
-def _gain(one: Mapping[str, float]) -> str:
-    return f"{one['mean']:.0f} % ({one['low']:,.0f} to {one['high']:.0f})"
+def gain_line(one: Mapping[str, float]) -> str:
+    """A `summed.Gain` as it is read: its mean, and its interval."""
+    low = "under -1,000" if one["low"] < -1000 else f"{one['low']:.0f}"  # as of two or three loops
+    return f"{one['mean']:.0f} % ({low} to {one['high']:.0f})"
 
 
 def _names(columns: Sequence[str]) -> str:

@@ -37,8 +37,8 @@ from midiloop.errors import CallError
 
 MEANING = {
     "perplexity": "e to the mean cross-entropy of the 5 frames after the seam, of the first "
-    "codebook, under a model that hears the loop up to there; 1 or more, lower is better, the "
-    "codebook's size: no better than a guess",
+    "codebook, under a model that hears the loop up to there, coded at several places within a "
+    "frame; 1 or more, lower is better, the codebook's size: no better than a guess",
     "perplexity_all": "the same, of all codebooks",
     "bar_perplexity": "the same as perplexity, at the loop's other bar lines (their geometric "
     "mean)",

@@ -285,6 +285,14 @@ def test_a_gain_is_of_the_mean_nats() -> None:
     assert half.low == pytest.approx(100 * (1 - 0.5 * math.exp(apart)), abs=1e-3)
 
 
+def test_a_gain_of_few_loops_is_a_line_that_can_be_read() -> None:
+    one = summed.gain([3.0, 9.0], [4.0, 5.0])  # by hand: nats -1 and 4, and t(1) is 12.7
+    assert one.low < -1e10
+    assert compare_tables.gain_line(one._asdict()) == "-348 % (under -1,000 to 100)"
+    many = {"mean": 55.6, "low": -166.4, "high": 71.2}
+    assert compare_tables.gain_line(many) == "56 % (-166 to 71)"
+
+
 def test_a_rest_is_a_stretch_that_is_foreseen_throughout() -> None:
     held = [0.4] * 5 + [2.0] + [0.4] * 4  # six stretches of five, the first of them a rest
     assert summed.rests([held]) == pytest.approx(1 / 6)
