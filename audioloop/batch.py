@@ -23,7 +23,7 @@ from audioloop.piece import Piece
 from audioloop.render import Rendered, Sound
 from audioloop.synth import SoundFont
 from audioloop.wave import Format
-from midiloop import corpus, destination, score, workers
+from midiloop import corpus, files, score, workers
 from midiloop.errors import CallError, LoopError, MidiError
 from midiloop.grid import LOOP
 from midiloop.store import LoopDataset
@@ -251,7 +251,7 @@ def _open(out: Path, settings: Settings, *, resume: bool) -> None:
     """Make the folder, or see that it was begun with the same settings."""
     record = json.dumps(asdict(settings), indent=2, default=str) + "\n"
     place = out / RECORD
-    destination.check_parent(out)
+    files.check_parent(out)
     if out.exists() and not out.is_dir():
         raise CallError(f"{out}: is a file; give a folder")
     if resume and place.exists():

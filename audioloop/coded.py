@@ -24,7 +24,7 @@ from audioloop.codec import Codec
 from audioloop.conditions import Told
 from audioloop.renders import SEEN, Instruments, Loops, Variety
 from audioloop.synth import BLOCK, SoundFont
-from midiloop import checkpoint, workers
+from midiloop import checkpoint, files, workers
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP
 from midiloop.pianoroll import DECODED_PROGRAM
@@ -169,7 +169,7 @@ def _open(folder: Path, record: str) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CallError(f"{folder}: holds something else; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_whole(place, record.encode())
+    files.write(place, record.encode())
 
 
 def _place(folder: Path, shard: int) -> Path:
@@ -184,7 +184,7 @@ def task(made_of: Source, folder: Path, job: Job, turn_to: Callable[[int], None]
         if at not in job.lost:
             turn_to(at)
             found += _made(made_of, number, font, codec)
-    checkpoint.write_whole(_place(folder, job.shard), _packed(found))
+    files.write(_place(folder, job.shard), _packed(found))
 
 
 @functools.lru_cache(maxsize=1)

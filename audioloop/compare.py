@@ -34,7 +34,7 @@ from audioloop.synth import SoundFont
 from audioloop.wave import Format, Wave
 from audioloop.wave import write as write_wave
 from audioloop.ways import SETTINGS, Asked
-from midiloop import checkpoint, destination, workers
+from midiloop import files, workers
 from midiloop.errors import CallError, LoopError
 from midiloop.store import LoopDataset
 
@@ -189,7 +189,7 @@ def run(
 
 
 def _open(out: Path, record: str, resume: bool) -> None:
-    destination.check_parent(out)
+    files.check_parent(out)
     place = out / RECORD
     if place.exists():
         if not resume:
@@ -203,7 +203,7 @@ def _open(out: Path, record: str, resume: bool) -> None:
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CallError(f"{out}: holds something else; give another folder")
     (out / "items").mkdir(parents=True, exist_ok=True)
-    checkpoint.write_whole(place, record.encode())
+    files.write(place, record.encode())
 
 
 def _different(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -251,7 +251,7 @@ def task(source: Source, out: Path, job: Job, turn_to: Callable[[int], None]) ->
         turn_to(0)
         found |= _measured_item(source, out, job.number)
     text = json.dumps(found) + "\n"
-    checkpoint.write_whole(_place(out, job.number), text.encode())
+    files.write(_place(out, job.number), text.encode())
 
 
 @functools.lru_cache(maxsize=1)

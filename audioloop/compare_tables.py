@@ -21,7 +21,7 @@ from audioloop.summed import (
     headline,
 )
 from audioloop.ways import REFERENCES, ROWS, SETTINGS
-from midiloop import checkpoint
+from midiloop import files
 
 PAPER_GAIN = 55  # per cent, of the abstract of LoopGen's paper
 
@@ -55,8 +55,8 @@ def _plain(value: Any) -> Any:
 def write(found: Comparison, out: Path) -> None:
     """Write ``compare.md`` and ``compare.json``."""
     text = json.dumps(as_json(found), indent=1, ensure_ascii=False) + "\n"
-    checkpoint.write_whole(out / "compare.json", text.encode())
-    checkpoint.write_whole(out / "compare.md", markdown(found).encode())
+    files.write(out / "compare.json", text.encode())
+    files.write(out / "compare.md", markdown(found).encode())
 
 
 def markdown(found: Comparison) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from midiloop import checkpoint
+from midiloop import checkpoint, files
 from midiloop.errors import CallError, LoopError
 
 WARM_UP = 100  # steps
@@ -262,8 +262,6 @@ class _Run:
         """Make the folder; load the state to resume from, where there is one."""
         check_folder(self.folder, resume=resume)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob("*.tmp"):  # by a run that was killed as it wrote
-            left.unlink()
         if self.state_file.exists():
             self._load()
 
@@ -329,7 +327,7 @@ class _Run:
         trained = {"steps": self.number, "minutes": round(self.took_s / 60, 2)}
         self.task.save(self.folder, self.average.module, {**self.about, "trained": trained})
         history = {**about, "finished": finished}
-        checkpoint.write_whole(self.history_file, (json.dumps(history, indent=2) + "\n").encode())
+        files.write(self.history_file, (json.dumps(history, indent=2) + "\n").encode())
 
 
 def _under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from audioloop import riff
 from audioloop.label import Label, loop_tags
+from midiloop import files
 from midiloop.errors import CallError, LoopError
 
 if TYPE_CHECKING:
@@ -127,14 +128,7 @@ def write(path: Path, wave: Wave, label: Label | None, form: Format) -> None:
         raise LoopError(f"{path}: a peak of {wave.peak:.3f} would clip; lower the gain")
     form.check_rate(wave.rate)
     data = _wav(wave, label, form) if form.name == "wav" else _tagged(wave, label, form)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:  # a full disk does not say which file it was about
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write(path, data)
 
 
 def _integers(samples: Samples, depth: str) -> NDArray[np.int32]:

@@ -7,7 +7,6 @@ where the weights come from.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from midiloop import destination, models
+from midiloop import files, models
 from midiloop.errors import CallError, LoopError
 from midiloop.models.layers import Model
 
@@ -66,7 +65,7 @@ def save_model(
         **about,
     }
     write_tensors(folder / "model.safetensors", tensors)
-    write_whole(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    files.write(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
 
 
 def _halved(tensor: Tensor) -> Tensor:
@@ -134,10 +133,10 @@ def pack(run: Path, out: Path, kinds: Mapping[str, models.Kind]) -> None:
     """Copy the checkpoint of a run in 16 bits, to ship it.
 
     Raises:
-        CallError: see `destination.check_free`.
+        CallError: see `files.check_free`.
         LoopError: the run holds no model of these kinds.
     """
-    destination.check_free(out)
+    files.check_free(out)
     model, kind, about = load_any(run, kinds)
     assert isinstance(model, Configured)  # as all models with a kind are
     save_model(out, kind, model, about, half=True)
@@ -153,11 +152,11 @@ def mix(run: Path, other: Path, share: float, out: Path, kinds: Mapping[str, mod
         share: of ``run``, from 0 to 1; the rest is that of ``other``.
 
     Raises:
-        CallError: see `destination.check_free`; or the share is out of range, or the models are
+        CallError: see `files.check_free`; or the share is out of range, or the models are
             not alike.
         LoopError: a run holds no model of these kinds.
     """
-    destination.check_free(out)
+    files.check_free(out)
     if not 0 <= share <= 1:
         raise CallError(f"a share of {share}; give 0 to 1")
     model, kind, about = load_any(run, kinds)
@@ -203,7 +202,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: Any = None) -> None:
     """Write tensors, and anything that JSON holds, as one file, whole or not at all."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, save(plain, None if about is None else {"about": json.dumps(about)}))
+    files.write(path, save(plain, None if about is None else {"about": json.dumps(about)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -224,16 +223,3 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         return tensors, None if about is None else json.loads(about)
     except ValueError as error:
         raise LoopError(f"{path}: {error}; copy the file anew, or train it again") from error
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, bring it to the disk, and rename it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

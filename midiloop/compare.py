@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from midiloop import (
     checkpoint,
     data,
-    destination,
     figures,
+    files,
     fit,
     generate,
     metrics,
@@ -120,7 +120,7 @@ def run(
     Raises:
         CallError: ``out`` holds a comparison and ``resume`` is not asked for.
     """
-    destination.check_parent(out)
+    files.check_parent(out)
     if out.exists() and not resume:
         raise CallError(f"{out}: exists already; go on with --resume, or choose another name")
     for folder in ("rows", "runs/latents"):
@@ -272,7 +272,7 @@ class _Measure:
                 return dict(found["measured"])
         row = measured()
         text = json.dumps({"asked": asked, "measured": row}, indent=1) + "\n"
-        checkpoint.write_whole(path, text.encode())
+        files.write(path, text.encode())
         return row
 
 
@@ -292,8 +292,8 @@ def write_report(found: Comparison, out: Path) -> None:
     """Write ``report.md`` and ``report.json``."""
     latents = {"t={} L={} K={}".format(*key): error for key, error in found.latent_errors.items()}
     as_json = {**asdict(found), "latent_errors": latents}
-    checkpoint.write_whole(out / "report.json", (json.dumps(as_json, indent=1) + "\n").encode())
-    checkpoint.write_whole(out / "report.md", report(found).encode())
+    files.write(out / "report.json", (json.dumps(as_json, indent=1) + "\n").encode())
+    files.write(out / "report.md", report(found).encode())
 
 
 def report(found: Comparison) -> str:

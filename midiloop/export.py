@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from midiloop import destination, interchange, pianoroll, score
+from midiloop import files, interchange, pianoroll, score
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP, Grid
 from midiloop.store import LoopBatch
@@ -34,23 +33,20 @@ def to_midi(
         CallError: the folder exists, or the one it would lie in does not.
         LoopError: there are no loops.
     """
-    destination.check_free(folder)
-    building = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
     names: list[str] = []
-    for batch in batches:
-        loops = zip(batch.rolls, batch.songs, batch.start_bars, batch.tempos_bpm, strict=True)
-        for roll, song, start_bar, tempo_bpm in loops:
-            name = file_name(len(names), song, int(start_bar), float(tempo_bpm))
-            loop = pianoroll.decode(roll, writable_tempo(float(tempo_bpm)), grid=grid)
-            (building / name).write_bytes(score.to_bytes(loop))
-            names.append(name)
-            on_loop()
-    if not names:
-        building.rmdir()
-        raise LoopError("no loop matches; widen the choice, 'midiloop inspect' shows what there is")
-    building.rename(folder)
+    with files.new_folder(folder) as building:
+        for batch in batches:
+            loops = zip(batch.rolls, batch.songs, batch.start_bars, batch.tempos_bpm, strict=True)
+            for roll, song, start_bar, tempo_bpm in loops:
+                name = file_name(len(names), song, int(start_bar), float(tempo_bpm))
+                loop = pianoroll.decode(roll, writable_tempo(float(tempo_bpm)), grid=grid)
+                (building / name).write_bytes(score.to_bytes(loop))
+                names.append(name)
+                on_loop()
+        if not names:
+            raise LoopError(
+                "no loop matches; widen the choice, 'midiloop inspect' shows what there is"
+            )
     return [folder / name for name in names]
 
 
@@ -75,7 +71,7 @@ def to_npz(batches: Iterable[LoopBatch], path: Path, *, grid: Grid = LOOP) -> in
     """
     if path.suffix != ".npz":
         raise CallError(f"{path}: pypianoroll reads .npz files; end the name in .npz")
-    destination.check_free(path)
+    files.check_free(path)
     chosen: list[LoopBatch] = []
     for batch in batches:
         chosen.append(batch)
@@ -90,10 +86,6 @@ def to_npz(batches: Iterable[LoopBatch], path: Path, *, grid: Grid = LOOP) -> in
     song = interchange.to_multitrack(
         loops.rolls.reshape(-1, grid.columns), np.repeat(loops.tempos_bpm, grid.steps), grid=grid
     )
-    temporary = path.with_name(f".{path.name}.part.npz")
-    try:
+    with files.replacing(path) as temporary:
         song.save(str(temporary))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return len(loops)

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from midiloop import __version__, corpus, destination, parts, pianoroll, rules, score, workers
+from midiloop import __version__, corpus, files, parts, pianoroll, rules, score, workers
 from midiloop.corpus import Item, Problem
 from midiloop.errors import CallError, LoopError, MidiError
 from midiloop.grid import LOOP, Grid, Roll
@@ -353,7 +353,7 @@ def _provenance(sources: Sequence[Path], settings: Settings) -> dict[str, Any]:
 def _finished(out: Path, folder: Path, provenance: dict[str, Any], resume: bool) -> Result:
     """The result of an earlier run that ended, where resuming means there is nothing to do."""
     if not resume:
-        destination.check_free(out)
+        files.check_free(out)
     from midiloop.store import LoopDataset
 
     manifest = LoopDataset(out).manifest
@@ -386,7 +386,7 @@ def _open_partial(folder: Path, out: Path, provenance: dict[str, Any], resume: b
                 f"{folder}: was begun with other settings; use the same, or remove it to start anew"
             )
         return
-    destination.check_parent(out)
+    files.check_parent(out)
     folder.mkdir(exist_ok=True)
     temporary = plan.with_suffix(".tmp")
     temporary.write_text(text)

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from midiloop import checkpoint, models
+from midiloop import checkpoint, files, models
 from midiloop.data import PackedLoops, transpose_bass
 from midiloop.errors import CallError, LoopError
 from midiloop.models.layers import Loss, Model
@@ -273,8 +273,6 @@ class _Run:
             self._load()
         if _rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob("*.tmp"):  # by a run that was killed as it wrote
-                left.unlink()
 
     def _load(self) -> None:
         try:
@@ -406,7 +404,7 @@ class _Run:
             "history": self.history,
         }
         text = json.dumps(found, indent=1) + "\n"
-        checkpoint.write_whole(self.history_file, text.encode())
+        files.write(self.history_file, text.encode())
 
     def result(self) -> Result:
         return Result(self.best, len(self.history), self.history)

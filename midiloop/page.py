@@ -11,12 +11,12 @@ import io
 import math
 import threading
 import unicodedata
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from midiloop import files
 from midiloop.errors import LoopError
 
 if TYPE_CHECKING:
@@ -217,9 +217,4 @@ def opened(path: Path, width: float, height: float) -> Iterator[Page]:
         page = Page(width, height)
         yield page
         page.figure.savefig(drawn, format=suffix[1:], dpi=PNG_DPI, metadata=FORMATS[suffix])
-    partial = path.with_name(f".{uuid.uuid4().hex}{suffix}")
-    try:
-        partial.write_bytes(drawn.getvalue())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    files.write(path, drawn.getvalue())

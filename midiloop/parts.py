@@ -9,7 +9,6 @@ NumPy alone.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from midiloop import files
 from midiloop.grid import Grid
 from midiloop.mined import Counts, MinedSong, Reject
 
@@ -49,12 +49,10 @@ def write(
         "bar_distance_cells": _joined([song.distances_cells for song in songs]),
         "roll": rolls,
     }
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.frombuffer(json.dumps(about).encode(), dtype=np.uint8))
         for name in COLUMNS:
             np.save(file, columns[name])
-    temporary.replace(path)
 
 
 def _joined(arrays: list[NDArray[Any]]) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from midiloop import __version__, destination, export, metrics, parts, pianoroll, plot, score, seal
+from midiloop import __version__, export, files, metrics, parts, pianoroll, plot, score, seal
 from midiloop.grid import LOOP, Roll
 from midiloop.mined import Counts, MinedSong
 from midiloop.store import LoopDataset
@@ -45,12 +45,18 @@ def write(
         about: what the dataset's manifest says of where they come from.
 
     Raises:
-        CallError: see `destination.check_free`.
+        CallError: see `files.check_free`.
     """
-    destination.check_free(out)
-    building = out.with_name(out.name + ".partial")
-    shutil.rmtree(building, ignore_errors=True)
-    (building / "parts").mkdir(parents=True)
+    with files.new_folder(out) as building:
+        pictured = _write(rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about)
+    return Published(out / "midi", out / "dataset", out / SHEET if pictured else None)
+
+
+def _write(
+    rolls: Roll, building: Path, *, tempo_bpm: float, seed: int, about: dict[str, Any]
+) -> bool:
+    """Write everything into an empty folder; whether a picture is among it."""
+    (building / "parts").mkdir()
     songs = [_song(number, roll, tempo_bpm, seed) for number, roll in enumerate(rolls)]
     part = building / "parts" / "0.part"
     parts.write(part, songs, [], "", LOOP)
@@ -77,8 +83,7 @@ def write(
             for number, roll in enumerate(rolls[:PICTURED])
         ]
         plot.contact_sheet(pictures, building / SHEET, columns=min(3, len(pictures)))
-    building.rename(out)
-    return Published(out / "midi", out / "dataset", out / SHEET if pictured else None)
+    return pictured
 
 
 def _song(number: int, roll: Roll, tempo_bpm: float, seed: int) -> MinedSong:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from midiloop import files
 from midiloop.corpus import MAX_FILE_BYTES
 from midiloop.errors import MidiError
 
@@ -370,13 +371,7 @@ def write(score: Score, path: Path | str) -> None:
     Tempo, meter and track name stand at tick 0, drums are on channel 10, and every track ends
     exactly at ``score.length_ticks``: importers take the length of a clip from there.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_bytes(to_bytes(score))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write(Path(path), to_bytes(score))
 
 
 def to_bytes(score: Score) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from midiloop import checkpoint, data, destination, fit, models
+from midiloop import checkpoint, data, files, fit, models
 from midiloop.data import PackedLoops
 from midiloop.errors import CallError, LoopError
 from midiloop.fit import Objective, Progress, Settings
@@ -142,7 +142,7 @@ def run_stages(
     """
     if out.exists() and not out.is_dir():
         raise CallError(f"{out}: a file; give the name of a folder")
-    destination.check_parent(out)
+    files.check_parent(out)
     loops = {
         split: data.load(dataset, split, device, distinct=distinct) for split in ("train", "valid")
     }
@@ -212,10 +212,10 @@ def pack(run: Path, out: Path) -> None:
     """Copy the checkpoints of a run in 16 bits, with the fingerprints, to ship them.
 
     Raises:
-        CallError: see `destination.check_free`.
+        CallError: see `files.check_free`.
         LoopError: the run lacks something.
     """
-    destination.check_free(out)
+    files.check_free(out)
     known, _ = checkpoint.read_tensors(run / FINGERPRINTS)
     for config in sorted(run.glob("*/config.json")):
         model, kind, about = checkpoint.load_model(config.parent)

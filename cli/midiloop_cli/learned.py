@@ -172,9 +172,9 @@ def generate(
 
     RUN is a folder that train wrote; without it the model that comes with midiloop is used.
     """
-    from midiloop import destination, gallery, generate, publish
+    from midiloop import files, gallery, generate, publish
 
-    destination.check_free(out)
+    files.check_free(out)
     names = tuple(name.strip() for name in must.split(",")) if must else ()
     wanted = generate.Wish(**wish, must=names, like=gallery.loop_of_midi(like) if like else None)
     generator = generate.load(run or generate.SHIPPED)
