@@ -124,7 +124,18 @@ def prepare(
         "snap": SNAP,
         "variety": {k: value for k, value in asdict(variety).items() if k != "bars"},
     }
-    _open(folder, json.dumps(record, indent=2) + "\n")
+    if folder.exists() and not folder.is_dir():
+        raise CallError(f"{folder}: holds something else; give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.locked(folder):
+        _open(folder, json.dumps(record, indent=2) + "\n")
+        return _prepared(made_of, n, folder, n_workers, on_progress)
+
+
+def _prepared(
+    made_of: Source, n: int, folder: Path, n_workers: int, on_progress: Callable[[int], None]
+) -> list[CodedLoop]:
+    """Make the shards that the folder lacks, and read all."""
     shards = range(math.ceil(n / LOOPS_A_SHARD))
     missing = [shard for shard in shards if not _place(folder, shard).exists()]
     jobs = (
@@ -148,7 +159,9 @@ def prepare(
         tell(0)
     found = [loop for shard in shards for loop in _read(_place(folder, shard))][:n]
     if not found:
-        raise LoopError(f"{folder}: all loops are silent with {soundfont.name}; give another")
+        raise LoopError(
+            f"{folder}: all loops are silent with {made_of.soundfont.name}; give another"
+        )
     return found
 
 
@@ -166,9 +179,8 @@ def _open(folder: Path, record: str) -> None:
                 "it"
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not all(files.is_passing(path.name) for path in folder.iterdir()):
         raise CallError(f"{folder}: holds something else; give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
     files.write(place, record.encode())
 
 
