@@ -15,12 +15,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from midiloop import splits
+from midiloop import files, splits
 from midiloop.grid import Grid
 from midiloop.mined import Counts
 from midiloop.parts import Part, read
 from midiloop.splits import SongLoops
-from midiloop.store import FORMAT, FORMAT_VERSION, REJECTS, numbers, schema, strings
+from midiloop.store import (
+    FORMAT,
+    FORMAT_VERSION,
+    REJECTS,
+    fingerprint,
+    numbers,
+    schema,
+    strings,
+)
 
 PARTS_PER_SHARD = 32
 
@@ -53,9 +61,11 @@ def seal(
         write = partial(_write_shard, split_of=split_of, schema=schema(grid))
         by_split = list(pool.map(write, shards, groups))
     _write_rejects(building / "rejects.parquet", groups)
+    hashes = [files.digest(shard) for shard in shards]
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
+        "fingerprint": fingerprint(hashes),
         **provenance,
         "counts": {
             "files": counts.songs + counts.rejects.total(),
@@ -68,8 +78,8 @@ def seal(
             "splits": {name: sum(shard[name] for shard in by_split) for name in splits.SPLITS},
         },
         "shards": [
-            {"file": f"loops/{path.name}", "loops": loops.total()}
-            for path, loops in zip(shards, by_split, strict=True)
+            {"file": f"loops/{path.name}", "loops": loops.total(), "sha256": sha256}
+            for path, loops, sha256 in zip(shards, by_split, hashes, strict=True)
         ],
     }
     (building / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

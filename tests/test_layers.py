@@ -23,10 +23,10 @@ LAYERS = {
     "rules": {"errors", "grid", "score"},
     "workers": {"errors"},
     "mined": set(),
-    "store": {"errors", "grid", "mined"},
+    "store": {"errors", "files", "grid", "mined"},
     "splits": set(),
     "parts": {"files", "grid", "mined"},
-    "seal": {"grid", "mined", "parts", "splits", "store"},
+    "seal": {"files", "grid", "mined", "parts", "splits", "store"},
     "extract": {
         "errors", "files", "grid", "corpus", "score", "pianoroll", "rules", "workers",
         "mined", "parts", "store", "seal",

@@ -142,6 +142,25 @@ def test_a_spread_takes_one_loop_a_song_from_first_to_last(dataset: store.LoopDa
     assert len(dataset.spread(5, song="none")) == 0
 
 
+def test_a_fingerprint_is_that_of_the_loops_and_older_datasets_have_it_too(
+    dataset: store.LoopDataset, tmp_path: Path
+) -> None:
+    assert dataset.fingerprint == dataset.manifest["fingerprint"]
+    assert len(bytes.fromhex(dataset.fingerprint)) == 16
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(dataset.path, copy)
+    older = {key: value for key, value in dataset.manifest.items() if key != "fingerprint"}
+    older["shards"] = [
+        {key: value for key, value in shard.items() if key != "sha256"} for shard in older["shards"]
+    ]
+    (copy / "manifest.json").write_text(json.dumps(older))
+    assert store.LoopDataset(copy).fingerprint == dataset.fingerprint
+    song = score.to_bytes(groove(8, pitches=[30, 31, 32, 33]))
+    (tmp_path / "one.mid").write_bytes(song)
+    extract.run([tmp_path / "one.mid"], tmp_path / "other", OPEN, n_workers=1)
+    assert store.LoopDataset(tmp_path / "other").fingerprint != dataset.fingerprint
+
+
 def test_a_folder_that_is_no_dataset_is_refused(dataset: store.LoopDataset, tmp_path: Path) -> None:
     with pytest.raises(LoopError, match=r"no manifest\.json"):
         store.LoopDataset(tmp_path)
