@@ -23,10 +23,11 @@ LAYERS = {
     "rules": {"errors", "grid", "score"},
     "workers": {"errors"},
     "mined": set(),
-    "store": {"errors", "files", "grid", "mined"},
     "splits": set(),
+    "manifest": {"errors", "files", "grid", "splits"},
+    "store": {"errors", "files", "grid", "manifest", "mined", "splits"},
     "parts": {"files", "grid", "mined"},
-    "seal": {"files", "grid", "mined", "parts", "splits", "store"},
+    "seal": {"files", "grid", "manifest", "mined", "parts", "splits", "store"},
     "extract": {
         "errors", "files", "grid", "corpus", "score", "pianoroll", "rules", "workers",
         "mined", "parts", "store", "seal",
@@ -35,7 +36,7 @@ LAYERS = {
     "features": {"grid", "metrics"},
     "evaluate": {"features", "errors", "grid", "metrics"},
     "overview": {"grid", "metrics", "store"},
-    "export": {"errors", "files", "grid", "score", "pianoroll", "interchange", "store"},
+    "export": {"errors", "files", "score", "pianoroll", "interchange", "store"},
     "page": {"errors", "files"},
     "plot": {"errors", "grid", "page"},
     "gallery": {
