@@ -156,7 +156,8 @@ class Grid:
 
     def unpack(self, packed: NDArray[np.uint8]) -> Roll:
         """Undo `pack`: bytes (…, packed_bytes) to bool (…, steps, columns)."""
-        cells = np.unpackbits(packed, axis=-1, count=self.steps * self.columns)
+        # told how many there are, NumPy takes seven times as long
+        cells = np.unpackbits(packed, axis=-1)[..., : self.steps * self.columns]
         return cells.view(np.bool_).reshape(*packed.shape[:-1], self.steps, self.columns)
 
     def fingerprints(self, packed: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -164,7 +165,9 @@ class Grid:
 
         Among a million different rolls two share one with a probability of 3e-8.
         """
-        digests = (hashlib.blake2b(roll, digest_size=8).digest() for roll in packed)
+        size, data = packed.shape[-1], packed.tobytes()
+        starts = range(0, len(data), size)
+        digests = [hashlib.blake2b(data[at : at + size], digest_size=8).digest() for at in starts]
         return np.frombuffer(b"".join(digests), dtype="<u8")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from midiloop import corpus, pianoroll, score, store
+from midiloop.bits import Bits
 from midiloop.errors import CallError, LoopError, MidiError
 from midiloop.evaluate import LoopSet
 from midiloop.grid import LOOP, Roll
@@ -41,9 +42,9 @@ def opened(source: Path, split: str | None) -> Iterator[LoopSet]:
 def of_dataset(path: Path, split: str | None) -> Iterator[LoopSet]:
     """Loops of a dataset, batch by batch, with their songs."""
     n_loops = 0
-    for batch in store.LoopDataset(path).select(split=split):
+    for batch in store.LoopDataset(path).batches(split=split):
         n_loops += len(batch)
-        yield LoopSet(batch.rolls, np.array(batch.md5s))
+        yield LoopSet(Bits(batch.packed, batch.grid), np.array(batch.md5s))
     if n_loops == 0:
         part = f" in split {split}" if split else ""
         raise LoopError(f"{path}: no loops{part}; 'midiloop inspect' shows what there is")

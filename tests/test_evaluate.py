@@ -319,6 +319,7 @@ def test_the_order_of_loops_does_not_matter(rng: np.random.Generator) -> None:
     _, expected = compared(loops, reference)
     mixed, others = rng.permutation(80), rng.permutation(50)
     assert loops.songs is not None
+    assert isinstance(loops.rolls, np.ndarray)
     again, _ = compared(
         LoopSet(loops.rolls[mixed], loops.songs[mixed]), LoopSet(reference.rolls[others])
     )
@@ -341,7 +342,7 @@ def test_a_profile_does_not_depend_on_the_pieces(
     rolls = random_rolls(rng, 20)
     songs = np.array([f"song {n % 6}" for n in range(20)])
     whole = evaluate.profile([LoopSet(rolls, songs)])
-    monkeypatch.setattr(evaluate, "ROLLS_AT_A_TIME", 3)
+    monkeypatch.setattr(evaluate, "LOOPS_AT_A_TIME", 3)
     pieces = evaluate.profile([LoopSet(rolls[:7], songs[:7]), LoopSet(rolls[7:], songs[7:])])
     assert whole.n_songs == 6
     assert whole.by_song
