@@ -320,6 +320,7 @@ def test_the_order_of_loops_does_not_matter(rng: np.random.Generator) -> None:
     mixed, others = rng.permutation(80), rng.permutation(50)
     assert loops.songs is not None
     assert isinstance(loops.rolls, np.ndarray)
+    assert isinstance(reference.rolls, np.ndarray)
     again, _ = compared(
         LoopSet(loops.rolls[mixed], loops.songs[mixed]), LoopSet(reference.rolls[others])
     )
