@@ -205,26 +205,37 @@ def profile(sets: Iterable[LoopSet], grid: Grid = LOOP) -> Profile:
         LoopError: there are no loops, or they are of another shape.
     """
     found: defaultdict[str, list[Values]] = defaultdict(list)
-    names: list[NDArray[Any]] = []
+    numbers: dict[Any, int] = {}
+    of_songs: list[NDArray[np.int64]] = []
     prints: list[NDArray[np.uint64]] = []
     for bits, songs in _pieces(sets, grid):
         prints.append(grid.fingerprints(bits.packed))
         for name, measure in OF_ONE_LOOP.items():
             found[name].append(measure(bits, grid))
         if songs is not None:
-            names.append(songs)
+            of_songs.append(_numbered(songs, numbers))
     if not prints:
         raise LoopError("no loops to measure; extract or generate some first")
     fingerprints = np.concatenate(prints)
-    if names:
-        codes = np.unique(np.concatenate(names), return_inverse=True)[1].astype(np.int64)
+    if of_songs:
+        # songs in an order of their own, whichever came first
+        ranks = np.argsort(np.argsort(np.array([*numbers])))
+        codes = ranks[np.concatenate(of_songs)]
         order = np.lexsort((fingerprints, codes))
         codes = codes[order]
     else:
         order = np.argsort(fingerprints, kind="stable")
         codes = np.arange(len(order), dtype=np.int64)
-    values = {name: np.concatenate(pieces)[order] for name, pieces in found.items()}
-    return Profile(codes, fingerprints[order], values, by_song=bool(names))
+    # each popped, so that no measure is held twice for long
+    values = {name: np.concatenate(found.pop(name))[order] for name in OF_ONE_LOOP}
+    return Profile(codes, fingerprints[order], values, by_song=bool(of_songs))
+
+
+def _numbered(songs: NDArray[Any], numbers: dict[Any, int]) -> NDArray[np.int64]:
+    """The number of each song, int (n,); new ones are numbered on."""
+    names, inverse = np.unique(songs, return_inverse=True)
+    known = [numbers.setdefault(name, len(numbers)) for name in names.tolist()]
+    return np.array(known, dtype=np.int64)[inverse]
 
 
 def _pieces(sets: Iterable[LoopSet], grid: Grid) -> Iterator[tuple[Bits, NDArray[Any] | None]]:

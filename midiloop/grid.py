@@ -184,7 +184,7 @@ def grid_from_json(found: Any) -> Grid:
         LoopError: it is no grid, or one of more than `MAX_CELLS` cells.
     """
     try:
-        if "drums" in found:
+        if {"drums", "lowest_pitch", "highest_pitch"} & {*found}:
             drums = tuple(
                 Drum(str(d["name"]), _whole(d["pitch"], 0, 127), _folds(d["folds"]))
                 for d in found["drums"]
