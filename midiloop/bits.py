@@ -8,6 +8,7 @@ seconds.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,6 +36,11 @@ class Bits:
 
     def __len__(self) -> int:
         return len(self.packed)
+
+    def pieces(self) -> Iterator[Bits]:
+        """The same loops, at most `LOOPS_AT_A_TIME` of them at a time."""
+        for start in range(0, len(self), LOOPS_AT_A_TIME):
+            yield Bits(self.packed[start : start + LOOPS_AT_A_TIME], self.grid)
 
     @property
     def n_words(self) -> int:

@@ -13,6 +13,8 @@ from midiloop.errors import CallError, LoopError, MidiError
 from midiloop.evaluate import LoopSet
 from midiloop.grid import LOOP, Grid, Roll
 
+READ_AT_A_TIME = 8_192
+
 
 def is_run(folder: Path) -> bool:
     """Whether ``midiloop train`` wrote a folder."""
@@ -45,7 +47,7 @@ def opened(source: Path, split: str | None, grid: Grid = LOOP) -> Iterator[LoopS
 def of_dataset(path: Path, split: str | None) -> Iterator[LoopSet]:
     """Loops of a dataset, batch by batch, with their songs."""
     n_loops = 0
-    for batch in store.LoopDataset(path).batches(split=split):
+    for batch in store.LoopDataset(path).batches(READ_AT_A_TIME, split=split):
         n_loops += len(batch)
         yield LoopSet(Bits(batch.packed, batch.grid), np.array(batch.md5s))
     if n_loops == 0:

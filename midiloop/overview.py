@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midiloop import metrics
-from midiloop.bits import LOOPS_AT_A_TIME, Bits
+from midiloop.bits import Bits
 from midiloop.store import LoopDataset
 
 TEMPO_EDGES_BPM = (0, 60, 70, 80, 90, 100, 110, 120, 130, 140, 150, 160, 180, 200, np.inf)
+READ_AT_A_TIME = 8_192
 DENSITY_EDGES = tuple(np.linspace(0, 1, 11).round(1).tolist())
 
 
@@ -55,11 +56,11 @@ def of(dataset: LoopDataset) -> Overview:
     density = np.zeros(len(DENSITY_EDGES) - 1, dtype=np.int64)
 
     def loops() -> Iterator[Bits]:
-        for batch in dataset.batches(LOOPS_AT_A_TIME):
-            bits = Bits(batch.packed, dataset.grid)
+        for batch in dataset.batches(READ_AT_A_TIME):
             add(tempo, batch.tempos_bpm, TEMPO_EDGES_BPM)
-            add(density, metrics.note_density(bits, dataset.grid), DENSITY_EDGES)
-            yield bits
+            for bits in Bits(batch.packed, dataset.grid).pieces():
+                add(density, metrics.note_density(bits, dataset.grid), DENSITY_EDGES)
+                yield bits
 
     def add(counts: NDArray[np.int64], values: Any, edges: tuple[float, ...]) -> None:
         counts += np.histogram(values, edges)[0]
