@@ -40,9 +40,10 @@ def packed(dataset: store.LoopDataset) -> list[bytes]:
 
 
 def test_pandas_polars_duckdb_and_hugging_face_open_it_as_it_is(
-    dataset: store.LoopDataset, tmp_path: Path
+    dataset: store.LoopDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shards = str(dataset.path / "loops")
+    monkeypatch.chdir(dataset.path.parent)
+    shards = "loops/loops"
     expected = packed(dataset)
     songs = [song for batch in dataset.batches() for song in batch.songs]
     columns = store.schema().names
@@ -64,7 +65,7 @@ def test_pandas_polars_duckdb_and_hugging_face_open_it_as_it_is(
     assert relation.fetchall() == [(song, 1488) for song in songs]
 
     load_dataset = importlib.import_module("datasets").load_dataset
-    for folder in (str(dataset.path), shards):
+    for folder in ("loops", shards, str(dataset.path)):
         loaded = load_dataset(folder, cache_dir=str(tmp_path))
         assert list(loaded) == ["train", "validation", "test"]
         assert loaded["train"].column_names == columns
