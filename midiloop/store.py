@@ -233,8 +233,10 @@ class LoopDataset:
         """The loops of a shard, checked."""
         wanted = schema(self.grid)
         name = files.printable(self.path / shard["file"])
-        if shard.get("sha256", digest := self._digest(shard)) != digest:
-            raise LoopError(f"{name}: not the file that was written here (SHA-256); {REMEDY}")
+        if "sha256" in shard and shard["sha256"] != self._digest(shard):
+            raise LoopError(
+                f"{name}: not the file that was written here (SHA-256); copy it anew, or {REMEDY}"
+            )
         try:
             with open_parquet(self.path / shard["file"]) as file:
                 n_rows = file.metadata.num_rows
