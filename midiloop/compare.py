@@ -40,7 +40,7 @@ from midiloop.generate import Generator, Wish
 from midiloop.grid import LOOP, Roll
 from midiloop.models.layers import RollModel
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
-from midiloop.store import LoopDataset
+from midiloop.store import LoopBatch, LoopDataset
 
 NAMES = {
     "ar-lstm-vae": "AR LSTM-VAE",
@@ -410,7 +410,7 @@ def draw(dataset: LoopDataset, out: Path, device: torch.device) -> None:
         if path.parent.parent.name in NAMES and path.parent.name != train.PRIOR:
             histories[NAMES[path.parent.name]] = json.loads(path.read_text())["history"]
     figures.curves(histories, out / "curves.png")
-    batch = dataset.spread(PICTURED, split="test")
+    batch = LoopBatch.joined([*dataset.spread(PICTURED, per_song=1, split="test")])
     rolls = torch.from_numpy(batch.rolls).to(device)
     rebuilt = {}
     for name, shown in NAMES.items():
