@@ -171,12 +171,13 @@ def reconstruct(
 
     For each file: DIR/NAME_latent.wav, DIR/NAME_codes.wav, and NAME.png with their spectra.
     """
-    from audioloop import check, reconstruct
+    from audioloop import reconstruct
+    from audioloop.sources import audio
 
     if run and encodec:
         raise click.UsageError("--codec and --encodec are two codecs; give one.")
     codec = _codec(run, encodec)
-    sources = list(check.files(files))
+    sources = list(audio(files))
 
     shown: list[Reconstructed] = []
 
