@@ -118,7 +118,7 @@ def _length_findings(found: Described) -> Iterator[Finding]:
         tempo = found.tempi[0]
         if found.beats is None and described.nearest(found.repeats, tempo) is None:
             beats = length / rate * tempo.bpm / 60
-            yield Finding("length", f"whole beats at {tempo}", f"{beats:.2f} beats")
+            yield Finding("length", f"whole beats at {tempo}", f"{beats:.3f} beats")
         elif found.beats is not None:
             low, high = described.samples_of(found.beats, tempo, rate)
             expected = round(found.beats * 60 / tempo.bpm * rate)

@@ -33,7 +33,9 @@ SHORTEST_S, LONGEST_S = 2.0, 30.0
 LIKELY_BARS, LIKELY_BPM = (1, 2, 4, 8, 16), (70.0, 180.0)
 USUAL_BARS = 4
 NEAR_BEATS = 0.1  # as far as audio may be from whole bars and still be meant to be some
-NEAR_BPM = 0.05  # share by which a tempo that is heard may be off, or off from its half or double
+# Times that the tempo of a loop may be heard, each with the share by which it may be off: a tracker
+# takes a half or a double for it, and triplets for beats.
+HEARD = {1.0: 0.05, 2.0: 0.05, 0.5: 0.05, 4 / 3: 0.01, 3 / 2: 0.01, 2 / 3: 0.01, 3 / 4: 0.01}
 SOUND = Sound()
 _STATED_TEMPO = re.compile(r"[ _-]*\d+(?:\.\d+)?[ _-]?bpm$", re.IGNORECASE)
 
@@ -246,8 +248,8 @@ def _whole_bars(loop: Wave, stated: float | None, meter: tuple[int, int]) -> Bar
 def _bars_by_length(loop: Wave, heard: Pulse | None) -> int | None:
     """How many bars of 4/4 a loop has that was cut well, by its length; None where it was not.
 
-    Of `LIKELY_BARS` those whose tempo is nearest to the one that is heard, or to its half or
-    double; where none is heard, to the middle of `LIKELY_BPM`.
+    Of `LIKELY_BARS` those whose tempo is nearest to the one that is heard, if that can be `HEARD`
+    of it; where none is heard, to the middle of `LIKELY_BPM`.
     """
     try:
         if verdict.of(loop, None).bad:
@@ -260,8 +262,8 @@ def _bars_by_length(loop: Wave, heard: Pulse | None) -> int | None:
     bars = min(tempi, key=lambda number: abs(math.log(tempi[number] / wanted)))
     if heard is None:
         return bars if low <= tempi[bars] <= high else None
-    off = [abs(tempi[bars] / (wanted * octave) - 1) for octave in (0.5, 1, 2)]
-    return bars if min(off) <= NEAR_BPM else None
+    heard_so = (abs(wanted / tempi[bars] / times - 1) <= off for times, off in HEARD.items())
+    return bars if any(heard_so) else None
 
 
 def _by_length(loop: Wave, bars: int) -> str:

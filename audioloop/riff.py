@@ -31,10 +31,10 @@ DS64, WIDE_SIZE = struct.Struct("<QQQI"), struct.Struct("<4sQ")
 CUE_POINT = struct.Struct("<II4sIII")
 # What is read of a header, at most: a file of 4 GiB of empty chunks would take hours.
 MAX_CHUNKS, MAX_BODY = 1 << 12, 1 << 20
-READ = (b"smpl", b"acid", b"cue ")
+READ = (b"fmt ", b"smpl", b"acid", b"cue ")
 # Names that stand where a chunk begins; by them it is known whether a pad byte was left out.
 KNOWN = frozenset(
-    (*READ, b"fmt ", b"data", b"fact", b"LIST", b"inst", b"bext", b"iXML", b"id3 ", b"ID3 ",
+    (*READ, b"data", b"fact", b"LIST", b"inst", b"bext", b"iXML", b"id3 ", b"ID3 ",
      b"JUNK", b"junk", b"PAD ", b"FLLR", b"PEAK", b"DISP", b"plst", b"strc", b"_PMX", b"cart")
 )  # fmt: skip
 
@@ -111,8 +111,16 @@ def wav(body: bytes, *, channels: int, rate: int, bits: int, chunks: Sequence[Ch
     parts = [Chunk(b"fmt ", head if kind == PCM else head + b"\0\0")]
     if kind == FLOAT:
         parts.append(Chunk(b"fact", struct.pack("<I", len(body) // frame)))
-    parts += [Chunk(b"data", body), *chunks]
-    pieces = [piece for part in parts for piece in _packed(part)]
+    return packed([*parts, Chunk(b"data", body), *chunks])
+
+
+def packed(chunks: Sequence[Chunk]) -> bytes:
+    """The WAV file of some chunks.
+
+    Raises:
+        LoopError: it is longer than a WAV can be.
+    """
+    pieces = [piece for chunk in chunks for piece in _packed(chunk)]
     size = sum(map(len, pieces))
     if size > MAX_BYTES:
         raise LoopError("a WAV holds no more than 4 GiB; write FLAC, or less of it")
@@ -131,10 +139,12 @@ class Header:
     Attributes:
         chunks: in their order; with a body where it is one of `READ`, else with none.
         findings: sizes that are not those of the file.
+        data: place and size of the samples, in bytes; None where there are none.
     """
 
     chunks: tuple[Chunk, ...]
     findings: tuple[Finding, ...]
+    data: tuple[int, int] | None = None
 
     def bodies(self, name: bytes) -> list[bytes]:
         """Of the chunks of a name."""
@@ -168,12 +178,13 @@ class _Reader:
         if head[:4] in WIDE:
             self._ds64(head[:4].decode())
             declared = self.wide.get(b"RIFF", declared) if declared == UNKNOWN else declared
-        chunks, end = [], 12
-        for chunk, ends in self._chunks():
+        chunks, end, data = [], 12, None
+        for chunk, at, size in self._chunks(declared + 8):
             chunks.append(chunk)
-            end = ends if chunk.name in KNOWN else end
+            end = at + size if chunk.name in KNOWN else end
+            data = (at, size) if chunk.name == b"data" and data is None else data
         self._riff_size(declared, end)
-        return Header(tuple(chunks), tuple(self.findings))
+        return Header(tuple(chunks), tuple(self.findings), data)
 
     def _ds64(self, kind: str) -> None:
         """Read the sizes of 64 bits, which stand in front of all other chunks."""
@@ -189,23 +200,25 @@ class _Reader:
             self.wide = dict(WIDE_SIZE.iter_unpack(table))
             self.wide |= {b"RIFF": riff_size, b"data": data_size}
 
-    def _chunks(self) -> Iterator[tuple[Chunk, int]]:
-        """Each chunk, and where it ends."""
+    def _chunks(self, end: int) -> Iterator[tuple[Chunk, int, int]]:
+        """Each chunk, and place and size of its body; past the end only those that are known."""
         at = 12
         for _ in range(MAX_CHUNKS):
             self.file.seek(at)
             head = self.file.read(8)
             name = head[:4]
-            if len(head) < 8 or not all(0x20 <= byte < 0x7F for byte in name):
-                if any(name):
+            if len(head) < 8 or (at >= end and name not in KNOWN):
+                return
+            if not all(0x20 <= byte < 0x7F for byte in name):
+                if any(name):  # zeros fill up, which harms nobody
                     self._note("header", "chunks", f"{self.length - at:,} bytes that are none")
                 return
             at += 8
             size = self._size(name, int.from_bytes(head[4:], "little"), at)
             self.file.seek(at)
             body = self.file.read(min(size, MAX_BODY)) if name in READ else b""
+            yield Chunk(name, body), at, size
             at += size
-            yield Chunk(name, body), at
             if size % 2:
                 at += self._padded(name, at)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,16 @@ from midiloop import files
 from midiloop.errors import LoopError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".caf", ".mp3")
+# What to do about an error of the system.
+REMEDIES = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.EISDIR: "give a file",
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EROFS: "choose another place",
+    errno.ENOSPC: "make room, and run it again",
+}
 
 
 def audio(sources: Sequence[Path]) -> Iterator[Path]:
@@ -54,7 +65,8 @@ def blamed(path: Path) -> Iterator[None]:
         raise LoopError(f"{name}: {cause}") from error
     except OSError as error:
         about = files.printable(error.filename or path)
-        raise LoopError(f"{about}: {error.strerror or error}; check the path") from error
+        remedy = REMEDIES.get(error.errno or 0, "try again")
+        raise LoopError(f"{about}: {error.strerror or error}; {remedy}") from error
     except MemoryError as error:
         raise LoopError(f"{name}: not enough memory for it; cut it first") from error
     except Exception as error:  # of a library, about bytes that nobody thought of

@@ -208,7 +208,7 @@ def read(path: Path) -> Wave:
     if path.suffix.lower() == ".raw":  # soundfile asks for its rate
         raise LoopError(f"{name}: raw samples do not say what they are; give another file")
     try:
-        with soundfile.SoundFile(_place(path)) as file:
+        with _opened(path) as file:
             if file.frames * file.channels > MAX_SAMPLES:
                 raise LoopError(f"{name}: {file.frames:,} samples are no loop; cut it first")
             # So many, because codecs that cannot seek, as GSM, do not know what is left.
@@ -230,15 +230,49 @@ def subtype(path: Path) -> str:
     """
     soundfile = _soundfile()
     try:
-        return str(soundfile.info(_place(path)).subtype)
+        with _opened(path) as file:
+            return str(file.subtype)
     except soundfile.LibsndfileError as error:
         name = files.printable(path)
         raise LoopError(f"{name}: no audio that can be read; give another file") from error
 
 
-def _place(path: Path) -> Path | bytes:
-    """A path as soundfile takes it: by itself it encodes no name that is not UTF-8."""
-    return os.fsencode(path) if os.name == "posix" else path
+def _opened(path: Path) -> Any:  # a `soundfile.SoundFile`
+    """An audio file to read; a WAV whose sizes libsndfile cannot make sense of, by what is there.
+
+    Raises:
+        soundfile.LibsndfileError: it is no audio.
+    """
+    soundfile = _soundfile()
+    # By itself soundfile encodes no name that is not UTF-8.
+    place = os.fsencode(path) if os.name == "posix" else path
+    try:
+        file = soundfile.SoundFile(place)
+    except soundfile.LibsndfileError:
+        mended = _mended(path)
+        if mended is None:
+            raise
+        return soundfile.SoundFile(mended)
+    mended = None if file.frames else _mended(path)
+    return file if mended is None else soundfile.SoundFile(mended)
+
+
+def _mended(path: Path) -> io.BytesIO | None:
+    """Format and samples of a WAV under a header whose sizes are right; None of what is none."""
+    with path.open("rb") as file:
+        try:
+            found = riff.read(file)
+        except LoopError:
+            return None
+        at, size = found.data or (0, 0)
+        if not size or size > MAX_SAMPLES * 4 or not found.bodies(b"fmt "):
+            return None
+        file.seek(at)
+        parts = [
+            riff.Chunk(b"fmt ", found.bodies(b"fmt ")[0]),
+            riff.Chunk(b"data", file.read(size)),
+        ]
+    return io.BytesIO(riff.packed(parts))
 
 
 def _soundfile() -> ModuleType:

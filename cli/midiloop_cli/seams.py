@@ -310,7 +310,8 @@ def _several(found: list[Measured]) -> Iterator[str]:
         if one.perplexity:
             shown = zip((12, 8, 9, 8, 8, 8), one.perplexity.measures.values(), strict=True)
             cells += [f"{_figure(value):>{width}}" for width, value in shown]
-        yield "".join(cells) + f"  {one.file}" + "".join(f"; {note}" for note in one.notes)
+        yield "".join(cells) + f"  {one.file}"
+        yield from (f"    {note}" for note in one.notes)
     if len(found) > 1:
         bad = sum(one.verdict.bad for one in found)
         yield f"{len(found):,} files, " + (f"{bad:,} of them bad" if bad else "all right")
