@@ -15,6 +15,7 @@ The numbers were set on 40 loops that others made and on renders, see
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -79,7 +80,7 @@ def of(loop: Wave, bars: int | None) -> Verdict:
         CallError: there are no so many bars in it.
         LoopError: it is too short or silent, or has samples that are no numbers.
     """
-    jump = seam.jump(loop, 0)
+    jump, lines = seam.jump(loop, 0), seam.bar_lines(loop, bars)
     before, after = round(BEFORE_S * loop.rate), round(AFTER_S * loop.rate)
     steps = seam.steps(loop, -before, after)
     largest = float(np.delete(steps, before).max())
@@ -88,12 +89,11 @@ def of(loop: Wave, bars: int | None) -> Verdict:
     found = Verdict(jump, step / loop.peak, beside)
     if not found.bad:
         return found
-    return found._replace(allowed=max(JUMP, OVER_BARS * _largest_jump(loop, bars)))
+    return found._replace(allowed=max(JUMP, OVER_BARS * _largest_jump(loop, lines)))
 
 
-def _largest_jump(loop: Wave, bars: int | None) -> float:
-    """The largest at or near the bar lines other than the seam, 0 where there are none."""
-    lines = seam.bar_lines(loop, bars)
+def _largest_jump(loop: Wave, lines: Sequence[int]) -> float:
+    """The largest at or near some bar lines, 0 where there are none."""
     near = (seam.largest_step(loop, line) for line in lines[:: 1 + len(lines) // MAX_LINES])
     return max((seam.jump(loop, place) for place in near), default=0.0)
 

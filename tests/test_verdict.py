@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import soundfile
@@ -37,7 +37,7 @@ def decaying(step: float) -> np.ndarray:
         0.9 * fading * np.sin(np.arange(LENGTH) * 0.05) * (1 - np.exp(-np.arange(LENGTH) / 400))
     )
     samples[-2000:] += np.linspace(0, step, 2000) - samples[-1] * np.linspace(0, 1, 2000)
-    return samples
+    return np.asarray(samples)
 
 
 @pytest.mark.parametrize("step", [0.0007, 0.0013, 0.005])
@@ -123,7 +123,7 @@ def test_any_rate_and_any_channels(rate: int, channels: int) -> None:
     turns = 2 * np.pi * 20 * np.arange(n) / n
     loop = wave_of(np.stack([0.5 * np.sin(turns + k) for k in range(channels)]), rate)
     assert not verdict.of(loop, None).bad
-    assert verdict.of(Wave(loop.samples[:, : -n // 43], rate), None).bad
+    assert verdict.of(Wave(loop.samples[:, : -round(0.3 * n / 20)], rate), None).bad
 
 
 def test_a_rate_of_a_few_hertz_is_refused() -> None:
@@ -147,8 +147,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def invoked(command: Callable[..., object], *args: object) -> dict[str, bool]:
-    run = CliRunner().invoke(command, [*map(str, args), "--json"])  # type: ignore[arg-type]
+def invoked(command: click.Command, *args: object) -> dict[str, bool]:
+    run = CliRunner().invoke(command, [*map(str, args), "--json"])
     files = json.loads(run.stdout)["files"]
     return {
         Path(one["file"]).name: one.get(
