@@ -216,37 +216,57 @@ def _whole_bars(loop: Wave, stated: float | None, meter: tuple[int, int]) -> Bar
     Raises:
         LoopError: no tempo is known, or it leaves no whole bars.
     """
-    try:
-        pulse = _said(stated, meter) if stated is not None else beats.track(loop)
-    except (LoopError, ImportError):
-        bars = _bars_by_length(loop, None)
-        if bars is None:
-            raise
-        return loop, bars, (4, 4), [_by_length(loop, bars)]
-    meter = pulse.beats_per_bar, 4
-    tracked = f" ({pulse.source})" if stated is None else ""
-    all_bars = round(loop.duration_s / pulse.bar_s)
-    off_s = abs(all_bars * pulse.bar_s - loop.duration_s)
-    if all_bars and off_s <= NEAR_BEATS * pulse.beat_s and loop.duration_s <= LONGEST_S:
-        said = f"{counted(all_bars)} at {decimal(pulse.tempo_bpm)} bpm{tracked}"
-        return loop, all_bars, meter, [said]
-    bars = _bars_by_length(loop, pulse) if stated is None else None
-    if bars is not None:
-        return loop, bars, (4, 4), [_by_length(loop, bars)]
-    longest_s = min(LONGEST_S, loop.duration_s)
-    n_bars = beats.aligned_bars(pulse, min(SHORTEST_S, longest_s), longest_s, USUAL_BARS)
-    if n_bars is None:
+    if stated is not None:
+        pulse = _said(stated, meter)
+        found = _all_of(loop, pulse) or _some_of(loop, pulse)
+    else:
+        try:
+            pulse = beats.track(loop)
+        except (LoopError, ImportError) as error:
+            found = _by_length(loop, None)
+            if found is None:
+                raise LoopError(f"{error}, or say with --bars how many it has") from error
+            return found
+        found = _all_of(loop, pulse) or _by_length(loop, pulse)
+        # What leaves no whole bars at all was misheard, if this is a loop.
+        found = found or _some_of(loop, pulse) or _by_length(loop, None)
+    if found is None:
         raise LoopError(
             f"{loop.duration_s:.1f} s at {pulse.tempo_bpm:.0f} bpm hold no whole bars; "
             "say how many it has with --bars"
         )
+    return found
+
+
+def _all_of(loop: Wave, pulse: Pulse) -> Bars | None:
+    """All of a wave, where that is about whole bars of a pulse."""
+    n_bars = round(loop.duration_s / pulse.bar_s)
+    off_s = abs(n_bars * pulse.bar_s - loop.duration_s)
+    if not n_bars or off_s > NEAR_BEATS * pulse.beat_s or loop.duration_s > LONGEST_S:
+        return None
+    return loop, n_bars, (pulse.beats_per_bar, 4), [_tempo_of(pulse, n_bars)]
+
+
+def _some_of(loop: Wave, pulse: Pulse) -> Bars | None:
+    """The first bars of a pulse, as many as Algorithm 1 of LoopGen takes."""
+    longest_s = min(LONGEST_S, loop.duration_s)
+    n_bars = beats.aligned_bars(pulse, min(SHORTEST_S, longest_s), longest_s, USUAL_BARS)
+    if n_bars is None:
+        return None
     n_samples = round(n_bars * pulse.bar_s * loop.rate)
-    said = f"{counted(n_bars)} at {decimal(pulse.tempo_bpm)} bpm{tracked}"
-    return _first(loop, n_samples), n_bars, meter, [f"{said}: {_cut(n_samples, loop)}"]
+    said = _tempo_of(pulse, n_bars)
+    if n_samples < len(loop):
+        said += f": {_cut(n_samples, loop)}"
+    return _first(loop, n_samples), n_bars, (pulse.beats_per_bar, 4), [said]
 
 
-def _bars_by_length(loop: Wave, heard: Pulse | None) -> int | None:
-    """How many bars of 4/4 a loop has that was cut well, by its length; None where it was not.
+def _tempo_of(pulse: Pulse, n_bars: int) -> str:
+    tracked = "" if pulse.source == "said" else f" ({pulse.source})"
+    return f"{counted(n_bars)} at {decimal(pulse.tempo_bpm)} bpm{tracked}"
+
+
+def _by_length(loop: Wave, heard: Pulse | None) -> Bars | None:
+    """All of a loop that was cut well, as whole bars of 4/4 by its length; None of what is none.
 
     Of `LIKELY_BARS` those whose tempo is nearest to the one that is heard, if that can be `HEARD`
     of it; where none is heard, to the middle of `LIKELY_BPM`.
@@ -259,16 +279,16 @@ def _bars_by_length(loop: Wave, heard: Pulse | None) -> int | None:
     tempi = {bars: bars * 240 / loop.duration_s for bars in LIKELY_BARS}
     low, high = LIKELY_BPM
     wanted = heard.tempo_bpm if heard else math.sqrt(low * high)
-    bars = min(tempi, key=lambda number: abs(math.log(tempi[number] / wanted)))
+    n_bars = min(tempi, key=lambda number: abs(math.log(tempi[number] / wanted)))
+    tempo_bpm = tempi[n_bars]
     if heard is None:
-        return bars if low <= tempi[bars] <= high else None
-    heard_so = (abs(wanted / tempi[bars] / times - 1) <= off for times, off in HEARD.items())
-    return bars if any(heard_so) else None
-
-
-def _by_length(loop: Wave, bars: int) -> str:
-    tempo_bpm = bars * 240 / loop.duration_s
-    return f"{counted(bars)} at {decimal(tempo_bpm)} bpm (by its length; else say --bars or --bpm)"
+        likely = low <= tempo_bpm <= high
+    else:
+        likely = any(abs(wanted / tempo_bpm / times - 1) <= off for times, off in HEARD.items())
+    said = (
+        f"{counted(n_bars)} at {decimal(tempo_bpm)} bpm (by its length; else say --bars or --bpm)"
+    )
+    return (loop, n_bars, (4, 4), [said]) if likely else None
 
 
 def _said(tempo_bpm: float, meter: tuple[int, int]) -> Pulse:
