@@ -20,6 +20,7 @@ from audioloop.described import Described
 from audioloop.label import Label, Names, legal
 from audioloop.wave import SILENT, Format, Wave
 from midiloop.errors import LoopError
+from midiloop.files import printable
 
 WAYS = ("latent", "codes")
 RECORD = "reconstruct.json"
@@ -230,7 +231,7 @@ def as_json(done: Sequence[Reconstructed], failed: Sequence[LoopError], shape: S
     """All of it, as JSON holds it."""
     files = [
         {
-            "file": str(one.source),
+            "file": printable(one.source),
             "written": one.files,
             "figures": {way: figures._asdict() for way, figures in one.figures.items()},
             "notes": one.notes,

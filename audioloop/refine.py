@@ -28,6 +28,7 @@ from audioloop.sources import blamed
 from audioloop.wave import Format, Wave
 from midiloop import score
 from midiloop.errors import CallError, LoopError
+from midiloop.files import printable
 from midiloop.grid import LOOP
 from midiloop.score import Score
 
@@ -329,5 +330,5 @@ def _one(
         label = named(numbered(loop.label, number, len(made)), names)
         files, told = write(one, out, label, form, loop.score)
         notes = (*loop.notes, *told)
-        found.append(Written(str(loop.source), files, label, len(one), anew, notes))
+        found.append(Written(printable(loop.source), files, label, len(one), anew, notes))
     return found
