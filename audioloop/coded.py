@@ -24,6 +24,7 @@ from audioloop.codec import Codec
 from audioloop.conditions import Told
 from audioloop.renders import SEEN, Instruments, Loops, Variety
 from audioloop.synth import BLOCK, SoundFont
+from audioloop.wave import SILENT
 from midiloop import checkpoint, files, workers
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP
@@ -221,7 +222,7 @@ def _made(made_of: Source, number: int, font: SoundFont, codec: Codec) -> Iterat
     n_frames = SNAP * max(1, round(beats * 60 / song.tempos[0].bpm * frames_per_s / SNAP))
     samples = render.periodic(song, n_frames * codec.config.frame // BLOCK, font).mean(0)
     peak = float(np.abs(samples).max())
-    if peak < render.SILENT:
+    if peak < SILENT:
         return
     level_db = -1 - rng.uniform(0, 1) * (-1 - variety.quietest_db)
     ring = torch.from_numpy(samples * np.float32(10 ** (level_db / 20) / peak))[None, None]
