@@ -163,7 +163,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "an empty config": (write(CONFIG, b""), CONFIG, "train it again"),
     "half a config": (cut(CONFIG, 0.5), CONFIG, "train it again"),
     "a config that is no text": (write(CONFIG, b"\xff\xfe\0"), CONFIG, "train it again"),
-    "a config that is a list": (write(CONFIG, b"[1]"), CONFIG, "not a checkpoint"),
+    "a config that is a list": (write(CONFIG, b"[1]"), CONFIG, "not an object"),
     "another format": (say(format="midiloop-loops"), CONFIG, "not a checkpoint"),
     "no format": (say(format=None), CONFIG, "not a checkpoint"),
     "another version": (say(format_version=99), CONFIG, "version 99, this midiloop reads 1"),
