@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from midiloop import configs, files, models
 from midiloop.errors import CallError, LoopError
@@ -28,6 +29,7 @@ FORMAT_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SHA256 = "weights_sha256"  # where config.json says it
 MAX_HEADER_BYTES = 16 << 20  # of a file of tensors
+REMEDY = "copy the file anew, or train it again"  # of one that is damaged
 
 
 class Checkpoint(NamedTuple):
@@ -157,14 +159,13 @@ def _check_unchanged(path: Path, about: Mapping[str, Any]) -> None:
         )
 
 
-def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def check_finite(path: Path, tensors: Mapping[str, Tensor], remedy: str = REMEDY) -> None:
     """Raise `LoopError` for weights that are infinite, or no numbers."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise LoopError(
                 f"{files.printable(path)}: weights that are not finite, in "
-                f"{files.shortened(name)}; copy the file anew, or train it again with a lower "
-                "learning rate"
+                f"{files.shortened(name)}; {remedy}"
             )
 
 
@@ -271,37 +272,61 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: Any = None) -> 
     files.write(path, _serialised(tensors, said))
 
 
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def read_shapes(path: Path, remedy: str = REMEDY) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors in a file, by name; only its header is read.
 
     Raises:
         LoopError: the file is missing or damaged.
     """
-    with _opened(path) as file:
+    with _opened(path, remedy) as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+def read_tensors(path: Path, remedy: str = REMEDY) -> tuple[dict[str, Tensor], Any]:
     """Undo `write_tensors`.
 
     Raises:
         LoopError: the file is missing or damaged.
     """
-    with _opened(path) as file:
+    with _opened(path, remedy) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         about = (file.metadata() or {}).get("about")
     try:
         return tensors, None if about is None else files.parse_json(about)
     except LoopError as error:
-        raise LoopError(
-            f"{files.printable(path)}: {error}; copy the file anew, or train it again"
-        ) from error
+        raise LoopError(f"{files.printable(path)}: {error}; {remedy}") from error
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The state of an optimiser, by name, as in ``3.exp_avg``."""
+    state = optimizer.state_dict()["state"]
+    return {f"{number}.{key}": value for number, of in state.items() for key, value in of.items()}
+
+
+def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Undo `optimizer_tensors`.
+
+    Raises:
+        ValueError: they are not the state of this optimiser.
+    """
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        number, _, key = name.partition(".")
+        if int(number) >= len(parameters) or tensor.shape not in (
+            parameters[int(number)].shape,
+            torch.Size(),  # a count of steps
+        ):
+            raise ValueError(f"{name} is of no parameter")
+        state.setdefault(int(number), {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, remedy: str) -> Iterator[Any]:
     """A file of tensors; whatever is wrong with it is a `LoopError`."""
-    name, remedy = files.printable(path), "copy the file anew, or train it again"
+    name = files.printable(path)
     try:
         _check_header(path)
         with safe_open(path, framework="pt") as file:

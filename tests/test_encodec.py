@@ -344,7 +344,7 @@ def test_a_hub_that_is_not_there_is_one_error(offline: Path) -> None:
 def test_a_hub_that_has_no_such_thing_is_one_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(name: str, file: str) -> str:
+    def refused(name: str, file: str, revision: str | None) -> str:
         raise OSError("404 Client Error\n\nRepository Not Found\nmake sure you are logged in")
 
     monkeypatch.setattr(hub, "hf_hub_download", refused)
@@ -352,7 +352,7 @@ def test_a_hub_that_has_no_such_thing_is_one_error(
         encodec.load("some/encodec")
     assert "\n" not in str(caught.value)
 
-    def pickled_only(name: str, file: str) -> str:
+    def pickled_only(name: str, file: str, revision: str | None) -> str:
         if file == "config.json":
             return str(folder / file)
         raise hub.errors.EntryNotFoundError(f"no {file}")

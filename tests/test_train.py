@@ -246,7 +246,8 @@ def test_a_packed_run_is_the_same_in_16_bits(dataset: LoopDataset, tmp_path: Pat
     assert packed[train.FINGERPRINTS] == whole[train.FINGERPRINTS]
     for stage in ("vq-vae", "prior"):
         one, other = (checkpoint.load_model(tmp_path / n / stage) for n in ("run", "packed"))
-        assert one.about == other.about
+        said = [{**about, checkpoint.SHA256: ""} for about in (one.about, other.about)]
+        assert said[0] == said[1]
         for name, tensor in one.model.state_dict().items():
             found = other.model.state_dict()[name]
             torch.testing.assert_close(found, tensor, rtol=1e-3, atol=1e-4)
@@ -349,7 +350,7 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "no mps": (["vq-vae", "{loops}", "-o", "{out}/run", "--device", "mps"], 2, "--device cpu"),
     "out in no folder": (["vq-vae", "{loops}", "-o", "{out}/none/run"], 2, "make it first"),
     "out is a file": (["vq-vae", "{loops}", "-o", "{out}/file"], 2, "name of a folder"),
-    "a stage of out is a file": (["cnn-vae", "{loops}", "-o", "{out}/odd"], 1, "cnn-vae"),
+    "a stage of out is a file": (["cnn-vae", "{loops}", "-o", "{out}/odd"], 2, "cnn-vae"),
     "no out": (["vq-vae", "{loops}"], 2, "--out"),
     "no such model": (["gan", "{loops}", "-o", "{out}/run"], 2, "gan"),
     "no such preset": (["cnn-vae", "{loops}", "-o", "{out}/run", "--preset", "bars"], 2, "small"),
