@@ -166,7 +166,13 @@ def fit(
     """
     check_folder(folder, resume=resume)
     run = _Run(task, settings, folder, about)
-    run.open()
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.locked(folder):
+        run.open()
+        return _fit(run, on_progress)
+
+
+def _fit(run: _Run, on_progress: Callable[[Progress], None]) -> Result:
     began_s, before_s = time.monotonic(), run.took_s
     saved_s = reported_s = began_s
     while run.done < 1:
@@ -176,7 +182,7 @@ def fit(
         last = run.done >= 1
         if last or run.number % VALIDATE_EVERY == 0:
             run.validate(terms)
-        if last or now_s - saved_s > settings.save_every_s:
+        if last or now_s - saved_s > run.settings.save_every_s:
             run.save(terms, finished=last)
             saved_s = time.monotonic()
         if last or now_s - reported_s > 0.2:
@@ -281,8 +287,7 @@ class _Run:
         return found
 
     def open(self) -> None:
-        """Make the folder; load the state to resume from, where there is one."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Load the state to resume from, where there is one."""
         if self.state_file.exists():
             self._load()
 

@@ -27,7 +27,7 @@ def transformers(who: str) -> ModuleType:
         return importlib.import_module("transformers")
     except ImportError as error:
         raise ImportError(
-            f"{who} transformers: pip install 'midiloop[published]'", name="transformers"
+            f"{who} transformers: pip install transformers", name="transformers"
         ) from error
 
 

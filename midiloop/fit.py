@@ -187,13 +187,25 @@ def fit(
     """
     check_folder(folder, resume=resume)
     run = _Run(objective, kind, train, settings, folder, about or {})
+    with run.locked():
+        return _fit(run, valid, resume=resume, on_progress=on_progress, events=events)
+
+
+def _fit(
+    run: _Run,
+    valid: PackedLoops,
+    *,
+    resume: bool,
+    on_progress: Callable[[Progress], None],
+    events: Path | None,
+) -> Result:
     over = resume and run.finished()
     if not over:
         run.open()
     _check_same(run, -1 if over else run.step)
     if over:
         return run.result()
-    forward = _parallel(objective, settings)
+    forward = _parallel(run.objective, run.settings)
     with _Watch(run, on_progress, events if _rank() == 0 else None) as watch:
         while run.step < run.n_steps and not run.stopped():
             _set_learning_rate(run)
@@ -203,7 +215,7 @@ def fit(
                 watch.report()
                 run.agree()
                 run.check()
-                run.close_epoch(mean_error(objective, valid, settings.precision))
+                run.close_epoch(mean_error(run.objective, valid, run.settings.precision))
                 watch.epoch()
                 watch.save()
             elif watch.due():
@@ -266,6 +278,16 @@ class _Run:
         model = models.to_json(self.objective.model.config)
         of = {name: what for name, what in self.about.items() if name != "settings"}
         return {"model": model, "settings": settings, "loops": len(self.train), "of": of}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep others from training into the folder; of several processes the first does."""
+        if _rank():
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with files.locked(self.folder):
+            yield
 
     def finished(self) -> bool:
         """Whether the folder holds a run that came to its end."""

@@ -38,3 +38,32 @@ def test_links_inside_the_repository_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+# What a reader may be told to install: this project from its clone, and libraries by their names.
+# PyPI's "midiloop" is somebody else's. Braces stand for the name of the library that is missing.
+INSTALLABLE = {
+    ".", "auraloss", "huggingface_hub", "librosa", "matplotlib", "pretty_midi", "pygame-ce",
+    "pyyaml", "tensorboard", "transformers", "{error.name}", "{missing}", "{name}", "{package}",
+}  # fmt: skip
+PAGES = ("*.md", "*.toml", "*.sh", "*.py", "*.cff", "Makefile", ".ci/*")
+FOLDERS = ("midiloop", "audioloop", "cli", "datasets", "docs", "examples", "tests")
+
+
+def told_to_install(text: str) -> set[str]:
+    """The first package of every ``pip install`` that does not begin with an option."""
+    word = r"""'([^'\n]+)'|"([^"\n]+)"|([^-\s"'`\\][^\s"'`;,)\\]*)"""
+    found = re.findall(rf"pip install (?:{word})", text)
+    return {re.split(r"[\[=<>~]", "".join(words))[0].rstrip(".:") or "." for words in found}
+
+
+def test_nobody_is_led_to_install_somebody_else_s_package() -> None:
+    assert told_to_install("pip install 'midiloop[audio]', pip install librosa; x") == {
+        "midiloop", "librosa",
+    }  # fmt: skip
+    pages = [page for pattern in PAGES for page in ROOT.glob(pattern)]
+    pages += [page for folder in FOLDERS for p in PAGES[:4] for page in (ROOT / folder).rglob(p)]
+    pages.remove(ROOT / "tests" / "test_docs.py")
+    assert len(pages) > 150
+    for page in pages:
+        assert told_to_install(page.read_text()) <= INSTALLABLE, page

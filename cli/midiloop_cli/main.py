@@ -29,7 +29,7 @@ class OneLineErrors(click.Group):
         except CallError as error:
             self._fail(2, str(error))
         except ImportError as error:
-            extra = f"{error.name} is not installed; pip install 'midiloop[models]'"
+            extra = f"{error.name} is not installed: pip install {error.name}"
             self._fail(1, extra if error.name in MODELS_NEED else str(error))
         except LoopError as error:
             self._fail(1, str(error))
