@@ -145,8 +145,10 @@ def items(
 
 def _of_dataset(path: Path, limit: int | None, song: str, split: str | None) -> Iterator[Item]:
     number = 0
-    for batch in LoopDataset(path).select(limit=limit, song=song, split=split):
-        packed = LOOP.pack(batch.rolls)
+    dataset = LoopDataset(path)
+    dataset.check_grid(LOOP)
+    for batch in dataset.select(limit=limit, song=song, split=split):
+        packed = batch.packed
         for at, name in enumerate(batch.songs):
             bar = int(batch.start_bars[at]) + 1
             stem = f"{number:05d}_{PurePosixPath(name).stem}_bar{bar:03d}"

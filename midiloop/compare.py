@@ -42,7 +42,7 @@ from midiloop.grid import LOOP, Roll
 from midiloop.models.layers import RollModel
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
 from midiloop.splits import SPLITS
-from midiloop.store import LoopDataset
+from midiloop.store import LoopBatch, LoopDataset
 
 NAMES = {
     "ar-lstm-vae": "AR LSTM-VAE",
@@ -436,7 +436,7 @@ def draw(dataset: LoopDataset, out: Path, device: torch.device) -> None:
         if path.parent.parent.name in NAMES and path.parent.name != train.PRIOR:
             histories[NAMES[path.parent.name]] = files.read_json(path)["history"]
     figures.curves(histories, out / "curves.png")
-    batch = dataset.spread(PICTURED, split="test")
+    batch = LoopBatch.joined([*dataset.spread(PICTURED, per_song=1, split="test")])
     rolls = torch.from_numpy(batch.rolls).to(device)
     rebuilt = {}
     for name, shown in NAMES.items():

@@ -336,17 +336,12 @@ def _counts_of_part(path: Path, batch: Batch) -> Counts | None:
 
 
 def _provenance(sources: Sequence[Path], settings: Settings) -> dict[str, Any]:
-    grid = settings.grid
     return {
         "midiloop_version": __version__,
         "sources": [source.name for source in sources],
         "rules": asdict(settings.rules) | {"first_step_drums": [*settings.rules.first_step_drums]},
         "stride_bars": settings.stride_bars,
-        "grid": {
-            "bars": grid.bars,
-            "steps_per_beat": grid.steps_per_beat,
-            "columns": list(grid.column_names),
-        },
+        "grid": settings.grid.as_json(),
     }
 
 

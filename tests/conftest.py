@@ -80,7 +80,7 @@ def reordered(dataset: LoopDataset, tmp_path_factory: pytest.TempPathFactory) ->
     for shard in manifest["shards"]:
         table = parquet.read_table(out / shard["file"])
         parquet.write_table(table.take(list(range(len(table)))[::-1]), out / shard["file"])
-        del shard["sha256"]  # as datasets of earlier versions are
+        shard.pop("sha256")  # as datasets of earlier versions are
     del manifest["fingerprint"]
     (out / "manifest.json").write_text(json.dumps(manifest))
     return LoopDataset(out)

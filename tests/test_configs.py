@@ -84,7 +84,7 @@ class Loader:
 
     load: Callable[[], object]
     say: Callable[[dict[str, Any]], None]
-    text: Callable[[bytes], None]
+    text: Callable[[bytes], object]
     config: dict[str, Any]
 
 
@@ -185,7 +185,7 @@ def test_a_config_that_is_none_is_one_line(text: str, loader: Loader) -> None:
 def numbers(kind: type) -> Iterator[tuple[str, Any]]:
     """Fields of a config that are numbers, and what their types say."""
     hints = get_type_hints(kind, include_extras=True)
-    for field in fields(kind):  # type: ignore[arg-type]
+    for field in fields(kind):
         if re.search(r"\b(int|float)\b", str(hints[field.name])):
             yield field.name, hints[field.name]
 

@@ -139,8 +139,9 @@ def test_loops_lie_in_order_with_what_they_are(songs: Path, mined: Path) -> None
             assert hashlib.md5(data).hexdigest() == batch.md5s[at]
             assert batch.distances_cells[at] == 0
             assert batch.tempos_bpm[at] == 120
-            rows.append((batch.songs[at], start))
+            rows.append((batch.splits[at], batch.songs[at], start))
     assert rows == sorted(rows)
+    assert len({split for split, _, _ in rows}) == 3
     assert len(rows) == len(store.LoopDataset(mined))
 
 
