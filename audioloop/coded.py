@@ -116,8 +116,9 @@ def prepare(
     record = {
         "rules": dataset.manifest["rules"]["name"],
         "counts": dataset.manifest["counts"],
+        "fingerprint": dataset.fingerprint,
         "split": split,
-        "soundfont": [soundfont.name, soundfont.stat().st_size],
+        "soundfont": [soundfont.name, files.digest(soundfont)],
         "codec": codes_of(model),
         "seed": seed,
         "bars": made_of.bars,

@@ -66,11 +66,16 @@ def load(
     grid = dataset.grid
     batches = [batch.packed for batch in dataset.select(split=split, distinct=distinct)]
     if not batches:
-        raise LoopError(
-            f"{dataset.path}: no loop is in the {split} split, for which there are too few songs; "
-            "extract loops from more files"
-        )
+        raise no_loops(dataset, split)
     return PackedLoops(torch.from_numpy(np.concatenate(batches)).to(device), grid)
+
+
+def no_loops(dataset: LoopDataset, split: str) -> LoopError:
+    """The error of an empty split."""
+    return LoopError(
+        f"{dataset.path}: no loop is in the {split} split, for which there are too few songs; "
+        "extract loops from more files"
+    )
 
 
 def transpose_bass(rolls: Tensor, semitones: Tensor, grid: Grid = LOOP) -> Tensor:

@@ -35,6 +35,15 @@ def check_parent(out: Path) -> None:
         raise CallError(f"{printable(out.parent)}: no such folder; make it first")
 
 
+def check_writable(out: Path) -> None:
+    """Raise `CallError` unless files can be made in ``out``, or it in the folder it will lie in."""
+    folder = out
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CallError(f"{printable(folder)}: cannot be written in; choose another place")
+
+
 def check_free(out: Path) -> None:
     """Raise `CallError` unless ``out`` can be made: nothing is there, and `check_parent`."""
     if os.path.lexists(out):

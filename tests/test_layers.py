@@ -16,6 +16,7 @@ LAYERS = {
     "errors": set[str](),
     "grid": {"errors"},
     "files": {"errors"},
+    "configs": {"errors", "files"},
     "corpus": {"errors"},
     "score": {"errors", "files", "corpus"},
     "pianoroll": {"errors", "grid", "score"},
@@ -45,24 +46,27 @@ LAYERS = {
     },
     "figures": {"errors", "grid", "page", "plot"},
     "models.sampling": {"errors"},
-    "models.layers": {"grid"},
+    "models.layers": {"configs", "grid"},
     "models.recurrent": set(),
-    "models.lstm_vae": {"grid", "models.layers", "models.recurrent"},
-    "models.cnn_vae": {"grid", "models.layers", "models.lstm_vae"},
-    "models.vq_vae": {"grid", "models.layers"},
-    "models.prior": {"errors", "models.layers", "models.recurrent", "models.sampling"},
-    "models.form_prior": {"grid", "models.layers", "models.sampling"},
+    "models.lstm_vae": {"configs", "models.layers", "models.recurrent"},
+    "models.cnn_vae": {"configs", "models.layers", "models.lstm_vae"},
+    "models.vq_vae": {"configs", "models.layers"},
+    "models.prior": {
+        "configs", "errors", "models.layers", "models.recurrent", "models.sampling",
+    },
+    "models.form_prior": {"configs", "grid", "models.layers", "models.sampling"},
     "models": {
-        "errors", "models.layers", "models.lstm_vae", "models.cnn_vae", "models.vq_vae",
-        "models.prior", "models.form_prior",
+        "configs", "errors", "files", "models.layers", "models.lstm_vae", "models.cnn_vae",
+        "models.vq_vae", "models.prior", "models.form_prior",
     },
     "data": {"errors", "grid", "store"},
-    "checkpoint": {"errors", "files", "models", "models.layers"},
+    "checkpoint": {"configs", "errors", "files", "models", "models.layers"},
     "fit": {
-        "errors", "files", "data", "models", "models.layers", "models.vq_vae", "checkpoint",
+        "configs", "errors", "files", "data", "models", "models.layers", "models.vq_vae",
+        "checkpoint",
     },
     "train": {
-        "errors", "files", "store", "data", "models", "models.layers", "models.vq_vae",
+        "errors", "files", "grid", "store", "data", "models", "models.layers", "models.vq_vae",
         "models.prior", "models.form_prior", "checkpoint", "fit",
     },
     "loopsets": {"bits", "errors", "grid", "corpus", "score", "pianoroll", "store", "evaluate"},
@@ -76,7 +80,7 @@ LAYERS = {
         "metrics", "export", "plot",
     },
     "compare": {
-        "errors", "files", "grid", "store", "metrics", "plot", "figures", "models",
+        "errors", "files", "grid", "splits", "store", "metrics", "plot", "figures", "models",
         "models.layers", "models.vq_vae", "data", "checkpoint", "fit", "train", "generate",
     },
 }  # fmt: skip
@@ -121,13 +125,14 @@ AUDIO_LAYERS = {
     "magnet.decode": {"magnet.network"},
     "magnet.checkpoint": {"hub", "magnet.network"},
     "train": {
-        "adversary", "balance", "codec", "coder", "fidelity", "fit", "renders", "spectral", "wave",
+        "adversary", "balance", "codec", "coder", "fidelity", "fit", "renders", "spectral", "synth",
+        "wave",
     },
     "conditions": set(),
     "tokens": {"circular", "conditions"},
     "coded": {"codec", "coder", "conditions", "render", "renders", "synth", "wave"},
     "token_models": {"coded", "codec", "tokens"},
-    "token_train": {"coded", "coder", "conditions", "fit", "token_models", "tokens"},
+    "token_train": {"coded", "coder", "conditions", "fit", "renders", "token_models", "tokens"},
     "magnet.loops": {"conditions", "magnet.decode", "tokens"},
     "priming": {"conditions", "magnet.decode", "tokens"},
     "fill": {
@@ -159,7 +164,7 @@ AUDIO_LAYERS = {
     "compare_figure": {"measured", "summed", "ways"},
     "compare": {
         "coder", "compare_tables", "fill", "items", "measured", "renders", "summed", "synth",
-        "wave", "ways",
+        "token_models", "wave", "ways",
     },
 }  # fmt: skip
 AUDIO_NEED_TORCH = {
