@@ -18,7 +18,7 @@ def transformers(who: str) -> ModuleType:
         return importlib.import_module("transformers")
     except ImportError as error:
         raise ImportError(
-            f"{who} transformers: pip install 'midiloop[published]'", name="transformers"
+            f"{who} transformers: pip install transformers", name="transformers"
         ) from error
 
 
@@ -61,8 +61,7 @@ def file(name: str, wanted: str, fitting: str) -> Path:
         errors = importlib.import_module("huggingface_hub.errors")
     except ImportError as error:
         raise LoopError(
-            f"{name}: no such folder; {fitting}; to download models: "
-            "pip install 'midiloop[published]'"
+            f"{name}: no such folder; {fitting}; to download models: pip install huggingface_hub"
         ) from error
     try:
         return Path(hub.hf_hub_download(name, wanted))

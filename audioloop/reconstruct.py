@@ -187,7 +187,7 @@ def _one(path: Path, out: Path, name: str, codec: Coder) -> Reconstructed:
         reconstruct_figure.draw(waves, headings, out / f"{name}.png", name)
         written["picture"] = f"{name}.png"
     except ImportError:
-        notes.append("no picture; for one: pip install 'midiloop[plot]'")
+        notes.append("no picture; for one: pip install matplotlib")
     return Reconstructed(path, written, figures, codes.numpy(), notes)
 
 

@@ -110,7 +110,7 @@ def soundfont(path: Path | None = None) -> Path:
         if bundled.is_file():
             return bundled
     raise LoopError(
-        "no SoundFont on this machine: pip install 'midiloop[audio]' brings one, "
+        "no SoundFont on this machine: pip install pretty_midi, which brings one, "
         "or name one with --sf2"
     )
 
@@ -153,7 +153,7 @@ def load(library: str | None = None) -> ModuleType:
                 causes.append(f"{found} does not load ({error})")
     raise ImportError(
         "; ".join(causes or ["no FluidSynth library on this machine"])
-        + ": pip install pygame-ce brings one, or install your system's libfluidsynth "
+        + ": pip install pygame-ce, which brings one, or install your system's libfluidsynth "
         "(Debian: libfluidsynth3; macOS: brew install fluid-synth)"
     )
 

@@ -243,7 +243,7 @@ def _soundfile() -> ModuleType:
 
 def needs(package: str) -> ImportError:
     """The error for a package that is not installed."""
-    return ImportError(f"audio needs {package}: pip install 'midiloop[audio]'", name=package)
+    return ImportError(f"audio needs {package}: pip install {package}", name=package)
 
 
 def tiled(samples: Samples, times: int) -> Samples:

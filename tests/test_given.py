@@ -194,7 +194,7 @@ def test_without_a_tracker_it_says_what_to_do(
     saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(_: Wave) -> Pulse:
-        raise ImportError("tracking beats: pip install 'midiloop[beats]'", name="librosa")
+        raise ImportError("tracking beats: pip install librosa", name="librosa")
 
     monkeypatch.setattr("audioloop.beats.track", absent)
     with pytest.raises(LoopError, match=r"dub.wav: tracking beats: pip install"):

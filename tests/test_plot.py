@@ -294,5 +294,5 @@ def test_without_matplotlib_the_error_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"pip install 'midiloop\[plot\]'"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib"):
         plot.draw(plot.Picture(groove()), tmp_path / "loop.png")

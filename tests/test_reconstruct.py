@@ -170,7 +170,7 @@ def test_without_matplotlib_there_is_sound_and_no_picture(
     done, failed = reconstruct.run([loop], tmp_path / "out", coder.load(run))
     assert not failed
     assert set(done[0].files) == {"latent", "codes"}
-    assert "midiloop[plot]" in done[0].notes[-1]
+    assert "pip install matplotlib" in done[0].notes[-1]
 
 
 def test_files_of_one_name_do_not_overwrite_each_other(

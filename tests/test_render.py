@@ -220,7 +220,7 @@ def test_both_ways_to_a_library_are_at_hand() -> None:
 def test_without_a_library_both_remedies_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synth, "libraries", list)
     monkeypatch.delitem(sys.modules, "fluidsynth", raising=False)
-    with pytest.raises(ImportError, match=r"pip install pygame-ce .*libfluidsynth3"):
+    with pytest.raises(ImportError, match=r"pip install pygame-ce, .*libfluidsynth3"):
         synth.load()
 
 

@@ -97,7 +97,7 @@ def compare(
     try:
         pictures = ", ".join(map(str, compare_figure.draw(found, out)))
     except ImportError:
-        pictures = "none; for some: pip install 'midiloop[plot]'"
+        pictures = "none; for some: pip install matplotlib"
     shown = report.to_json(compare_tables.as_json(found)) if as_json else _summary(found)
     click.echo(shown)
     if not as_json:

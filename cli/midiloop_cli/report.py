@@ -211,7 +211,7 @@ def generated(found: Published, n_loops: int, tried: int | None) -> str:
     lines = [f"{n_loops:,} loops in {found.midi}   dataset: {found.dataset}"]
     if tried:
         lines.append(f"{n_loops:,} of {tried:,} candidates were as wanted ({n_loops / tried:.1%})")
-    picture = found.picture or "none; for one: pip install 'midiloop[plot]'"
+    picture = found.picture or "none; for one: pip install matplotlib"
     return "\n".join([*lines, f"picture: {picture}"])
 
 
