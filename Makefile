@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build
 AUDIOCRAFT := $(BUILD)/audiocraft-env
-SYSTEM := libfluidsynth3 chromium
+# libatomic1 is for the Node.js inside playwright.
+SYSTEM := libfluidsynth3 chromium libatomic1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-slow test-audiocraft system lint fuzz bench bench-models bench-render \
@@ -25,11 +26,13 @@ demo: $(VENV)/.demo  ## songs -> loops -> new loops -> audio -> a half made anew
 	$(BIN)/audioloop seam $(BUILD)/refined/00000_*.wav -o $(BUILD)/seam.png
 
 test: lint system  ## everything that CI checks
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not alone"
+	$(BIN)/python -m pytest -q -m alone
 
 # The tests that need them skip where they are absent, but not in CI.
 system:  ## a FluidSynth and a browser from Debian's packages, where there is apt and root
-	@if command -v chromium >/dev/null && ldconfig -p | grep -q libfluidsynth; then :; \
+	@if command -v chromium >/dev/null && ldconfig -p | grep -q libfluidsynth && \
+		ldconfig -p | grep -q libatomic; then :; \
 	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		export DEBIAN_FRONTEND=noninteractive; \
 		{ apt-get update -qq; apt-get install -y -qq --no-install-recommends $(SYSTEM); } \

@@ -157,7 +157,14 @@ def fit(
         LoopError: the loss is not a number; the last state stands. Or what is there is damaged.
     """
     run = _Run(task, settings, folder, about)
-    run.open(resume=resume)
+    check_folder(folder, resume=resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.locked(folder):
+        run.open(resume=resume)
+        return _fit(run, on_progress)
+
+
+def _fit(run: _Run, on_progress: Callable[[Progress], None]) -> Result:
     began_s, before_s = time.monotonic(), run.took_s
     saved_s = reported_s = began_s
     while run.done < 1:
@@ -167,7 +174,7 @@ def fit(
         last = run.done >= 1
         if last or run.number % VALIDATE_EVERY == 0:
             run.validate(terms)
-        if last or now_s - saved_s > settings.save_every_s:
+        if last or now_s - saved_s > run.settings.save_every_s:
             run.save(terms, finished=last)
             saved_s = time.monotonic()
         if last or now_s - reported_s > 0.2:
@@ -259,9 +266,8 @@ class _Run:
         return found
 
     def open(self, *, resume: bool) -> None:
-        """Make the folder; load the state to resume from, where there is one."""
+        """Load the state to resume from, where there is one."""
         check_folder(self.folder, resume=resume)
-        self.folder.mkdir(parents=True, exist_ok=True)
         if self.state_file.exists():
             self._load()
 

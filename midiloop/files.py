@@ -9,16 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from midiloop.errors import CallError, LoopError
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+TEMPORARY = ".tmp"
+_LEFT = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(TEMPORARY)}(\..*)?")
 MAX_JSON_BYTES = 64 << 20
 MAX_JSON_DEPTH = 32
 
@@ -57,7 +63,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full, or the folder cannot be written; it names ``path``.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}{path.suffix}")
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -100,21 +106,41 @@ def _umask() -> int:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other runs from working in ``folder``, which exists, as long as the block lasts.
 
+    Nobody else writes there, so what `replacing` left when an earlier run was killed is removed.
+
     Raises:
         CallError: another run is at work there.
     """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".lock")
+    lock = _acquired(folder / ".lock")
     try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        name = printable(folder)
-        raise CallError(f"{name}: another run is at work here; let it end first") from error
-    try:
+        for left in folder.iterdir():
+            if _LEFT.fullmatch(left.name):
+                left.unlink()
         yield
     finally:
+        with suppress(OSError):  # Windows keeps a file that is open
+            Path(lock.lock_file).unlink()
         lock.release()
+
+
+def _acquired(path: Path) -> BaseFileLock:
+    """The lock of a file that is still there once it is held: an earlier holder removes it."""
+    from filelock import FileLock, Timeout
+
+    while True:
+        lock = FileLock(path)
+        path.touch()
+        with suppress(FileNotFoundError):
+            inode = path.stat().st_ino
+            try:
+                lock.acquire(blocking=False)
+            except Timeout as error:
+                name = printable(path.parent)
+                raise CallError(f"{name}: another run is at work here; let it end first") from error
+            with suppress(FileNotFoundError):
+                if path.stat().st_ino == inode:
+                    return lock
+            lock.release()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -178,13 +178,25 @@ def fit(
             the folder holds is damaged.
     """
     run = _Run(objective, kind, train, settings, folder, about or {})
+    with run.locked():
+        return _fit(run, valid, resume=resume, on_progress=on_progress, events=events)
+
+
+def _fit(
+    run: _Run,
+    valid: PackedLoops,
+    *,
+    resume: bool,
+    on_progress: Callable[[Progress], None],
+    events: Path | None,
+) -> Result:
     over = resume and run.finished()
     if not over:
         run.open(resume=resume)
     _check_same(run, -1 if over else run.step)
     if over:
         return run.result()
-    forward = _parallel(objective, settings)
+    forward = _parallel(run.objective, run.settings)
     with _Watch(run, on_progress, events if _rank() == 0 else None) as watch:
         while run.step < run.n_steps and not run.stopped():
             _set_learning_rate(run)
@@ -194,7 +206,7 @@ def fit(
                 watch.report()
                 run.agree()
                 run.check()
-                run.close_epoch(mean_error(objective, valid, settings.precision))
+                run.close_epoch(mean_error(run.objective, valid, run.settings.precision))
                 watch.epoch()
                 watch.save()
             elif watch.due():
@@ -247,6 +259,16 @@ class _Run:
         settings = asdict(replace(self.settings, save_every_s=0.0))
         model = models.to_json(self.objective.model.config)
         return {"model": model, "settings": settings, "loops": len(self.train)}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep others from training into the folder; of several processes the first does."""
+        if _rank():
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with files.locked(self.folder):
+            yield
 
     def finished(self) -> bool:
         """Whether the folder holds a run that came to its end."""

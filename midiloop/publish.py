@@ -14,7 +14,6 @@ import numpy as np
 from midiloop import __version__, export, files, metrics, parts, pianoroll, plot, score, seal
 from midiloop.grid import LOOP, Roll
 from midiloop.mined import Counts, MinedSong
-from midiloop.store import LoopDataset
 
 PICTURED = 24
 SHEET = "loops.png"
@@ -57,7 +56,7 @@ def _write(
 ) -> bool:
     """Write everything into an empty folder; whether a picture is among it."""
     (building / "parts").mkdir()
-    songs = [_song(number, roll, tempo_bpm, seed) for number, roll in enumerate(rolls)]
+    songs = _songs(rolls, building / "midi", tempo_bpm, seed)
     part = building / "parts" / "0.part"
     parts.write(part, songs, [], "", LOOP)
     provenance = {
@@ -75,7 +74,6 @@ def _write(
     counts = Counts(len(songs), len(songs), Counter())
     seal.seal([part], building / "dataset", provenance, counts, grid=LOOP, threads=1)
     shutil.rmtree(building / "parts")
-    export.to_midi(LoopDataset(building / "dataset").batches(), building / "midi")
     pictured = importlib.util.find_spec("matplotlib") is not None
     if pictured:
         pictures = [
@@ -86,14 +84,23 @@ def _write(
     return pictured
 
 
-def _song(number: int, roll: Roll, tempo_bpm: float, seed: int) -> MinedSong:
-    midi = score.to_bytes(pianoroll.decode(roll, tempo_bpm))
-    cells = metrics.bar_distance(roll[None]) * LOOP.cells_per_bar
-    return MinedSong(
-        f"{number:06d}/seed-{seed}.mid",
-        hashlib.md5(midi).hexdigest(),
-        np.zeros(1, dtype=np.int64),
-        np.full(1, tempo_bpm),
-        cells.round().astype(np.int64),
-        LOOP.pack(roll[None]),
-    )
+def _songs(rolls: Roll, folder: Path, tempo_bpm: float, seed: int) -> list[MinedSong]:
+    """Write a MIDI file of each loop into a new folder, and give what the dataset holds of it."""
+    folder.mkdir()
+    distances = (metrics.bar_distance(rolls) * LOOP.cells_per_bar).round().astype(np.int64)
+    songs = []
+    for number, (roll, distance) in enumerate(zip(rolls, distances, strict=True)):
+        name = f"{number:06d}/seed-{seed}.mid"
+        midi = score.to_bytes(pianoroll.decode(roll, tempo_bpm))
+        (folder / export.file_name(number, name, 0, tempo_bpm)).write_bytes(midi)
+        songs.append(
+            MinedSong(
+                name,
+                hashlib.md5(midi).hexdigest(),
+                np.zeros(1, dtype=np.int64),
+                np.full(1, tempo_bpm),
+                distance[None],
+                LOOP.pack(roll[None]),
+            )
+        )
+    return songs

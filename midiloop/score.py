@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import itertools
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -56,6 +56,8 @@ DEFAULT_BPM = 120.0
 MICROSECONDS_PER_MINUTE = 60_000_000
 NO_CONTROLS, NO_BENDS = np.zeros((0, 3), np.int32), np.zeros((0, 2), np.int32)
 END_OF_TRACK = b"\x00\xff\x2f\x00"
+
+Event = tuple[int, bytes]  # its tick, and its bytes with their status byte
 
 
 class Tempo(NamedTuple):
@@ -375,60 +377,90 @@ def write(score: Score, path: Path | str) -> None:
 
 
 def to_bytes(score: Score) -> bytes:
-    """The bytes that `write` writes."""
-    from mido import MidiFile  # slow to import, and only needed to write
+    """The bytes that `write` writes.
 
-    channels = itertools.cycle(channel for channel in range(16) if channel != DRUM_CHANNEL)
-    midi = MidiFile(type=1, ticks_per_beat=score.ticks_per_quarter, charset="utf-8")
-    midi.tracks.append(_timed(_conductor(score), score.length_ticks))
-    for track in score.tracks:
-        channel = DRUM_CHANNEL if track.is_drum else next(channels)
-        midi.tracks.append(_timed(_messages(track, channel), score.length_ticks))
-    buffer = io.BytesIO()
-    midi.save(file=buffer)
-    return buffer.getvalue()
+    Raises:
+        ValueError: the score holds what no MIDI file can.
+    """
+    parts = zip(score.tracks, _channels(score.tracks), strict=True)
+    chunks = [
+        _chunk(_conductor(score), score.length_ticks),
+        *(_chunk(_events(track, channel), score.length_ticks) for track, channel in parts),
+    ]
+    header = struct.pack(">4sIhhh", b"MThd", 6, 1, len(chunks), score.ticks_per_quarter)
+    return header + b"".join(chunks)
 
 
-def _conductor(score: Score) -> Iterator[tuple[int, Any]]:
-    from mido import MetaMessage
+def _channels(tracks: Sequence[Track]) -> list[int]:
+    """The channel that each track is written on: drums on theirs, others on the rest in turn."""
+    pitched = itertools.cycle(channel for channel in range(16) if channel != DRUM_CHANNEL)
+    return [DRUM_CHANNEL if track.is_drum else next(pitched) for track in tracks]
 
+
+def _conductor(score: Score) -> Iterator[Event]:
     for tempo in score.tempos:
-        microseconds = round(MICROSECONDS_PER_MINUTE / tempo.bpm)
-        yield tempo.tick, MetaMessage("set_tempo", tempo=microseconds)
+        microseconds = _within(round(MICROSECONDS_PER_MINUTE / tempo.bpm), 0, 0xFFFFFF, "tempo")
+        yield tempo.tick, _meta(0x51, microseconds.to_bytes(3, "big"))
     for tick, numerator, denominator in score.meters:
-        message = MetaMessage("time_signature", numerator=numerator, denominator=denominator)
-        yield tick, message
+        power = denominator.bit_length() - 1
+        if denominator != 1 << max(power, 0):
+            raise ValueError(f"no MIDI file can state a meter of {numerator}/{denominator}")
+        beats = _within(numerator, 0, 255, "beats of a bar")
+        # 24 clocks a click and 8 thirty-seconds a quarter note are what everyone writes.
+        yield tick, _meta(0x58, bytes((beats, power, 24, 8)))
 
 
-def _messages(track: Track, channel: int) -> Iterator[tuple[int, Any]]:
-    from mido import Message, MetaMessage
-
-    yield 0, MetaMessage("track_name", name=track.name)
-    yield 0, Message("program_change", channel=channel, program=track.program)
+def _events(track: Track, channel: int) -> Iterator[Event]:
+    """What a track says, in an order in which events of one tick may stand."""
+    for values in (track.controls[:, 1:], track.pitches, track.velocities):
+        _within(values, 0, 127, "control, pitch or velocity")
+    _within(track.bends[:, 1], -8192, 8191, "pitch bend")
+    yield 0, _meta(0x03, track.name.encode())
+    yield 0, bytes((0xC0 | channel, _within(track.program, 0, 127, "program")))
     for tick, number, value in track.controls.tolist():
-        yield tick, Message("control_change", channel=channel, control=number, value=value)
+        yield tick, bytes((0xB0 | channel, number, value))
     for tick, bend in track.bends.tolist():
-        yield tick, Message("pitchwheel", channel=channel, pitch=bend)
-    notes = zip(track.onsets, track.ends, track.pitches, track.velocities, strict=True)
-    ons: list[tuple[int, Any]] = []
-    offs: list[tuple[int, Any]] = []
-    for onset, end, pitch, velocity in (map(int, note) for note in notes):
-        on = Message("note_on", channel=channel, note=pitch, velocity=velocity)
-        off = Message("note_off", channel=channel, note=pitch, velocity=0)
-        ons.append((onset, on))
+        yield tick, bytes((0xE0 | channel, bend + 8192 & 0x7F, bend + 8192 >> 7))
+    ons: list[Event] = []
+    offs: list[Event] = []
+    notes = (track.onsets, track.ends, track.pitches, track.velocities)
+    on, off = 0x90 | channel, 0x80 | channel
+    for onset, end, pitch, velocity in zip(*(array.tolist() for array in notes), strict=True):
+        ons.append((onset, bytes((on, pitch, velocity))))
         # A note of no length has to end after it began, every other one before the next begins.
-        (ons if end == onset else offs).append((end, off))
+        (ons if end == onset else offs).append((end, bytes((off, pitch, 0))))
     yield from offs
     yield from ons
 
 
-def _timed(messages: Iterator[tuple[int, Any]], length_ticks: int) -> Any:
-    """A track of messages at absolute ticks, which ends at ``length_ticks``."""
-    from mido import MetaMessage, MidiTrack
+def _within(value: Any, low: int, high: int, what: str) -> Any:
+    """A number or numbers, none of which is out of range."""
+    if np.size(value) and not (low <= np.min(value) and np.max(value) <= high):
+        raise ValueError(f"{what} not from {low} to {high}, which no MIDI file can state")
+    return value
 
-    track, now = MidiTrack(), 0
-    for tick, message in sorted(messages, key=lambda timed: timed[0]):
-        track.append(message.copy(time=tick - now))
-        now = tick
-    track.append(MetaMessage("end_of_track", time=max(0, length_ticks - now)))
-    return track
+
+def _meta(kind: int, data: bytes) -> bytes:
+    return bytes((0xFF, kind)) + _variable(len(data)) + data
+
+
+def _chunk(events: Iterable[Event], length_ticks: int) -> bytes:
+    """A track of events, which ends at ``length_ticks``; one status byte for all that share it."""
+    data, now, running = bytearray(), 0, 0
+    for tick, event in sorted(events, key=itemgetter(0)):
+        data += _variable(tick - now)
+        now, status = tick, event[0]
+        data += event[1:] if status == running else event
+        running = status if status < 0xF0 else 0
+    data += _variable(max(0, length_ticks - now)) + END_OF_TRACK[1:]
+    return b"MTrk" + struct.pack(">I", len(data)) + data
+
+
+def _variable(value: int) -> bytes:
+    """A number as MIDI files have it: seven bits a byte, all but the last with the high bit set."""
+    if value < 0:
+        raise ValueError(f"an event at a tick below 0: {value}")
+    found = [value & 0x7F]
+    while value := value >> 7:
+        found.append(value & 0x7F | 0x80)
+    return bytes(reversed(found))

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import io
 import struct
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mido
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from handmade import (
     BAR,
@@ -25,7 +29,7 @@ from handmade import (
 from handmade import score as song_of
 from midiloop import corpus, pianoroll, score
 from midiloop.errors import MidiError
-from midiloop.score import Meter, Tempo
+from midiloop.score import Meter, Score, Tempo, Track
 
 NOTE = note(0, 60)
 PLAIN = smf(FOUR_FOUR + END_OF_TRACK, NOTE + END_OF_TRACK)
@@ -192,6 +196,124 @@ def test_twenty_tracks_never_land_on_the_drum_channel() -> None:
     song = song_of(*[track([(0, 10, 40 + n)], program=n) for n in range(20)])
     midi = mido.MidiFile(file=io.BytesIO(score.to_bytes(song)))
     assert all(m.channel != 9 for t in midi.tracks for m in t if m.type == "note_on")
+
+
+def by_mido(song: Score, channels: list[int]) -> bytes:
+    """What mido makes of a score's events; of one tick: controls, bends, ends, beginnings."""
+
+    def timed(messages: list[tuple[int, mido.Message]]) -> mido.MidiTrack:
+        found, now = mido.MidiTrack(), 0
+        for tick, message in sorted(messages, key=lambda one: one[0]):
+            found.append(message.copy(time=tick - now))
+            now = tick
+        end = mido.MetaMessage("end_of_track", time=max(0, song.length_ticks - now))
+        return mido.MidiTrack([*found, end])
+
+    meta = mido.MetaMessage
+    conductor = [
+        *((t.tick, meta("set_tempo", tempo=round(60e6 / t.bpm))) for t in song.tempos),
+        *(
+            (m.tick, meta("time_signature", numerator=m.numerator, denominator=m.denominator))
+            for m in song.meters
+        ),
+    ]
+    tracks = [timed(conductor)]
+    for part, channel in zip(song.tracks, channels, strict=True):
+        say = partial(mido.Message, channel=channel)
+        messages = [(0, meta("track_name", name=part.name))]
+        messages.append((0, say("program_change", program=part.program)))
+        for tick, number, value in part.controls.tolist():
+            messages.append((tick, say("control_change", control=number, value=value)))
+        messages += [(tick, say("pitchwheel", pitch=bend)) for tick, bend in part.bends.tolist()]
+        notes = np.stack([part.onsets, part.ends, part.pitches, part.velocities], 1).tolist()
+        ended = [
+            (end, say("note_off", note=n, velocity=0)) for start, end, n, _ in notes if end > start
+        ]
+        messages += ended
+        for start, end, pitch, velocity in notes:
+            messages.append((start, say("note_on", note=pitch, velocity=velocity)))
+            if end == start:
+                messages.append((end, say("note_off", note=pitch, velocity=0)))
+        tracks.append(timed(messages))
+    file = io.BytesIO()
+    midi = mido.MidiFile(ticks_per_beat=song.ticks_per_quarter, charset="utf-8", tracks=tracks)
+    midi.save(file=file)
+    return file.getvalue()
+
+
+def a_score(rng: np.random.Generator) -> Score:
+    """Anything that a MIDI file can hold, and much at one tick."""
+    span = int(rng.choice([4, 300, 40_000, 3_000_000]))
+
+    def ticks(n: int) -> NDArray[np.int32]:
+        return np.sort(rng.integers(0, span, n)).astype(np.int32)
+
+    def a_track(number: int) -> Track:
+        n, n_controls, n_bends = rng.integers(0, 40, 3)
+        onsets = ticks(n)
+        controls = np.stack([ticks(n_controls), *rng.integers(0, 128, (2, n_controls))], 1)
+        bends = np.stack([ticks(n_bends), rng.integers(-8192, 8192, n_bends)], 1)
+        return Track(
+            name="".join(map(chr, rng.integers(32, 900, rng.integers(0, 150)))),
+            program=int(rng.integers(0, 128)),
+            is_drum=number % 3 == 1,
+            onsets=onsets,
+            durations=(rng.integers(0, 4, n) * rng.integers(0, 200, n)).astype(np.int32),
+            pitches=rng.integers(0, 128, n).astype(np.int8),
+            velocities=rng.integers(0, 128, n).astype(np.int8),
+            controls=controls.astype(np.int32),
+            bends=bends.astype(np.int32),
+        )
+
+    tempos = [Tempo(int(tick), float(rng.uniform(4, 1000))) for tick in ticks(3)]
+    meters = [
+        Meter(int(tick), int(rng.integers(1, 256)), int(2 ** rng.integers(0, 8)))
+        for tick in ticks(2)
+    ]
+    n_tracks, tpq = int(rng.integers(0, 6)), int(rng.integers(1, 32_768))
+    tracks = tuple(map(a_track, range(n_tracks)))
+    return Score(tpq, tracks, tuple(tempos), tuple(meters), int(rng.integers(0, 2 * span)))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_bytes_are_those_of_mido(seed: int) -> None:
+    song = a_score(np.random.default_rng(seed))
+    pitched = iter(range(9))
+    channels = [9 if part.is_drum else next(pitched) for part in song.tracks]
+    assert score.to_bytes(song) == by_mido(song, channels)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"program": 128},
+        {"pitches": np.array([-1], np.int8)},
+        {"velocities": np.array([-128], np.int8)},
+        {"onsets": np.array([-5], np.int32)},
+        {"controls": np.array([[0, 7, 128]], np.int32)},
+        {"controls": np.array([[0, -1, 0]], np.int32)},
+        {"bends": np.array([[0, 8192]], np.int32)},
+    ],
+)
+def test_what_no_midi_file_can_state_is_not_written(wrong: dict[str, Any], tmp_path: Path) -> None:
+    one = track([(0, 10, 40)])
+    with pytest.raises(ValueError, match=r"MIDI file|below 0"):
+        score.write(song_of(one._replace(**wrong)), tmp_path / "song.mid")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tempos": (Tempo(0, 3.0),)},
+        {"meters": (Meter(0, 4, 3),)},
+        {"meters": (Meter(0, 4, 0),)},
+        {"meters": (Meter(0, 256, 4),)},
+    ],
+)
+def test_no_tempo_and_no_meter_is_bent_to_fit(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="MIDI file"):
+        score.to_bytes(replace(groove(1), **wrong))
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:

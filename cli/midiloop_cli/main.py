@@ -29,8 +29,8 @@ class OneLineErrors(click.Group):
         except CallError as error:
             self._fail(2, str(error))
         except ImportError as error:
-            hint = f"{error.name} is not installed: pip install {' '.join(MODELS_NEED)}"
-            self._fail(1, hint if error.name in MODELS_NEED else str(error))
+            extra = f"{error.name} is not installed: pip install {error.name}"
+            self._fail(1, extra if error.name in MODELS_NEED else str(error))
         except LoopError as error:
             self._fail(1, str(error))
         except BrokenPipeError:
