@@ -73,7 +73,7 @@ def asked_for(text: str) -> Iterator[str]:
 def libraries(extras: dict[str, list[str]], dependencies: list[str]) -> set[str]:
     """Names that are those of the libraries themselves; ours is none, until it is published."""
     named = [*dependencies, *(name for names in extras.values() for name in names)]
-    named += (ROOT / "constraints.txt").read_text().split()
+    named += re.findall(r"^[^#\n]+", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     names = {re.split(r"[\[=<>;\s]", name)[0].lower() for name in named}
     return (names | set(ELSEWHERE.split())) - {"midiloop", "audioloop"}
 
