@@ -26,8 +26,7 @@ demo: $(VENV)/.demo  ## songs -> loops -> new loops -> audio -> a half made anew
 	$(BIN)/audioloop seam $(BUILD)/refined/00000_*.wav -o $(BUILD)/seam.png
 
 test: lint system  ## everything that CI checks
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not alone"
-	$(BIN)/python -m pytest -q -m alone
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 # The tests that need them skip where they are absent, but not in CI.
 system:  ## a FluidSynth and a browser from Debian's packages, where there is apt and root

@@ -217,11 +217,24 @@ def test_both_ways_to_a_library_are_at_hand() -> None:
     assert any("pygame" not in library for library in found)
 
 
-def test_without_a_library_both_remedies_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("system", "remedy"),
+    [
+        ("linux", r"pip install pygame-ce, .*libfluidsynth3"),
+        ("darwin", r"pip install pygame-ce, .*brew install fluid-synth"),
+        ("win32", rf"unpack a release of FluidSynth .*{synth.LIBRARY_VARIABLE} .*\.dll"),
+        ("freebsd14", "pip install pygame-ce"),
+    ],
+)
+def test_without_a_library_the_remedies_of_the_system_are_named(
+    system: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(synth, "libraries", list)
+    monkeypatch.setattr(sys, "platform", system)
     monkeypatch.delitem(sys.modules, "fluidsynth", raising=False)
-    with pytest.raises(ImportError, match=r"pip install pygame-ce .*libfluidsynth3"):
+    with pytest.raises(ImportError, match=remedy) as bad:
         synth.load()
+    assert ("pip install" in str(bad.value)) == (system != "win32")  # its wheel holds none
 
 
 # Level, parts and effects.
@@ -337,8 +350,23 @@ def test_bars_and_bpm_settle_what_a_file_leaves_open() -> None:
 # Soundfonts.
 
 
-def test_a_soundfont_is_found() -> None:
-    assert synth.soundfont().is_file()
+def test_the_soundfont_is_that_named_then_a_system_s_then_the_one_of_pip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named, other = tmp_path / "named.sf2", tmp_path / synth.SOUNDFONT_NAMES[0]
+    for path in (named, other):
+        path.symlink_to(bundled())
+    monkeypatch.setenv(synth.SOUNDFONT_VARIABLE, str(named))
+    monkeypatch.setattr(synth, "SOUNDFONT_FOLDERS", (str(tmp_path),))
+    assert synth.soundfont(bundled()) == bundled()
+    assert synth.soundfont() == named
+    monkeypatch.delenv(synth.SOUNDFONT_VARIABLE)
+    assert synth.soundfont() == other
+    other.unlink()
+    assert synth.soundfont() == bundled()
+    monkeypatch.setattr(synth, "bundled_soundfont", lambda: None)
+    with pytest.raises(LoopError, match="pip install pretty_midi"):
+        synth.soundfont()
 
 
 @pytest.mark.parametrize(
