@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from midiloop import files
+from midiloop import channels, files
+from midiloop.channels import DRUM_CHANNEL
 from midiloop.corpus import MAX_FILE_BYTES
 from midiloop.errors import MidiError
 
 if TYPE_CHECKING:
-    from symusic.core import ScoreTick, TrackTick
+    from symusic.core import ScoreTick, TrackTick, TrackTickList
 
 REASONS = {
     "not_midi": "no MIDI header in the file",
@@ -34,6 +35,7 @@ REASONS = {
     "bad_header": "the header is not one of a standard MIDI file",
     "smpte_division": "time is counted in SMPTE frames, not in beats",
     "bad_division": "no ticks in a quarter note",
+    "format_2": "several patterns that no common time joins; each belongs into a file of its own",
     "bad_event": "an event that no MIDI file may hold",
     "bad_meter": "a time signature whose denominator is not a power of two from 1 to 128",
     "bad_tempo": "a tempo of zero microseconds a quarter note",
@@ -51,7 +53,6 @@ MAX_TRACKS = 16_000
 MAX_NOTES = 250_000
 MAX_BARS = 5_000
 
-DRUM_CHANNEL = 9
 DEFAULT_BPM = 120.0
 MICROSECONDS_PER_MINUTE = 60_000_000
 NO_CONTROLS, NO_BENDS = np.zeros((0, 3), np.int32), np.zeros((0, 2), np.int32)
@@ -175,15 +176,13 @@ def end_of_tracks_quarters(source: Path | str | bytes) -> float:
 
     A score that was read ends with its last note, but a loop that ends in silence is longer.
     """
-    from mido import KeySignatureError, MidiFile
-
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
-        midi = MidiFile(file=io.BytesIO(data), clip=True)
-    except (OSError, EOFError, ValueError, LookupError, KeySignatureError):
-        return 0.0  # damaged in a way that `read` repairs
-    ticks = max((sum(message.time for message in track) for track in midi.tracks), default=0)
-    return float(ticks / midi.ticks_per_beat) if midi.ticks_per_beat > 0 else 0.0
+        data = _unwrap(data)
+        ticks = channels.end_ticks(_track_chunks(data))
+    except MidiError:
+        return 0.0
+    return ticks / int.from_bytes(data[12:14], "big")
 
 
 class Parsed(NamedTuple):
@@ -270,14 +269,59 @@ def _parse(data: bytes) -> ScoreTick:
             raise MidiError(
                 "too_many_tracks", f"up to {programs:,}; at most {MAX_TRACKS:,} are read"
             )
+    tracks = list(_track_chunks(data))
+    if data[9] == 2 and len(tracks) > 1:
+        raise MidiError("format_2", f"{len(tracks)} patterns; save each as a file of its own")
+    whole = _file_of([channels.closed(track) for track in tracks], data)
     try:
-        return ScoreTick.from_midi(data)
+        parsed = ScoreTick.from_midi(whole)
     except RuntimeError:
-        tracks = list(_track_chunks(data))
-    try:
-        return ScoreTick.from_midi(_file_of(tracks, data), sanitize_data=True)
-    except RuntimeError as error:
-        raise MidiError("bad_event", _damaged_track(tracks, data)) from error
+        try:
+            parsed = ScoreTick.from_midi(whole, sanitize_data=True)
+        except RuntimeError as error:
+            raise MidiError("bad_event", _damaged_track(tracks, data)) from error
+    if parsed.end() >= channels.LATE_TICKS or channels.shared(tracks):
+        parsed.tracks = _merged(tracks, parsed.ticks_per_quarter)
+    return parsed
+
+
+def _merged(tracks: list[bytes], ticks_per_quarter: int) -> TrackTickList:
+    """What each instrument plays, where a track alone does not tell."""
+    from symusic.core import (
+        ControlChangeTickList,
+        NoteTickList,
+        PitchBendTickList,
+        TrackTick,
+        TrackTickList,
+    )
+
+    found = TrackTickList()
+    for played in channels.instruments(tracks, ticks_per_quarter):
+        if not played.notes:
+            continue
+        notes = np.array(played.notes, np.int64)
+        if notes.max() >= 1 << 31:
+            raise MidiError("tick_out_of_range", "notes later than 2^31 ticks")
+        onsets, ends, pitches, velocities = notes.T
+        track = TrackTick(played.name, played.program, played.is_drum)
+        track.notes = NoteTickList.from_numpy(
+            onsets.astype(np.int32),
+            (ends - onsets).astype(np.int32),
+            pitches.astype(np.int8),
+            velocities.astype(np.int8),
+        )
+        if played.controls:
+            times, numbers, values = np.array(played.controls, np.int64).T
+            track.controls = ControlChangeTickList.from_numpy(
+                times.astype(np.int32), numbers.astype(np.uint8), values.astype(np.uint8)
+            )
+        if played.bends:
+            times, values = np.array(played.bends, np.int64).T
+            track.pitch_bends = PitchBendTickList.from_numpy(
+                times.astype(np.int32), values.astype(np.int32)
+            )
+        found.append(track)
+    return found
 
 
 def _file_of(tracks: list[bytes], data: bytes) -> bytes:
