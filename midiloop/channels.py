@@ -7,7 +7,7 @@ rhythm part. A note whose end never comes ends at the next note of its pitch, or
 drum hit lasts a sixteenth at most.
 
 This takes some 20 times as long as the parser that `midiloop.score` uses otherwise, so only files
-that `shared` or `open notes` concern come here.
+whose tracks are `shared`, or have notes without an end, come here.
 """
 
 from __future__ import annotations
@@ -103,20 +103,101 @@ class _Change(NamedTuple):
     instrument: Instrument | None
 
 
-def shared(tracks: Sequence[bytes]) -> bool:
-    """Whether what a track plays may depend on another, or drums be told by more than channel.
+def shared(tracks: Sequence[bytes], wanted: range = range(128)) -> bool:
+    """Whether what a track plays depends on another, or drums are told by more than channel.
 
-    Every file of which that is true is found, and some more: bytes are looked at, not events.
+    Args:
+        wanted: programs that matter: which of the others a channel has makes no difference.
     """
     if any(SAYS_DRUMS.search(track) for track in tracks):
         return True
-    users: list[set[int]] = [set(track.translate(None, NO_NOTE_ON)) for track in tracks]
-    for number, track in enumerate(tracks):
-        for status in set(track.translate(None, NO_PROGRAM)):
-            played = NOTE_ON | status & 0x0F
-            if any(played in users[other] for other in range(len(tracks)) if other != number):
-                return True
+    # Bytes first, of which some are no status but part of a time: they rule most files out.
+    playing = [set(track.translate(None, NO_NOTE_ON)) for track in tracks]
+    changing = [set(track.translate(None, NO_PROGRAM)) for track in tracks]
+    doubtful = {
+        status & 0x0F
+        for number, found in enumerate(changing)
+        for status in found
+        for other, played in enumerate(playing)
+        if other != number and NOTE_ON | status & 0x0F in played
+    }
+    if not doubtful:
+        return False
+    uses = list(map(_uses, tracks))
+    for channel in doubtful:
+        players = [use[channel] for use in uses if channel in use]
+        programs = {program for use in players for program in use.programs}
+        lacking = any(use.plays_first for use in players)
+        if channel == DRUM_CHANNEL and len(wanted) < 128:
+            continue
+        unclear = len(players) > 1 and (len(programs) > 1 or (bool(programs) and lacking))
+        if unclear and any(program in wanted for program in programs):
+            return True
     return False
+
+
+@dataclass
+class _Use:
+    """What a track does with a channel: whether it plays on it before it says a program."""
+
+    plays_first: bool = False
+    programs: set[int] = field(default_factory=set)
+
+
+_DELTA = rb"[\x80-\xff]{0,3}[\x00-\x7f]"
+_TIME = re.compile(_DELTA, re.DOTALL)
+_ONE_BYTE_MORE = re.compile(rb"(?:" + _DELTA + rb"[\x00-\x7f])*+", re.DOTALL)
+# Events of one channel, in a row: a group that is not empty where a note begins.
+_STAYS = [
+    re.compile(
+        rb"(?:%s(?:(%s)|[%s])?[\x00-\x7f]{2})*+"
+        % (
+            _DELTA,
+            re.escape(bytes([NOTE_ON | channel])),
+            re.escape(bytes([kind | channel for kind in (NOTE_OFF, 0xA0, CONTROL, BEND)])),
+        ),
+        re.DOTALL,
+    )
+    for channel in range(16)
+]
+
+
+def _uses(track: bytes) -> dict[int, _Use]:
+    """What a track does with each channel that it uses, read in long strides."""
+    found: dict[int, _Use] = defaultdict(_Use)
+    at = 0
+    try:
+        while (time := _TIME.match(track, at)) is not None:
+            at = time.end()
+            status, channel = track[at], track[at] & 0x0F
+            if status >= SYSEX:
+                if status not in (META, SYSEX, SYSEX_GOES_ON):
+                    at += 1 + SYSTEM_DATA_BYTES.get(status, 0)
+                    continue
+                length, at = _quantity(track, at + 1 + (status == META))
+                at += length
+            elif status & 0xE0 == PROGRAM:
+                if status & 0xF0 == PROGRAM:
+                    found[channel].programs.add(track[at + 1])
+                at = _end(_ONE_BYTE_MORE, track, at + 2)
+            else:
+                # What goes on after a meta event without a status is of the channel before.
+                at = time.start() if status >= 0x80 else at + 2
+                stays = _STAYS[channel].match(track, at) if status >= 0x80 else None
+                if stays is not None:
+                    at = max(stays.end(), at + 1)
+                    if stays[1] and not found[channel].programs:
+                        found[channel].plays_first = True
+                    elif stays[1]:
+                        found[channel]
+    except IndexError:
+        pass  # the track is cut off
+    return dict(found)
+
+
+def _end(pattern: re.Pattern[bytes], track: bytes, at: int) -> int:
+    found = pattern.match(track, at)
+    return found.end() if found else at
 
 
 def closed(track: bytes) -> bytes:
@@ -157,7 +238,9 @@ def events(track: bytes) -> Iterator[Event]:
             elif status:
                 running = status
                 two = status & 0xE0 != PROGRAM  # programs and channel pressure have one
-                yield Event(tick, status, min(track[at], 127), min(track[at + 1], 127) if two else 0)
+                yield Event(
+                    tick, status, min(track[at], 127), min(track[at + 1], 127) if two else 0
+                )
                 at += 1 + two
             else:
                 break

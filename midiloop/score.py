@@ -10,10 +10,10 @@ data bytes above 127 (clamped).
 from __future__ import annotations
 
 import io
-import itertools
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from midiloop import channels, files
 from midiloop.channels import DRUM_CHANNEL
 from midiloop.corpus import MAX_FILE_BYTES
-from midiloop.errors import MidiError
+from midiloop.errors import LoopError, MidiError
 
 if TYPE_CHECKING:
     from symusic.core import ScoreTick, TrackTick, TrackTickList
@@ -55,6 +55,7 @@ MAX_BARS = 5_000
 
 DEFAULT_BPM = 120.0
 MICROSECONDS_PER_MINUTE = 60_000_000
+TEMPO_DECIMALS = 4
 NO_CONTROLS, NO_BENDS = np.zeros((0, 3), np.int32), np.zeros((0, 2), np.int32)
 END_OF_TRACK = b"\x00\xff\x2f\x00"
 
@@ -72,6 +73,14 @@ class Meter(NamedTuple):
     tick: int
     numerator: int
     denominator: int
+
+
+class Player(NamedTuple):
+    """What plays a track: a program, or a drum kit, and the track's name."""
+
+    program: int
+    is_drum: bool
+    name: str = ""
 
 
 class Track(NamedTuple):
@@ -96,6 +105,11 @@ class Track(NamedTuple):
     velocities: NDArray[np.int8]
     controls: NDArray[np.int32] = NO_CONTROLS
     bends: NDArray[np.int32] = NO_BENDS
+
+    @property
+    def player(self) -> Player:
+        """What plays it."""
+        return Player(self.program, self.is_drum, self.name)
 
     @property
     def n_notes(self) -> int:
@@ -126,6 +140,14 @@ class Score:
     meters: tuple[Meter, ...]
     length_ticks: int
 
+    def cut(self) -> Score:
+        """The same with no note beyond its end: in a loop they ring on into the next pass."""
+        tracks = [
+            track._replace(durations=np.minimum(track.durations, self.length_ticks - track.onsets))
+            for track in self.tracks
+        ]
+        return replace(self, tracks=tuple(tracks))
+
     @property
     def n_notes(self) -> int:
         """Notes in all tracks."""
@@ -145,7 +167,7 @@ def read(source: Path | str | bytes) -> Score:
         MidiError: the file holds no usable score; ``reason`` is one of `REASONS`.
         OSError: the path cannot be read.
     """
-    return parse(source).score()
+    return parse(source).merged().score()
 
 
 def parse(source: Path | str | bytes) -> Parsed:
@@ -162,13 +184,17 @@ def parse(source: Path | str | bytes) -> Parsed:
         data, size = source, len(source)
     if size > MAX_FILE_BYTES:
         raise MidiError("too_large", f"{size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
-    parsed = _parse(_unwrap(data))
+    data = _unwrap(data)
+    tracks = list(_track_chunks(data))
+    if data[9] == 2 and len(tracks) > 1:
+        raise MidiError("format_2", f"{len(tracks)} patterns; save each as a file of its own")
+    parsed = _parse(tracks, data)
     n_notes = parsed.note_num()
     if n_notes > MAX_NOTES:
         raise MidiError("too_many_notes", f"{n_notes:,} notes; at most {MAX_NOTES:,} are read")
     if n_notes == 0:
         raise MidiError("no_notes", "the file holds no complete note")
-    return Parsed(parsed, _meters(parsed))
+    return Parsed(parsed, _meters(parsed), tracks)
 
 
 def end_of_tracks_quarters(source: Path | str | bytes) -> float:
@@ -191,21 +217,39 @@ class Parsed(NamedTuple):
     Attributes:
         file: what the parser found.
         meters: in order of tick.
+        tracks: events of each, in bytes.
     """
 
     file: ScoreTick
     meters: tuple[Meter, ...]
+    tracks: list[bytes]
 
-    def instruments(self) -> set[tuple[int, bool]]:
-        """Program, and whether it is on the drum channel, of each track that has a note."""
-        return {(track.program, track.is_drum) for track in self.file.tracks if len(track.notes)}
+    def merged(self, wanted: range = range(128)) -> Parsed:
+        """The same with each note on the instrument that plays it, and with an end.
 
-    def score(self, keep: Callable[[int, bool], bool] = lambda *_: True) -> Score:
+        The parser looks at each track by itself, which is right for nine files of ten.
+
+        Args:
+            wanted: programs that matter, besides drums.
+        """
+        late = self.file.end() >= channels.LATE_TICKS
+        if late or channels.shared(self.tracks, wanted):
+            self.file.tracks = _merged(self.tracks, self.file.ticks_per_quarter)
+        return self
+
+    def instruments(self) -> set[Player]:
+        """What each track that has a note is played with."""
+        return {
+            Player(track.program, track.is_drum, track.name)
+            for track in self.file.tracks
+            if len(track.notes)
+        }
+
+    def score(self, keep: Callable[[Player], bool] = lambda _: True) -> Score:
         """The song, in arrays of our own.
 
         Args:
-            keep: says of a program, and of whether it is on the drum channel, if its tracks are
-                wanted. The song's length, and what is checked, are those of all notes.
+            keep: says of what plays a track if it is wanted. The song's length, and what is checked, are those of all notes.
 
         Raises:
             MidiError: its ticks or its tempi cannot be true.
@@ -214,7 +258,7 @@ class Parsed(NamedTuple):
 
         tracks, rest = [], NoteTickList()
         for track in self.file.tracks:
-            if not keep(track.program, track.is_drum):
+            if not keep(Player(track.program, track.is_drum, track.name)):
                 rest.extend(track.notes)  # one array of all is quicker to make than many
             elif track.notes:
                 tracks.append(_track(track))
@@ -257,7 +301,7 @@ def _what_it_looks_like(data: bytes) -> str:
     return f"no MThd in {len(data):,} bytes; they begin with {data[:4]!r}"
 
 
-def _parse(data: bytes) -> ScoreTick:
+def _parse(tracks: list[bytes], data: bytes) -> ScoreTick:
     from symusic.core import ScoreTick  # slow to import, and only needed to read
 
     # The parser needs about 5 kB for each track, and makes a track of every channel and program
@@ -269,20 +313,15 @@ def _parse(data: bytes) -> ScoreTick:
             raise MidiError(
                 "too_many_tracks", f"up to {programs:,}; at most {MAX_TRACKS:,} are read"
             )
-    tracks = list(_track_chunks(data))
-    if data[9] == 2 and len(tracks) > 1:
-        raise MidiError("format_2", f"{len(tracks)} patterns; save each as a file of its own")
     whole = _file_of([channels.closed(track) for track in tracks], data)
     try:
-        parsed = ScoreTick.from_midi(whole)
+        return ScoreTick.from_midi(whole)
     except RuntimeError:
-        try:
-            parsed = ScoreTick.from_midi(whole, sanitize_data=True)
-        except RuntimeError as error:
-            raise MidiError("bad_event", _damaged_track(tracks, data)) from error
-    if parsed.end() >= channels.LATE_TICKS or channels.shared(tracks):
-        parsed.tracks = _merged(tracks, parsed.ticks_per_quarter)
-    return parsed
+        pass
+    try:
+        return ScoreTick.from_midi(whole, sanitize_data=True)
+    except RuntimeError as error:
+        raise MidiError("bad_event", _damaged_track(tracks, data)) from error
 
 
 def _merged(tracks: list[bytes], ticks_per_quarter: int) -> TrackTickList:
@@ -295,8 +334,11 @@ def _merged(tracks: list[bytes], ticks_per_quarter: int) -> TrackTickList:
         TrackTickList,
     )
 
-    found = TrackTickList()
-    for played in channels.instruments(tracks, ticks_per_quarter):
+    found, players = TrackTickList(), channels.instruments(tracks, ticks_per_quarter)
+    n_notes = sum(len(player.notes) for player in players)
+    if n_notes > MAX_NOTES:
+        raise MidiError("too_many_notes", f"{n_notes:,} notes; at most {MAX_NOTES:,} are read")
+    for played in players:
         if not played.notes:
             continue
         notes = np.array(played.notes, np.int64)
@@ -393,7 +435,18 @@ def _tempos(parsed: ScoreTick) -> tuple[Tempo, ...]:
     if 0 in microseconds:
         raise MidiError("bad_tempo", "0 microseconds a quarter note")
     changes = zip(found["time"].tolist(), microseconds, strict=True)
-    return tuple(_in_order([Tempo(tick, MICROSECONDS_PER_MINUTE / us) for tick, us in changes]))
+    return tuple(_in_order([Tempo(tick, typed_bpm(us)) for tick, us in changes]))
+
+
+@lru_cache(maxsize=4096)
+def typed_bpm(microseconds: int) -> float:
+    """The tempo that its author typed: the shortest decimal of so many microseconds a quarter."""
+    exact = MICROSECONDS_PER_MINUTE / microseconds
+    for places in range(TEMPO_DECIMALS + 1):
+        short = round(exact, places)
+        if short > 0 and round(MICROSECONDS_PER_MINUTE / short) == microseconds:
+            return short
+    return exact
 
 
 def _meters(parsed: ScoreTick) -> tuple[Meter, ...]:
@@ -422,15 +475,32 @@ def to_bytes(score: Score) -> bytes:
     """The bytes that `write` writes."""
     from mido import MidiFile  # slow to import, and only needed to write
 
-    channels = itertools.cycle(channel for channel in range(16) if channel != DRUM_CHANNEL)
     midi = MidiFile(type=1, ticks_per_beat=score.ticks_per_quarter, charset="utf-8")
     midi.tracks.append(_timed(_conductor(score), score.length_ticks))
-    for track in score.tracks:
-        channel = DRUM_CHANNEL if track.is_drum else next(channels)
+    for track, channel in zip(score.tracks, channels_of(score.tracks), strict=True):
         midi.tracks.append(_timed(_messages(track, channel), score.length_ticks))
     buffer = io.BytesIO()
     midi.save(file=buffer)
     return buffer.getvalue()
+
+
+def channels_of(tracks: Sequence[Track]) -> list[int]:
+    """A channel for each track: 9 for drums, of one's own where there is room, else a program's.
+
+    Raises:
+        LoopError: the tracks have more than 15 programs.
+    """
+    free = [channel for channel in range(16) if channel != DRUM_CHANNEL]
+    melodic = [track.program for track in tracks if not track.is_drum]
+    keys = list(range(len(melodic))) if len(melodic) <= len(free) else melodic
+    own = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    if len(own) > len(free):
+        raise LoopError(
+            f"{len(own)} programs, and a MIDI file has channels for {len(free)}; "
+            "leave some instruments out"
+        )
+    assigned = iter(keys)
+    return [DRUM_CHANNEL if t.is_drum else free[own[next(assigned)]] for t in tracks]
 
 
 def _conductor(score: Score) -> Iterator[tuple[int, Any]]:
