@@ -168,8 +168,13 @@ def run(
         },
         "measured": {"rows": list(ways.ROWS)},
     }
-    _open(out, json.dumps(about, indent=2) + "\n", resume)
-    _make(source, out, n_workers, on_progress)
+    files.check_parent(out)
+    if out.exists() and not out.is_dir():
+        raise CallError(f"{out}: holds something else; give another folder")
+    out.mkdir(exist_ok=True)
+    with files.locked(out):
+        _open(out, json.dumps(about, indent=2) + "\n", resume)
+        _make(source, out, n_workers, on_progress)
     found = [files.read_json(_place(out, n)) for n in range(settings.items)]
     done = [item for item in found if not item["lost"]]
     if len(done) < 2:
@@ -191,7 +196,6 @@ def run(
 
 
 def _open(out: Path, record: str, resume: bool) -> None:
-    files.check_parent(out)
     place = out / RECORD
     if place.exists():
         if not resume:
@@ -203,9 +207,9 @@ def _open(out: Path, record: str, resume: bool) -> None:
                 f"{out}: holds a comparison of other {odd}; give what it was begun with, or "
                 "another folder"
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif not all(files.is_passing(path.name) for path in out.iterdir()):
         raise CallError(f"{out}: holds something else; give another folder")
-    (out / "items").mkdir(parents=True, exist_ok=True)
+    (out / "items").mkdir(exist_ok=True)
     files.write(place, record.encode())
 
 

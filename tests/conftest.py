@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
+from audioloop import synth
 from handmade import groove
 from midiloop import corpus, extract, rules, score
 from midiloop.store import LoopDataset
@@ -20,9 +20,8 @@ from midiloop.store import LoopDataset
 # Tests share the cores, and what they and the commands they start compute is the same on any
 # number of them. What they render is rendered with what pip brings, whatever else a system has.
 os.environ["OMP_NUM_THREADS"] = "1"
-_pretty_midi = importlib.util.find_spec("pretty_midi")
-if _pretty_midi is not None and _pretty_midi.origin is not None:
-    os.environ["AUDIOLOOP_SOUNDFONT"] = str(Path(_pretty_midi.origin).with_name("TimGM6mb.sf2"))
+if _font := synth.bundled_soundfont():
+    os.environ[synth.SOUNDFONT_VARIABLE] = str(_font)
 
 ROOT = Path(__file__).parents[1]
 CORPUS = Path(os.environ.get("MIDILOOP_CORPUS", ROOT.parent / "shared" / "corpus"))

@@ -90,7 +90,10 @@ def extract(
     for broken in result.broken_sources:
         detail = f"{broken.reason} ({broken.detail})"
         click.echo(f"midiloop: error: {broken.file}: {detail}; fetch the archive anew", err=True)
-    sys.exit(1 if result.broken_sources else 0)
+    for lost in result.lost:
+        detail = f"{lost.reason} ({lost.detail})"
+        click.echo(f"midiloop: error: {lost.file}: {detail}; --resume tries it again", err=True)
+    sys.exit(1 if result.broken_sources or result.lost else 0)
 
 
 @click.command()
