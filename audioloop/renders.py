@@ -85,8 +85,15 @@ def loops(dataset: LoopDataset, split: str) -> Loops:
     """The distinct loops of a split.
 
     Raises:
-        LoopError: it has none.
+        LoopError: it has none, or they are on another grid than those that can be played.
     """
+    grid = dataset.grid
+    if grid != LOOP:
+        raise LoopError(
+            f"{dataset.path}: loops of {grid.bars} bars, {grid.steps} steps and {grid.columns} "
+            f"columns, and what is learned of sound has {LOOP.bars}, {LOOP.steps} and "
+            f"{LOOP.columns}; extract them on the usual grid"
+        )
     batches = list(dataset.select(split=split, distinct=True))
     if not batches:
         raise LoopError(

@@ -21,7 +21,7 @@ from audioloop.synth import BLOCK, NOTE_OFF, NOTE_ON, SoundFont
 from audioloop.wave import Format, Wave
 from conftest import ROOT
 from handmade import BAR, HAT, KICK, SNARE, STEP, TPQ, track
-from midiloop import pianoroll, score
+from midiloop import files, pianoroll, score
 from midiloop.errors import CallError, LoopError
 from midiloop.score import Meter, Score, Tempo
 from midiloop.store import LoopDataset
@@ -613,3 +613,28 @@ def test_passes_of_one_file_are_cut_at_the_tempo(font: SoundFont) -> None:
     once = render.loop(loop, font).mix.samples
     shortest = min(part.shape[1] for part in [*passes, once])
     assert all(level_db(part[:, :shortest], once[:, :shortest]) < -20 for part in passes)
+
+
+def test_a_loop_is_whole_when_all_of_its_files_are_there(midis: Path, tmp_path: Path) -> None:
+    out, found = tmp_path / "out", batch.items([midis])
+    made = batch.run(found, out, settings(sound=Sound(stems=True)))
+    before = contents(out)
+    for name in (made.made[0].files[-1], made.made[1].files[1], made.made[2].files[0]):
+        (out / name).unlink()
+    batch.run(found, out, settings(sound=Sound(stems=True)), resume=True)
+    assert contents(out) == before
+
+
+def test_two_renders_do_not_work_in_one_folder(midis: Path, tmp_path: Path) -> None:
+    found, out = batch.items([midis]), tmp_path / "out"
+    out.mkdir()
+    with files.locked(out), pytest.raises(CallError, match="another run is at work here"):
+        batch.run(found, out, settings())
+    assert not list(out.iterdir())
+
+
+def test_a_render_of_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "bad.mid").write_bytes(b"no music")
+    result = batch.run(batch.items([tmp_path / "bad.mid"]), tmp_path / "out", settings())
+    assert len(result.failed) == 1
+    assert not (tmp_path / "out").exists()

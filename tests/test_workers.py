@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,31 @@ def test_a_worker_that_dies_costs_the_item_it_was_on(n_workers: int) -> None:
         0: ([2, 0, 6, 0], ("1 crashed", "3 crashed")),
         1: ([10], ()),
         2: ([0], ("0 crashed",)),
+    }
+
+
+def once(folder: Path, how: int, job: Numbers, turn_to: Callable[[int], None]) -> list[int]:
+    """As `double`, but something ends the process on the second item, one time only."""
+    for at, _ in enumerate(job.items):
+        turn_to(at)
+        if at == 1 and not (folder / str(job.number)).exists():
+            (folder / str(job.number)).touch()
+            os.kill(os.getpid(), how)
+    return [2 * item for item in job.items]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+@pytest.mark.parametrize("n_workers", [1, 3])
+def test_what_befell_a_worker_once_is_no_item_s_fault(
+    how: signal.Signals, n_workers: int, tmp_path: Path
+) -> None:
+    jobs = [Numbers(n, (n, n, n)) for n in range(7)]
+    done = workers.run(
+        partial(once, tmp_path, how), iter(jobs), workers=n_workers, item_timeout_s=5,
+        on_tick=lambda _: None,
+    )  # fmt: skip
+    assert {job.number: (result, job.lost) for job, result in done} == {
+        n: ([2 * n] * 3, ()) for n in range(7)
     }
 
 
