@@ -1,6 +1,7 @@
 """Run jobs of many items in worker processes, and lose no more than the item that kills one.
 
-A worker that dies or stands still costs the item it was on: the job starts again without it. The
+A worker that dies or stands still costs time at first: its job starts again in a new process, while
+no other is at work. An item that ends that one too is ruled out, and the job starts without it. The
 module knows nothing of music.
 """
 
@@ -11,9 +12,10 @@ import os
 import signal
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, TypeVar
@@ -21,8 +23,11 @@ from typing import Any, Protocol, TypeVar
 from midiloop.errors import LoopError
 
 POLL_S = 0.1
-MAX_FAILURES = 3
 BETWEEN_ITEMS = -1
+# An item is ruled out at so many points: two ends of a process by itself, or four by a signal from
+# outside, as the kernel sends it where memory runs out. 255: the process that saw it end is gone.
+MAX_POINTS = 4
+OUTSIDE = (-9, -15, 255)
 FORKSERVER = "forkserver" in multiprocessing.get_all_start_methods()
 
 Result = TypeVar("Result")
@@ -33,7 +38,7 @@ class Job(Protocol):
     """Work on several items, which can be done again without one of them."""
 
     def without(self: JobT, item: int, cause: str) -> JobT:
-        """The same job with ``item`` ruled out; ``cause`` is "crashed" or "timeout"."""
+        """The same job with ``item`` ruled out; ``cause`` is "crashed", "timeout" or "killed"."""
 
 
 # What a worker runs: the job, and a function to call with the index of each item it turns to.
@@ -82,26 +87,28 @@ def run(
     """
     warm_up(preload)
     crew: list[_Worker] = []
-    waiting: deque[JobT] = deque()
+    waiting: deque[_Attempt] = deque()
     done: deque[tuple[JobT, Result]] = deque()
     more = True
     try:
         while True:
-            busy = [worker for worker in crew if worker.job is not None]
+            busy = [worker for worker in crew if worker.attempt is not None]
+            # What has ended a worker is tried alone, when the others are done.
+            alone = any(one.points for one in (*waiting, *(w.attempt for w in crew)) if one)
             # Walking an archive takes time: do it while every worker has something to do.
             wanted = workers if len(busy) == workers else 1
             if more and len(waiting) < wanted:
                 job = next(jobs, None)
                 more = job is not None
-                waiting.extend([] if job is None else [job])
-            if waiting and len(busy) < workers:
+                waiting.extend([] if job is None else [_Attempt(job)])
+            if waiting and len(busy) < (1 if alone else workers):
                 _idle(crew, task).begin(waiting.popleft())
                 continue
             while done:  # only now, so that no worker waits for what the caller does with them
                 yield done.popleft()
             if not busy and not more:
                 return
-            behind = more and len(waiting) < workers
+            behind = more and len(waiting) < wanted
             ready = wait([worker.connection for worker in busy], 0 if behind else POLL_S)
             on_tick(sum(worker.items_done for worker in busy))
             for worker in busy:
@@ -109,18 +116,49 @@ def run(
                 if ended is not None:
                     done.append(ended)
                 elif cause := worker.lost(item_timeout_s):
-                    waiting.appendleft(worker.blamed(cause))
-                    crew[crew.index(worker)] = worker.successor()
+                    waiting.appendleft(worker.given_back(cause))
+                    crew[crew.index(worker)] = _Worker(task)
     finally:
         for worker in crew:
             worker.stop()
 
 
+@dataclass
+class _Attempt:
+    """A job, and what it has cost so far.
+
+    Attributes:
+        points: by item, see `MAX_POINTS`; `BETWEEN_ITEMS` stands for none and for those ruled out.
+    """
+
+    job: Any
+    points: Counter[int] = field(default_factory=Counter)
+    ruled_out: set[int] = field(default_factory=set)
+
+    def failed(self, item: int, cause: str, code: int | None) -> None:
+        """Count the end of a worker that was on ``item``, and rule the item out where it is due."""
+        item = BETWEEN_ITEMS if item in self.ruled_out else item
+        outside = cause == "crashed" and code in OUTSIDE
+        self.points[item] += 1 if outside else 2
+        if self.points[item] < MAX_POINTS:
+            return
+        if item == BETWEEN_ITEMS:
+            raise LoopError(
+                f"worker processes end again and again (exit code {code}); "
+                "free some memory, or run with fewer --workers"
+            )
+        self.job = self.job.without(item, "killed" if outside else cause)
+        self.ruled_out.add(item)
+        self.points.clear()
+
+
 def _idle(crew: list[_Worker], task: Task[Any]) -> _Worker:
     """A worker with nothing to do; a new one joins the crew where all are busy."""
-    for worker in crew:
-        if worker.job is None:
+    for worker in [worker for worker in crew if worker.attempt is None]:
+        if worker.process.is_alive():
             return worker
+        worker.stop()
+        crew.remove(worker)
     crew.append(_Worker(task))
     return crew[-1]
 
@@ -128,11 +166,9 @@ def _idle(crew: list[_Worker], task: Task[Any]) -> _Worker:
 class _Worker:
     """The parent's side of one worker process."""
 
-    def __init__(self, task: Task[Any], failures: int = 0, lost_item: int = BETWEEN_ITEMS) -> None:
+    def __init__(self, task: Task[Any]) -> None:
         context: Any = multiprocessing.get_context("forkserver" if FORKSERVER else "spawn")
-        self.task = task
-        self.failures, self.lost_item = failures, lost_item
-        self.job: Any = None
+        self.attempt: _Attempt | None = None
         self.at = context.RawValue("i", BETWEEN_ITEMS)
         self.connection, child = context.Pipe()
         self.process = context.Process(target=_serve, args=(task, child, self.at), daemon=True)
@@ -140,11 +176,11 @@ class _Worker:
             self.process.start()
         child.close()
 
-    def begin(self, job: Any) -> None:
-        self.job, self.at.value = job, BETWEEN_ITEMS
+    def begin(self, attempt: _Attempt) -> None:
+        self.attempt, self.at.value = attempt, BETWEEN_ITEMS
         self.stands_since, self.stands_at, self.looked = 0.0, BETWEEN_ITEMS, time.monotonic()
         with suppress(BrokenPipeError, ConnectionResetError):  # it died: `lost` will say so
-            self.connection.send(job)
+            self.connection.send(attempt.job)
 
     @property
     def items_done(self) -> int:
@@ -159,8 +195,8 @@ class _Worker:
             return None
         if isinstance(outcome, BaseException):
             raise outcome
-        job, self.job = self.job, None
-        self.failures, self.lost_item = 0, BETWEEN_ITEMS
+        assert self.attempt is not None
+        job, self.attempt = self.attempt.job, None
         return job, outcome
 
     def lost(self, item_timeout_s: float) -> str | None:
@@ -175,27 +211,12 @@ class _Worker:
         self.stands_since += awake_s
         return "timeout" if self.stands_since > item_timeout_s else None
 
-    def blamed(self, cause: str) -> Any:
-        """The job to do again: without the item that the worker was on."""
+    def given_back(self, cause: str) -> _Attempt:
+        """What is to be tried again, after this worker was lost."""
         self.stop()
-        item, before = int(self.at.value), self.lost_item
-        self.lost_item = item
-        if item not in (BETWEEN_ITEMS, before):
-            self.failures = 0
-            return self.job.without(item, cause)
-        # Not an item's fault: it was on none, or on the one that it was to leave out.
-        self.failures += 1
-        if self.failures >= MAX_FAILURES:
-            code = self.process.exitcode
-            raise LoopError(
-                f"worker processes end again and again (exit code {code}); "
-                "free some memory, or run with fewer --workers"
-            )
-        return self.job
-
-    def successor(self) -> _Worker:
-        """A new process in its place."""
-        return _Worker(self.task, self.failures, self.lost_item)
+        assert self.attempt is not None
+        self.attempt.failed(int(self.at.value), cause, self.process.exitcode)
+        return self.attempt
 
     def stop(self) -> None:
         self.process.kill()
@@ -234,6 +255,8 @@ def _serve(task: Task[Any], connection: Connection, at: Any) -> None:
             outcome = task(job, turn_to)
         except OSError as error:
             outcome = error
+        except MemoryError:  # as where the kernel ends it; a traceback would tell nobody anything
+            os._exit(1)
         at.value = BETWEEN_ITEMS
         try:
             connection.send(outcome)

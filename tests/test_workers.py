@@ -21,13 +21,15 @@ class Numbers:
     number: int
     items: tuple[int, ...]
     lost: tuple[str, ...] = ()
+    notes: Path = Path("none")
 
     def without(self, item: int, cause: str) -> Numbers:
         items = (*self.items[:item], 0, *self.items[item + 1 :])
         return replace(self, items=items, lost=(*self.lost, f"{item} {cause}"))
 
 
-SEGFAULT, HANG, KILLED, FULL_DISK, DEADLY = -1, -2, -3, -4, -5
+SEGFAULT, HANG, KILLED, FULL_DISK, DEADLY, NO_MEMORY = -1, -2, -3, -4, -5, -6
+UNLUCKY = -100
 
 
 def double(job: Numbers, turn_to: Callable[[int], None]) -> list[int]:
@@ -39,11 +41,23 @@ def double(job: Numbers, turn_to: Callable[[int], None]) -> list[int]:
             time.sleep(60)
         if item == KILLED:
             os.kill(os.getpid(), signal.SIGKILL)
+        if item <= UNLUCKY:
+            fall_once(job, item)
+        if item == NO_MEMORY:
+            raise MemoryError
         if item == FULL_DISK:
             raise OSError(errno.ENOSPC, "No space left on device", "disk")
     if DEADLY in job.items[:1] and len(job.items) == 2:
         os._exit(7)
     return [2 * item for item in job.items]
+
+
+def fall_once(job: Numbers, item: int) -> None:
+    """End this process as often as there are notes of the item in a folder, and how they say."""
+    for note in sorted(job.notes.glob(f"{item}.*")):
+        note.unlink()
+        how = int(note.suffix[1:])
+        os.kill(os.getpid(), how) if how else time.sleep(60)
 
 
 def die_at_once(job: Numbers, turn_to: Callable[[int], None]) -> None:
@@ -73,10 +87,63 @@ def test_no_jobs_end_at_once() -> None:
 def test_a_worker_that_dies_costs_the_item_it_was_on(n_workers: int) -> None:
     jobs = [Numbers(0, (1, SEGFAULT, 3, KILLED)), Numbers(1, (5,)), Numbers(2, (KILLED,))]
     assert run(jobs, n_workers) == {
-        0: ([2, 0, 6, 0], ("1 crashed", "3 crashed")),
+        0: ([2, 0, 6, 0], ("1 crashed", "3 killed")),
         1: ([10], ()),
-        2: ([0], ("0 crashed",)),
+        2: ([0], ("0 killed",)),
     }
+
+
+@pytest.mark.parametrize("n_workers", [1, 3])
+@pytest.mark.parametrize(
+    "signals", [(signal.SIGSEGV,), (signal.SIGKILL,), (0,), (signal.SIGKILL, signal.SIGTERM)]
+)
+def test_an_item_that_passes_when_tried_again_is_not_blamed(
+    signals: tuple[int, ...], n_workers: int, tmp_path: Path
+) -> None:
+    unlucky = [UNLUCKY - n for n in range(3)]
+    for item in unlucky:
+        for how in signals:
+            (tmp_path / f"{item}.{int(how)}").touch()
+    jobs = [Numbers(n, (n, item, 1), (), tmp_path) for n, item in enumerate(unlucky)]
+    done = run([*jobs, Numbers(9, (9,))], n_workers, timeout_s=0.5)
+    assert done == {
+        **{job.number: ([2 * item for item in job.items], ()) for job in jobs},
+        9: ([18], ()),
+    }
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_item_that_lacks_memory_is_lost_without_a_traceback(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert run([Numbers(0, (1, NO_MEMORY, 3))], 2) == {0: ([2, 0, 6], ("1 crashed",))}
+    assert capfd.readouterr().err == ""
+
+
+def count_others(job: Numbers, turn_to: Callable[[int], None]) -> int:
+    """How many other jobs are in work; the first try of a job that falls ends its process."""
+    turn_to(0)
+    mine, fallen = job.notes / f"at work {job.number}", job.notes / f"fallen {job.number}"
+    mine.touch()
+    time.sleep(0.05)
+    others = len(list(job.notes.glob("at work *"))) - 1
+    mine.unlink()
+    if job.items[0] == SEGFAULT and not fallen.exists():
+        fallen.touch()
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return others
+
+
+def test_what_ended_a_worker_is_tried_while_no_other_works(tmp_path: Path) -> None:
+    """Else one that takes all the memory would cost its neighbours their items."""
+    jobs = [Numbers(n, (SEGFAULT if n in (3, 4, 9) else n,), (), tmp_path) for n in range(16)]
+    done = workers.run(
+        count_others, iter(jobs), workers=3, item_timeout_s=5, on_tick=lambda _: None
+    )
+    others = {job.number: n for job, n in done}
+    assert [others[n] for n in (3, 4, 9)] == [0, 0, 0]
+    assert max(others.values()) > 0
+    assert len(others) == 16
 
 
 def test_an_item_that_hangs_is_cut_off() -> None:
