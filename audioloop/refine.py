@@ -24,9 +24,11 @@ from audioloop.conditions import Told
 from audioloop.fill import TASTE, Filler, Taste
 from audioloop.given import Given
 from audioloop.label import Label, Names
+from audioloop.sources import blamed
 from audioloop.wave import Format, Wave
 from midiloop import score
 from midiloop.errors import CallError, LoopError
+from midiloop.files import printable
 from midiloop.grid import LOOP
 from midiloop.score import Score
 
@@ -279,22 +281,16 @@ def run(
 
     Args:
         read: a loop of a path, see `given.read`.
-
-    Raises:
-        OSError: see `write`.
     """
     names = taken_by(sources, out)
     for source in sources:
         try:
-            try:
-                loop = read(source)
-            except OSError as error:
-                cause = error.strerror or str(error)
-                raise LoopError(f"{source}: {cause}; check the path") from error
-            yield _one(loop, out, filler, part, variations, taste, free, form, names)
+            with blamed(source):
+                made = _one(read(source), out, filler, part, variations, taste, free, form, names)
         except LoopError as error:
-            named = str(error).startswith(f"{source}: ")
-            yield error if named else LoopError(f"{source}: {error}")
+            yield error
+        else:
+            yield made
 
 
 def taken_by(sources: Sequence[Path], out: Path) -> Names:
@@ -334,5 +330,5 @@ def _one(
         label = named(numbered(loop.label, number, len(made)), names)
         files, told = write(one, out, label, form, loop.score)
         notes = (*loop.notes, *told)
-        found.append(Written(str(loop.source), files, label, len(one), anew, notes))
+        found.append(Written(printable(loop.source), files, label, len(one), anew, notes))
     return found

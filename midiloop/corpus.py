@@ -83,6 +83,7 @@ class Item(NamedTuple):
         seen: share of the corpus that has been walked with this file, 0 to 1.
         path: where it lies, for a file on disk.
         data: its bytes, for a member of an archive.
+        changed_ns: when the file, or the archive that it is in, was last written.
         problem: set where it cannot be used, whatever it holds.
     """
 
@@ -92,6 +93,7 @@ class Item(NamedTuple):
     path: str | None = None
     data: bytes | None = None
     problem: Problem | None = None
+    changed_ns: int = 0
 
     def read(self) -> bytes:
         """Its bytes.
@@ -204,7 +206,8 @@ def _file_item(
         problem = Problem("not_a_file", "not a regular file")
     elif status.st_size > limits.file_bytes:
         problem = _too_large(status.st_size, limits)
-    return Item(name, _size(status), seen, path=path, problem=problem)
+    changed_ns = 0 if isinstance(status, OSError) else status.st_mtime_ns
+    return Item(name, _size(status), seen, path=path, problem=problem, changed_ns=changed_ns)
 
 
 class _Member(NamedTuple):
@@ -226,7 +229,8 @@ def _archive_items(
     members: Callable[[IO[bytes], Limits], Iterator[_Member]],
     limits: Limits,
 ) -> Iterator[Item]:
-    total, share = max(1, source.stat().st_size), 0.0
+    status = source.stat()
+    total, share = max(1, status.st_size), 0.0
     try:
         with source.open("rb") as file:
             for count, member in enumerate(members(file, limits), 1):
@@ -234,7 +238,8 @@ def _archive_items(
                     raise _BombError(f"more than {limits.entries:,} members")
                 if _is_midi(member.name) and not member.is_folder:
                     share = min(1.0, file.tell() / total)
-                    yield _member_item(member, share, limits)
+                    item = _member_item(member, share, limits)
+                    yield item._replace(changed_ns=status.st_mtime_ns)
     except _BombError as error:
         yield Item("", total, share, problem=Problem("archive_bomb", str(error)))
     except BROKEN as error:

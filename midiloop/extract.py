@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,7 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,9 @@ from midiloop.score import Meter, Score
 BATCH_FILES = 64
 BATCH_BYTES = 2 << 20
 ITEM_TIMEOUT_S = 10.0
+PLAN, PLAN_FORMAT = "plan.json", "midiloop-extract-plan"
+WHOLE = "whole"  # the dataset, before it has its name
+LOST = (workers.CRASHED, workers.TIMEOUT)
 MAX_SEALING_THREADS = 2  # each holds a shard in memory
 
 REASONS = {
@@ -162,10 +166,10 @@ class Batch:
         return replace(self, items=(*self.items[:item], ruled_out, *self.items[item + 1 :]))
 
     def covers(self) -> str:
-        """What the batch holds, to recognise it by."""
+        """What the batch holds, to recognise it by: a file that was written since is another."""
         digest = hashlib.blake2b(digest_size=16)
         for item in self.items:
-            digest.update(f"{item.name}\0{item.size}\n".encode())
+            digest.update(f"{item.name}\0{item.size}\0{item.changed_ns}\n".encode())
         return digest.hexdigest()
 
     def part(self, folder: Path) -> Path:
@@ -242,10 +246,12 @@ class Result:
     Attributes:
         manifest: of the dataset.
         broken_sources: rejects that stand for a whole archive, which was read in part only.
+        lost: rejects whose file ended a worker, or held one up; ``resume`` tries them again.
     """
 
     manifest: dict[str, Any]
     broken_sources: list[Reject]
+    lost: list[Reject]
 
 
 def run(
@@ -261,7 +267,8 @@ def run(
     """Mine every MIDI file of ``sources`` into the loop dataset ``out``.
 
     Until the dataset is whole its parts lie in ``OUT.partial``; a run that was killed goes on from
-    there with ``resume``.
+    there with ``resume``. A whole dataset stays as it is, unless files were lost to workers that
+    ended or stood still: then all is mined again.
 
     Args:
         n_workers: processes; all usable cores unless told otherwise.
@@ -276,9 +283,35 @@ def run(
     provenance = _provenance(sources, settings)
     n_workers = n_workers or workers.usable_cores()
     folder = out.with_name(out.name + ".partial")
-    if out.exists():
-        return _finished(out, folder, provenance, resume)
-    _open_partial(folder, out, provenance, resume)
+    files.check_parent(out)
+    _check_ours(folder)
+    earlier = _finished(out, provenance, resume) if out.exists() else None
+    if earlier and not earlier.lost:
+        return earlier
+    folder.mkdir(exist_ok=True)
+    with files.locked(folder):
+        if not earlier:  # again: another run may have ended before the lock was ours
+            files.check_free(out)
+        _open_partial(folder, provenance, resume)
+        manifest = _mine(sources, folder, settings, n_workers, resume, on_progress, item_timeout_s)
+        if earlier:
+            out.rename(folder / "earlier")
+        files.check_free(out)
+        (folder / WHOLE).rename(out)
+        shutil.rmtree(folder)
+    return _result(out, manifest)
+
+
+def _mine(
+    sources: Sequence[Path],
+    folder: Path,
+    settings: Settings,
+    n_workers: int,
+    resume: bool,
+    on_progress: Callable[[Progress, int], None],
+    item_timeout_s: float,
+) -> dict[str, Any]:
+    """Mine into the parts in ``folder``, make the dataset of them, and return its manifest."""
     progress, paths = Progress(), list[Path]()
 
     def todo() -> Iterator[Batch]:
@@ -290,27 +323,28 @@ def run(
             else:
                 yield batch
 
-    with _locked(folder):
-        jobs = workers.run(
-            partial(mine_batch, settings=settings, folder=folder),
-            todo(),
-            preload=WORKERS_NEED,
-            workers=n_workers,
-            item_timeout_s=item_timeout_s,
-            on_tick=lambda in_work: on_progress(progress, in_work),
-        )
-        for batch, counts in jobs:
-            importlib.import_module("midiloop.seal")  # and Arrow: while the workers work
-            progress.add(batch, counts)
-            on_progress(progress, 0)
-        if paths:
-            threads = min(n_workers, MAX_SEALING_THREADS)
-            manifest = _seal(paths, out, provenance, progress, settings.grid, threads)
-    shutil.rmtree(folder)
+    jobs = workers.run(
+        partial(mine_batch, settings=settings, folder=folder),
+        todo(),
+        preload=WORKERS_NEED,
+        workers=n_workers,
+        item_timeout_s=item_timeout_s,
+        on_tick=lambda in_work: on_progress(progress, in_work),
+    )
+    for batch, counts in jobs:
+        importlib.import_module("midiloop.seal")  # and Arrow: while the workers work
+        progress.add(batch, counts)
+        on_progress(progress, 0)
     if not paths:
+        shutil.rmtree(folder)
         names, suffixes = ", ".join(map(str, sources)), ", ".join(corpus.MIDI_SUFFIXES)
         raise LoopError(f"{names}: no MIDI file inside; they end in {suffixes}")
-    return _result(out, manifest)
+    threads = min(n_workers, MAX_SEALING_THREADS)
+    whole = folder / WHOLE
+    if whole.exists():
+        shutil.rmtree(whole)
+    provenance = _provenance(sources, settings)
+    return _seal(paths, whole, provenance, progress, settings.grid, threads)
 
 
 def _seal(
@@ -332,25 +366,22 @@ def _counts_of_part(path: Path, batch: Batch) -> Counts | None:
     if not path.exists():
         return None
     part = parts.read(path, 1)
-    return part.counts() if part.covers == batch.covers() else None
+    if part.covers != batch.covers() or any(reject.reason in LOST for reject in part.rejects):
+        return None
+    return part.counts()
 
 
 def _provenance(sources: Sequence[Path], settings: Settings) -> dict[str, Any]:
-    grid = settings.grid
     return {
         "midiloop_version": __version__,
         "sources": [source.name for source in sources],
         "rules": asdict(settings.rules) | {"first_step_drums": [*settings.rules.first_step_drums]},
         "stride_bars": settings.stride_bars,
-        "grid": {
-            "bars": grid.bars,
-            "steps_per_beat": grid.steps_per_beat,
-            "columns": list(grid.column_names),
-        },
+        "grid": settings.grid.as_json(),
     }
 
 
-def _finished(out: Path, folder: Path, provenance: dict[str, Any], resume: bool) -> Result:
+def _finished(out: Path, provenance: dict[str, Any], resume: bool) -> Result:
     """The result of an earlier run that ended, where resuming means there is nothing to do."""
     if not resume:
         files.check_free(out)
@@ -359,49 +390,48 @@ def _finished(out: Path, folder: Path, provenance: dict[str, Any], resume: bool)
     manifest = LoopDataset(out).manifest
     if provenance != {key: manifest.get(key) for key in provenance}:
         raise CallError(f"{out}: was made with other settings; choose another name")
-    shutil.rmtree(folder, ignore_errors=True)
     return _result(out, manifest)
 
 
 def _result(out: Path, manifest: dict[str, Any]) -> Result:
-    broken = {"broken_archive", "archive_bomb"}
-    if broken.isdisjoint(manifest["counts"]["rejects"]):
-        return Result(manifest, [])
+    broken, lost = {"broken_archive", "archive_bomb"}, set(LOST)
+    if (broken | lost).isdisjoint(manifest["counts"]["rejects"]):
+        return Result(manifest, [], [])
     from midiloop.store import LoopDataset
 
     rejects = LoopDataset(out).rejects()
-    return Result(manifest, [reject for reject in rejects if reject.reason in broken])
+    of = [[reject for reject in rejects if reject.reason in kind] for kind in (broken, lost)]
+    return Result(manifest, *of)
 
 
-def _open_partial(folder: Path, out: Path, provenance: dict[str, Any], resume: bool) -> None:
-    plan = folder / "plan.json"
-    text = json.dumps(provenance, indent=2) + "\n"
-    if plan.exists():
-        if not resume:
-            raise CallError(
-                f"{folder}: left by a run that was interrupted; go on with --resume, or remove it"
-            )
-        if plan.read_text() != text:
-            raise CallError(
-                f"{folder}: was begun with other settings; use the same, or remove it to start anew"
-            )
+def _check_ours(folder: Path) -> None:
+    """Raise `CallError` where something lies at ``folder`` that no run of ours made."""
+    if not os.path.lexists(folder):
         return
-    files.check_parent(out)
-    folder.mkdir(exist_ok=True)
-    temporary = plan.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(plan)
+    plan: dict[str, Any] = {}
+    with suppress(OSError, LoopError):
+        plan = files.read_json(folder / PLAN)
+    with suppress(OSError):  # a run that was killed before it wrote its plan left no more
+        if all(files.is_passing(path.name) for path in folder.iterdir()):
+            return
+    if folder.is_symlink() or plan.get("format") != PLAN_FORMAT:
+        raise CallError(
+            f"{files.printable(folder)}: is in the way, and was not left by a run of this command; "
+            "move it, or choose another name"
+        )
 
 
-def _locked(folder: Path) -> IO[str]:
-    """A file that says that a run is at work here, as long as it is open."""
-    file = (folder / "lock").open("w")
-    with suppress(ImportError):  # where there are no such locks, do without
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            raise CallError(f"{folder}: another run is at work here; let it end first") from error
-    return file
+def _open_partial(folder: Path, provenance: dict[str, Any], resume: bool) -> None:
+    """Write the plan of a run into its locked folder, or see that it is the one begun there."""
+    plan, name = folder / PLAN, files.printable(folder)
+    text = json.dumps({"format": PLAN_FORMAT, "format_version": 1, **provenance}, indent=2) + "\n"
+    if not plan.exists():
+        files.write(plan, text.encode())
+    elif not resume:
+        raise CallError(
+            f"{name}: left by a run that was interrupted; go on with --resume, or remove it"
+        )
+    elif plan.read_text() != text:
+        raise CallError(
+            f"{name}: was begun with other settings; use the same, or remove it to start anew"
+        )

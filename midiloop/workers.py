@@ -1,8 +1,8 @@
 """Run jobs of many items in worker processes, and lose no more than the item that kills one.
 
-A worker that dies or stands still costs time at first: its job starts again in a new process, while
-no other is at work. An item that ends that one too is ruled out, and the job starts without it. The
-module knows nothing of music.
+A worker that dies or stands still may not be to blame, nor its item: whoever looks for memory kills
+any process. So the job is tried again, alone on the machine as far as this run goes, and only an
+item that ends its worker there as well is left out. The module knows nothing of music.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ import os
 import signal
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from midiloop.errors import LoopError
 
 POLL_S = 0.1
+MAX_FAILURES = 3
+# What ends a process from outside. It may have asked for too much memory, though.
+FROM_OUTSIDE = {-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")}
 BETWEEN_ITEMS = -1
-# An item is ruled out at so many points: two ends of a process by itself, or four by a signal from
-# outside, as the kernel sends it where memory runs out. 255: the process that saw it end is gone.
-MAX_POINTS = 4
-OUTSIDE = (-9, -15, 255)
+CRASHED, TIMEOUT = "crashed", "timeout"
 FORKSERVER = "forkserver" in multiprocessing.get_all_start_methods()
 
 Result = TypeVar("Result")
@@ -38,7 +37,7 @@ class Job(Protocol):
     """Work on several items, which can be done again without one of them."""
 
     def without(self: JobT, item: int, cause: str) -> JobT:
-        """The same job with ``item`` ruled out; ``cause`` is "crashed", "timeout" or "killed"."""
+        """The same job with ``item`` ruled out; ``cause`` is "crashed" or "timeout"."""
 
 
 # What a worker runs: the job, and a function to call with the index of each item it turns to.
@@ -87,21 +86,25 @@ def run(
     """
     warm_up(preload)
     crew: list[_Worker] = []
-    waiting: deque[_Attempt] = deque()
+    waiting: deque[JobT] = deque()
+    suspects: deque[_Suspect] = deque()  # jobs whose worker was lost, to be tried alone
+    alone: _Suspect | None = None
     done: deque[tuple[JobT, Result]] = deque()
     more = True
     try:
         while True:
-            busy = [worker for worker in crew if worker.attempt is not None]
-            # What has ended a worker is tried alone, when the others are done.
-            alone = any(one.points for one in (*waiting, *(w.attempt for w in crew)) if one)
+            busy = [worker for worker in crew if worker.job is not None]
             # Walking an archive takes time: do it while every worker has something to do.
             wanted = workers if len(busy) == workers else 1
             if more and len(waiting) < wanted:
                 job = next(jobs, None)
                 more = job is not None
-                waiting.extend([] if job is None else [_Attempt(job)])
-            if waiting and len(busy) < (1 if alone else workers):
+                waiting.extend([] if job is None else [job])
+            if suspects and not busy:
+                alone = suspects.popleft()
+                _idle(crew, task).begin(alone.job)
+                continue
+            if waiting and not suspects and not alone and len(busy) < workers:
                 _idle(crew, task).begin(waiting.popleft())
                 continue
             while done:  # only now, so that no worker waits for what the caller does with them
@@ -115,46 +118,20 @@ def run(
                 ended = worker.result() if worker.connection in ready else None
                 if ended is not None:
                     done.append(ended)
+                    alone = None
                 elif cause := worker.lost(item_timeout_s):
-                    waiting.appendleft(worker.given_back(cause))
-                    crew[crew.index(worker)] = _Worker(task)
+                    worker.stop()
+                    suspects.append((alone or _Suspect(worker.job)).after(worker, cause))
+                    alone = None
+                    crew.remove(worker)
     finally:
         for worker in crew:
             worker.stop()
 
 
-@dataclass
-class _Attempt:
-    """A job, and what it has cost so far.
-
-    Attributes:
-        points: by item, see `MAX_POINTS`; `BETWEEN_ITEMS` stands for none and for those ruled out.
-    """
-
-    job: Any
-    points: Counter[int] = field(default_factory=Counter)
-    ruled_out: set[int] = field(default_factory=set)
-
-    def failed(self, item: int, cause: str, code: int | None) -> None:
-        """Count the end of a worker that was on ``item``, and rule the item out where it is due."""
-        item = BETWEEN_ITEMS if item in self.ruled_out else item
-        outside = cause == "crashed" and code in OUTSIDE
-        self.points[item] += 1 if outside else 2
-        if self.points[item] < MAX_POINTS:
-            return
-        if item == BETWEEN_ITEMS:
-            raise LoopError(
-                f"worker processes end again and again (exit code {code}); "
-                "free some memory, or run with fewer --workers"
-            )
-        self.job = self.job.without(item, "killed" if outside else cause)
-        self.ruled_out.add(item)
-        self.points.clear()
-
-
 def _idle(crew: list[_Worker], task: Task[Any]) -> _Worker:
     """A worker with nothing to do; a new one joins the crew where all are busy."""
-    for worker in [worker for worker in crew if worker.attempt is None]:
+    for worker in [worker for worker in crew if worker.job is None]:
         if worker.process.is_alive():
             return worker
         worker.stop()
@@ -163,12 +140,43 @@ def _idle(crew: list[_Worker], task: Task[Any]) -> _Worker:
     return crew[-1]
 
 
+class _Suspect(NamedTuple):
+    """A job that lost its worker, to be tried with nothing beside it.
+
+    Attributes:
+        item: the one it was on, last; `BETWEEN_ITEMS` where it was on none.
+        times: it did so there, one after the other.
+        left_out: items that are to blame.
+    """
+
+    job: Any
+    item: int = BETWEEN_ITEMS
+    times: int = 0
+    left_out: frozenset[int] = frozenset()
+
+    def after(self, worker: _Worker, cause: str) -> _Suspect:
+        """What is to be tried, now that a worker was lost on it for ``cause``."""
+        item, code = int(worker.at.value), worker.process.exitcode
+        times = self.times + 1 if item == self.item else 1
+        to_blame = item != BETWEEN_ITEMS and item not in self.left_out
+        patience = MAX_FAILURES if code in FROM_OUTSIDE and cause == CRASHED else 2
+        if to_blame and times >= patience:
+            job = self.job.without(item, cause)
+            return _Suspect(job, left_out=self.left_out | {item})
+        if times > MAX_FAILURES:
+            raise LoopError(
+                f"worker processes end again and again (exit code {code}); "
+                "free some memory, or run with fewer --workers"
+            )
+        return self._replace(item=item, times=times)
+
+
 class _Worker:
     """The parent's side of one worker process."""
 
     def __init__(self, task: Task[Any]) -> None:
         context: Any = multiprocessing.get_context("forkserver" if FORKSERVER else "spawn")
-        self.attempt: _Attempt | None = None
+        self.job: Any = None
         self.at = context.RawValue("i", BETWEEN_ITEMS)
         self.connection, child = context.Pipe()
         self.process = context.Process(target=_serve, args=(task, child, self.at), daemon=True)
@@ -176,11 +184,11 @@ class _Worker:
             self.process.start()
         child.close()
 
-    def begin(self, attempt: _Attempt) -> None:
-        self.attempt, self.at.value = attempt, BETWEEN_ITEMS
+    def begin(self, job: Any) -> None:
+        self.job, self.at.value = job, BETWEEN_ITEMS
         self.stands_since, self.stands_at, self.looked = 0.0, BETWEEN_ITEMS, time.monotonic()
         with suppress(BrokenPipeError, ConnectionResetError):  # it died: `lost` will say so
-            self.connection.send(attempt.job)
+            self.connection.send(job)
 
     @property
     def items_done(self) -> int:
@@ -195,28 +203,20 @@ class _Worker:
             return None
         if isinstance(outcome, BaseException):
             raise outcome
-        assert self.attempt is not None
-        job, self.attempt = self.attempt.job, None
+        job, self.job = self.job, None
         return job, outcome
 
     def lost(self, item_timeout_s: float) -> str | None:
         """Why the worker will not end its job, or None."""
         if not self.process.is_alive():
-            return "crashed"
+            return CRASHED
         # Only time in which this process ran too counts: a suspended laptop is not a hang.
         now, at = time.monotonic(), self.at.value
         awake_s, self.looked = min(now - self.looked, 10 * POLL_S), now
         if at != self.stands_at or at == BETWEEN_ITEMS:
             self.stands_at, self.stands_since = at, 0.0
         self.stands_since += awake_s
-        return "timeout" if self.stands_since > item_timeout_s else None
-
-    def given_back(self, cause: str) -> _Attempt:
-        """What is to be tried again, after this worker was lost."""
-        self.stop()
-        assert self.attempt is not None
-        self.attempt.failed(int(self.at.value), cause, self.process.exitcode)
-        return self.attempt
+        return TIMEOUT if self.stands_since > item_timeout_s else None
 
     def stop(self) -> None:
         self.process.kill()

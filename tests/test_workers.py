@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,6 @@ class Numbers:
 
 
 SEGFAULT, HANG, KILLED, FULL_DISK, DEADLY, NO_MEMORY = -1, -2, -3, -4, -5, -6
-UNLUCKY = -100
 
 
 def double(job: Numbers, turn_to: Callable[[int], None]) -> list[int]:
@@ -41,8 +41,6 @@ def double(job: Numbers, turn_to: Callable[[int], None]) -> list[int]:
             time.sleep(60)
         if item == KILLED:
             os.kill(os.getpid(), signal.SIGKILL)
-        if item <= UNLUCKY:
-            fall_once(job, item)
         if item == NO_MEMORY:
             raise MemoryError
         if item == FULL_DISK:
@@ -50,14 +48,6 @@ def double(job: Numbers, turn_to: Callable[[int], None]) -> list[int]:
     if DEADLY in job.items[:1] and len(job.items) == 2:
         os._exit(7)
     return [2 * item for item in job.items]
-
-
-def fall_once(job: Numbers, item: int) -> None:
-    """End this process as often as there are notes of the item in a folder, and how they say."""
-    for note in sorted(job.notes.glob(f"{item}.*")):
-        note.unlink()
-        how = int(note.suffix[1:])
-        os.kill(os.getpid(), how) if how else time.sleep(60)
 
 
 def die_at_once(job: Numbers, turn_to: Callable[[int], None]) -> None:
@@ -87,30 +77,35 @@ def test_no_jobs_end_at_once() -> None:
 def test_a_worker_that_dies_costs_the_item_it_was_on(n_workers: int) -> None:
     jobs = [Numbers(0, (1, SEGFAULT, 3, KILLED)), Numbers(1, (5,)), Numbers(2, (KILLED,))]
     assert run(jobs, n_workers) == {
-        0: ([2, 0, 6, 0], ("1 crashed", "3 killed")),
+        0: ([2, 0, 6, 0], ("1 crashed", "3 crashed")),
         1: ([10], ()),
-        2: ([0], ("0 killed",)),
+        2: ([0], ("0 crashed",)),
     }
 
 
+def once(folder: Path, how: int, job: Numbers, turn_to: Callable[[int], None]) -> list[int]:
+    """As `double`, but something ends the process on the second item, one time only."""
+    for at, _ in enumerate(job.items):
+        turn_to(at)
+        if at == 1 and not (folder / str(job.number)).exists():
+            (folder / str(job.number)).touch()
+            os.kill(os.getpid(), how)
+    return [2 * item for item in job.items]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
 @pytest.mark.parametrize("n_workers", [1, 3])
-@pytest.mark.parametrize(
-    "signals", [(signal.SIGSEGV,), (signal.SIGKILL,), (0,), (signal.SIGKILL, signal.SIGTERM)]
-)
-def test_an_item_that_passes_when_tried_again_is_not_blamed(
-    signals: tuple[int, ...], n_workers: int, tmp_path: Path
+def test_what_befell_a_worker_once_is_no_item_s_fault(
+    how: signal.Signals, n_workers: int, tmp_path: Path
 ) -> None:
-    unlucky = [UNLUCKY - n for n in range(3)]
-    for item in unlucky:
-        for how in signals:
-            (tmp_path / f"{item}.{int(how)}").touch()
-    jobs = [Numbers(n, (n, item, 1), (), tmp_path) for n, item in enumerate(unlucky)]
-    done = run([*jobs, Numbers(9, (9,))], n_workers, timeout_s=0.5)
-    assert done == {
-        **{job.number: ([2 * item for item in job.items], ()) for job in jobs},
-        9: ([18], ()),
+    jobs = [Numbers(n, (n, n, n)) for n in range(7)]
+    done = workers.run(
+        partial(once, tmp_path, how), iter(jobs), workers=n_workers, item_timeout_s=5,
+        on_tick=lambda _: None,
+    )  # fmt: skip
+    assert {job.number: (result, job.lost) for job, result in done} == {
+        n: ([2 * n] * 3, ()) for n in range(7)
     }
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_item_that_lacks_memory_is_lost_without_a_traceback(

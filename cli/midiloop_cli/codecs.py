@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from midiloop.files import printable
 from midiloop_cli import report
 from midiloop_cli.learned import device_option
 from midiloop_cli.symbolic import PATH, json_option
@@ -171,12 +172,13 @@ def reconstruct(
 
     For each file: DIR/NAME_latent.wav, DIR/NAME_codes.wav, and NAME.png with their spectra.
     """
-    from audioloop import check, reconstruct
+    from audioloop import reconstruct
+    from audioloop.sources import audio
 
     if run and encodec:
         raise click.UsageError("--codec and --encodec are two codecs; give one.")
     codec = _codec(run, encodec)
-    sources = list(check.files(files))
+    sources = list(audio(files))
 
     shown: list[Reconstructed] = []
 
@@ -219,7 +221,7 @@ HEADER = (
 
 def _show(outcome: Reconstructed) -> None:
     for way, figures in outcome.figures.items():
-        click.echo(_line(outcome.source.stem if way == "latent" else "", way, figures))
+        click.echo(_line(printable(outcome.source.stem) if way == "latent" else "", way, figures))
     for note in outcome.notes:
         click.echo(f"{'':<32} {note}")
 

@@ -256,11 +256,11 @@ def evaluate(
     """
     import numpy as np
 
-    from midiloop import evaluate, loopsets
+    from midiloop import evaluate, loopsets, store
 
-    error = None
+    error, grid = None, store.LoopDataset(reference).grid
     if source and not loopsets.is_run(source):
-        loops = loopsets.opened(source, split)
+        loops = loopsets.opened(source, split, grid)
     else:
         from midiloop import generate
 
@@ -270,8 +270,8 @@ def evaluate(
             drawn = generate.draw(generator, generate.Wish(n, seed=seed), on_loops=count)
         loops = iter([evaluate.LoopSet(drawn.rolls)])
     found = evaluate.compare_profiles(
-        evaluate.profile(loops),
-        evaluate.profile(loopsets.of_dataset(reference, reference_split)),
+        evaluate.profile(loops, grid),
+        evaluate.profile(loopsets.of_dataset(reference, reference_split), grid),
         np.random.default_rng(seed),
     )
     shown = {"reconstruction_error": error, **found.as_json(), "seed": seed}

@@ -90,7 +90,10 @@ def extract(
     for broken in result.broken_sources:
         detail = f"{broken.reason} ({broken.detail})"
         click.echo(f"midiloop: error: {broken.file}: {detail}; fetch the archive anew", err=True)
-    sys.exit(1 if result.broken_sources else 0)
+    for lost in result.lost:
+        detail = f"{lost.reason} ({lost.detail})"
+        click.echo(f"midiloop: error: {lost.file}: {detail}; --resume tries it again", err=True)
+    sys.exit(1 if result.broken_sources or result.lost else 0)
 
 
 @click.command()
@@ -118,9 +121,9 @@ def plot(sources: tuple[Path, ...], out: Path, columns: int, as_json: bool, **ch
     """
     from midiloop import gallery
 
-    pictures = gallery.pictures(sources, **choice)
-    gallery.draw(pictures, out, columns=columns)
-    found = {"picture": str(out), "loops": [picture.title for picture in pictures]}
+    shown = gallery.pictures(sources, **choice)
+    gallery.draw(shown, out, columns=columns)
+    found = {"picture": str(out), "loops": [picture.title for picture in shown.pictures]}
     click.echo(report.to_json(found) if as_json else str(out))
 
 
@@ -138,17 +141,24 @@ def export(
     as_json: bool,
     **choice: Any,
 ) -> None:
-    """Write loops as MIDI files that loop right in a DAW, or as one pypianoroll .npz."""
+    """Write loops as MIDI files that loop right in a DAW, or as one pypianoroll .npz.
+
+    With --distinct, --limit spreads over the songs; without it takes the first loops.
+    """
     from midiloop import export, store
 
     if (midi_folder is None) == (npz_file is None):
         raise click.UsageError("Give one of --midi DIR and --npz FILE.")
     loops = store.LoopDataset(dataset)
     total = min(len(loops), choice["limit"] or len(loops))
+    if choice["distinct"] and choice["limit"]:
+        chosen = loops.spread(choice.pop("limit"), **choice)
+    else:
+        chosen = loops.select(**choice)
     if midi_folder:
         with report.counting("loops", total) as count:
-            n_loops = len(export.to_midi(loops.select(**choice), midi_folder, on_loop=count))
+            n_loops = len(export.to_midi(chosen, midi_folder, on_loop=count))
     elif npz_file:
-        n_loops = export.to_npz(loops.select(**choice), npz_file)
+        n_loops = export.to_npz(chosen, npz_file)
     written = {"written": str(midi_folder or npz_file), "loops": n_loops}
     click.echo(report.to_json(written) if as_json else f"{n_loops:,} loops in {written['written']}")
