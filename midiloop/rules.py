@@ -97,7 +97,7 @@ def meter_problem(
 
 
 class Run(NamedTuple):
-    """Bars of four quarters, one after the other."""
+    """Bars of four quarters, one after the other: where they begin and end, and the first one."""
 
     start_tick: int
     end_tick: int

@@ -192,7 +192,12 @@ def numbers(kind: type) -> Iterator[tuple[str, Any]]:
 
 @pytest.mark.parametrize(
     "kind",
-    [*{config for _, config in KINDS.values()}, MagnetConfig, encodec.Sizes, musicgen.Sizes],
+    [
+        *dict.fromkeys(config for _, config in KINDS.values()),
+        MagnetConfig,
+        encodec.Sizes,
+        musicgen.Sizes,
+    ],
     ids=lambda kind: f"{kind.__module__}.{kind.__name__}",
 )
 def test_every_number_of_every_config_has_a_range(kind: type) -> None:
