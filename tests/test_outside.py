@@ -312,7 +312,7 @@ def test_no_flipped_bit_is_read_as_other_data(outside: Path, rng: np.random.Gene
     good = (outside / SHARD).read_bytes()
     for at in rng.integers(8 * len(good), size=200).tolist():
         (outside / SHARD).write_bytes(flipped(good, at))
-        with pytest.raises(LoopError, match=f"{SHARD}: [^\n]*; extract the dataset again$"):
+        with pytest.raises(LoopError, match=f"{SHARD}: [^\n]* extract the dataset again$"):
             list(LoopDataset(outside).batches())
 
 
