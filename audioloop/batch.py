@@ -304,7 +304,8 @@ def task(job: Job, turn_to: Callable[[int], None]) -> list[Made | Failed] | Loop
 
 
 _WHY_LOST = {
-    "crashed": "FluidSynth crashed on it; mend the file, or give another SoundFont with --sf2",
+    "crashed": "its process ended each time, also alone: memory ran out, or FluidSynth crashed; "
+    "free some memory and add --resume, mend the file, or give another SoundFont with --sf2",
     "timeout": f"took over {LOOP_TIMEOUT_S:.0f} s; mend the file, or give another SoundFont",
 }
 

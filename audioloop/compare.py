@@ -246,7 +246,9 @@ def _make(source: Source, out: Path, n_workers: int, on_progress: Callable[[int]
 
 
 def _is_done(out: Path, number: int, keep_audio: bool) -> bool:
-    there = _place(out, number).exists()
+    """Whether an item was measured; one that workers were lost on is tried again."""
+    place = _place(out, number)
+    there = place.exists() and not json.loads(place.read_text())["lost"]
     if keep_audio and number < KEPT_ITEMS:
         there = there and any((out / "audio").glob(f"{number:05d}_*"))
     return there

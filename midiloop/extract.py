@@ -35,6 +35,7 @@ BATCH_FILES = 64
 BATCH_BYTES = 2 << 20
 ITEM_TIMEOUT_S = 10.0
 PLAN, PLAN_FORMAT = "plan.json", "midiloop-extract-plan"
+WHOLE = "whole"  # the dataset, before it has its name
 LOST = (workers.CRASHED, workers.TIMEOUT)
 MAX_SEALING_THREADS = 2  # each holds a shard in memory
 
@@ -310,17 +311,20 @@ def run(
         return earlier
     folder.mkdir(exist_ok=True)
     with files.locked(folder):
+        if not earlier:  # again: another run may have ended before the lock was ours
+            files.check_free(out)
         _open_partial(folder, provenance, resume)
-        manifest = _mine(
-            sources, out, folder, settings, n_workers, resume, on_progress, item_timeout_s
-        )
+        manifest = _mine(sources, folder, settings, n_workers, resume, on_progress, item_timeout_s)
+        if earlier:
+            out.rename(folder / "earlier")
+        files.check_free(out)
+        (folder / WHOLE).rename(out)
         shutil.rmtree(folder)
     return _result(out, manifest)
 
 
 def _mine(
     sources: Sequence[Path],
-    out: Path,
     folder: Path,
     settings: Settings,
     n_workers: int,
@@ -357,15 +361,11 @@ def _mine(
         names, suffixes = ", ".join(map(str, sources)), ", ".join(corpus.MIDI_SUFFIXES)
         raise LoopError(f"{names}: no MIDI file inside; they end in {suffixes}")
     threads = min(n_workers, MAX_SEALING_THREADS)
-    whole = folder / "whole"
+    whole = folder / WHOLE
     if whole.exists():
         shutil.rmtree(whole)
     provenance = _provenance(sources, settings)
-    manifest = _seal(paths, whole, provenance, progress, settings.grid, threads)
-    if out.exists():  # with files that an earlier run lost
-        out.rename(folder / "earlier")
-    whole.rename(out)
-    return manifest
+    return _seal(paths, whole, provenance, progress, settings.grid, threads)
 
 
 def _seal(

@@ -97,7 +97,7 @@ def meter_problem(
 
 
 class Run(NamedTuple):
-    """Bars of four quarters, one after the other: where they begin, end, and their first's number."""
+    """Bars of four quarters, one after the other."""
 
     start_tick: int
     end_tick: int

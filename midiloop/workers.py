@@ -131,9 +131,11 @@ def run(
 
 def _idle(crew: list[_Worker], task: Task[Any]) -> _Worker:
     """A worker with nothing to do; a new one joins the crew where all are busy."""
-    for worker in crew:
-        if worker.job is None:
+    for worker in [worker for worker in crew if worker.job is None]:
+        if worker.process.is_alive():
             return worker
+        worker.stop()
+        crew.remove(worker)
     crew.append(_Worker(task))
     return crew[-1]
 
@@ -253,6 +255,8 @@ def _serve(task: Task[Any], connection: Connection, at: Any) -> None:
             outcome = task(job, turn_to)
         except OSError as error:
             outcome = error
+        except MemoryError:  # as where the kernel ends it; a traceback would tell nobody anything
+            os._exit(1)
         at.value = BETWEEN_ITEMS
         try:
             connection.send(outcome)

@@ -22,13 +22,14 @@ class Numbers:
     number: int
     items: tuple[int, ...]
     lost: tuple[str, ...] = ()
+    notes: Path = Path("none")
 
     def without(self, item: int, cause: str) -> Numbers:
         items = (*self.items[:item], 0, *self.items[item + 1 :])
         return replace(self, items=items, lost=(*self.lost, f"{item} {cause}"))
 
 
-SEGFAULT, HANG, KILLED, FULL_DISK, DEADLY = -1, -2, -3, -4, -5
+SEGFAULT, HANG, KILLED, FULL_DISK, DEADLY, NO_MEMORY = -1, -2, -3, -4, -5, -6
 
 
 def double(job: Numbers, turn_to: Callable[[int], None]) -> list[int]:
@@ -40,6 +41,8 @@ def double(job: Numbers, turn_to: Callable[[int], None]) -> list[int]:
             time.sleep(60)
         if item == KILLED:
             os.kill(os.getpid(), signal.SIGKILL)
+        if item == NO_MEMORY:
+            raise MemoryError
         if item == FULL_DISK:
             raise OSError(errno.ENOSPC, "No space left on device", "disk")
     if DEADLY in job.items[:1] and len(job.items) == 2:
@@ -103,6 +106,39 @@ def test_what_befell_a_worker_once_is_no_item_s_fault(
     assert {job.number: (result, job.lost) for job, result in done} == {
         n: ([2 * n] * 3, ()) for n in range(7)
     }
+
+
+def test_an_item_that_lacks_memory_is_lost_without_a_traceback(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert run([Numbers(0, (1, NO_MEMORY, 3))], 2) == {0: ([2, 0, 6], ("1 crashed",))}
+    assert capfd.readouterr().err == ""
+
+
+def count_others(job: Numbers, turn_to: Callable[[int], None]) -> int:
+    """How many other jobs are in work; the first try of a job that falls ends its process."""
+    turn_to(0)
+    mine, fallen = job.notes / f"at work {job.number}", job.notes / f"fallen {job.number}"
+    mine.touch()
+    time.sleep(0.05)
+    others = len(list(job.notes.glob("at work *"))) - 1
+    mine.unlink()
+    if job.items[0] == SEGFAULT and not fallen.exists():
+        fallen.touch()
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return others
+
+
+def test_what_ended_a_worker_is_tried_while_no_other_works(tmp_path: Path) -> None:
+    """Else one that takes all the memory would cost its neighbours their items."""
+    jobs = [Numbers(n, (SEGFAULT if n in (3, 4, 9) else n,), (), tmp_path) for n in range(16)]
+    done = workers.run(
+        count_others, iter(jobs), workers=3, item_timeout_s=5, on_tick=lambda _: None
+    )
+    others = {job.number: n for job, n in done}
+    assert [others[n] for n in (3, 4, 9)] == [0, 0, 0]
+    assert max(others.values()) > 0
+    assert len(others) == 16
 
 
 def test_an_item_that_hangs_is_cut_off() -> None:
