@@ -48,7 +48,8 @@ class Part:
     """Which part of a loop is made anew.
 
     Attributes:
-        keep: share of the loop that stays, from its beginning, in whole bars.
+        keep: share of the loop that stays, from its beginning, in whole bars, or
+            in beats where it is less than one, or all but less than one.
         mask: in place of that: "even" or "odd" bars, "last", "onsets" (where notes begin), or
             bars counted from 1, as in "2,4,7-8".
     """
@@ -74,6 +75,8 @@ class Part:
         """
         if self.mask == "onsets":
             return _onsets(told, n_frames, frames_per_s)
+        if self.mask is None and not 0 < round(self.keep * bars) < bars and 0 < self.keep < 1:
+            return self._beats(told, bars, n_frames)
         anew = self._bars(bars)
         if not anew:
             raise CallError(
@@ -82,6 +85,12 @@ class Part:
             )
         bar = ((np.arange(n_frames) + 0.5) * bars / n_frames).astype(np.int64) + 1
         return torch.from_numpy(np.isin(bar, list(anew)))
+
+    def _beats(self, told: Told, bars: int, n_frames: int) -> Tensor:
+        """Frames of the beats that go, where the share is less than a bar: at least one stays."""
+        beats = max(2, round((told.steps or bars * LOOP.steps_per_bar) / LOOP.steps_per_beat))
+        kept = min(max(1, round(self.keep * beats)), beats - 1)
+        return (torch.arange(n_frames) + 0.5) * beats / n_frames >= kept
 
     def _bars(self, bars: int) -> set[int]:
         """Bars to be made anew, from 1."""
@@ -255,7 +264,7 @@ def write(
     names = [stem + form.suffix]
     if notes is not None:
         names.append(f"{stem}.mid")
-        score.write(notes, out / names[1])
+        score.write(notes.cut(), out / names[1])
     try:
         wave.write(out / names[0], made, label, form)
     except BaseException:

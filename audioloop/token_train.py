@@ -338,8 +338,11 @@ def tokens(
         codebook_size=shape.codebook_size,
         codec=coded.codes_of(model),
     )
-    with torch.device("meta"):
-        KINDS[kind][0](sizes)  # sizes that do not fit together are an error here
+    try:
+        with torch.device("meta"):
+            KINDS[kind][0](sizes)
+    except ValueError as error:
+        raise CallError(f"no {kind} can be made of these sizes: {error}; give others") from error
     for split in ("train", "valid"):
         renders.loops(dataset, split)  # and so is an empty one
     folder = folder or out / "coded"

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from midiloop import __version__, corpus, files, parts, pianoroll, rules, score, workers
 from midiloop.corpus import Item, Problem
 from midiloop.errors import CallError, LoopError, MidiError
-from midiloop.grid import LOOP, Grid, Roll
+from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
 from midiloop.mined import Counts, MinedSong, Reject
-from midiloop.rules import Rules
-from midiloop.score import Meter, Score
+from midiloop.rules import Rules, Run
+from midiloop.score import Meter, Player, Score
 
 BATCH_FILES = 64
 BATCH_BYTES = 2 << 20
@@ -48,6 +48,7 @@ REASONS = {
     "no_drums": "no drums: no note of the nine drum columns on channel 10",
     "no_loop": "no window keeps the loop rules",
     "timeout": f"reading the file took over {ITEM_TIMEOUT_S:g} s",
+    "internal_error": "an error of midiloop's own; please report it, with the file",
     "crashed": "reading the file ended the process",
 }
 
@@ -80,39 +81,53 @@ def loops(song: Score, settings: Settings = PAPER) -> list[Roll]:
         MidiError: the song cannot have any; ``reason`` is one of `REASONS`.
     """
     grid = settings.grid
-    instruments = {(track.program, track.is_drum) for track in song.tracks}
-    _check_usable(song.meters, song.length_ticks, instruments, settings)
-    roll = _usable_roll(song, settings)
-    starts = rules.find(roll, settings.rules, stride_bars=settings.stride_bars, grid=grid)
-    windows = (start * grid.steps_per_bar for start in starts.tolist())
-    return [roll[step : step + grid.steps] for step in windows]
+    players = {track.player for track in song.tracks}
+    _check_usable(song.meters, song.length_ticks, players, settings)
+    return [
+        roll[start * grid.steps_per_bar :][: grid.steps]
+        for _, roll, starts in _windows(song, settings)
+        for start in starts.tolist()
+    ]
 
 
 def _check_usable(
     meters: Sequence[Meter],
     length_ticks: int | None,
-    instruments: Collection[tuple[int, bool]],
+    players: Collection[Player],
     settings: Settings,
 ) -> None:
     """Raise `MidiError` where a song of these meters and instruments has no loops."""
     if problem := rules.meter_problem(meters, length_ticks, settings.rules):
         raise MidiError(*problem)
-    programs = sorted({program for program, is_drum in instruments if not is_drum})
-    if not any(program in pianoroll.BASS_PROGRAMS for program in programs):
+    by_name = settings.rules.bass_by_name
+    if not any(pianoroll.is_drawn(p, by_name=by_name) for p in players if not p.is_drum):
+        programs = sorted({player.program for player in players if not player.is_drum})
         raise MidiError("no_bass", f"programs {', '.join(map(str, programs)) or 'none'}")
-    if not any(is_drum for _, is_drum in instruments):
+    if not any(player.is_drum for player in players):
         raise MidiError("no_drums", "no note on channel 10")
 
 
-def _usable_roll(song: Score, settings: Settings) -> Roll:
-    """The roll of a song, or `MidiError` where there is no bass or there are no drums on it."""
-    roll = pianoroll.encode(song, settings.grid)
-    used: NDArray[np.bool_] = np.any(roll, axis=0)
-    if not used[settings.grid.n_drums :].any():
+def _windows(song: Score, settings: Settings) -> list[tuple[Run, Roll, NDArray[np.int64]]]:
+    """Each run of bars, its roll, and the bars of it on which a loop starts.
+
+    Raises:
+        MidiError: there is no bass, or there are no drums, on any.
+    """
+    grid, by_name = settings.grid, settings.rules.bass_by_name
+    found, used = [], np.zeros(grid.columns, np.bool_)
+    for run in rules.runs(song.meters, song.length_ticks, song.ticks_per_quarter, settings.rules):
+        roll = pianoroll.encode(song, grid, by_name=by_name, span=run[:2])
+        starts = rules.find(roll, settings.rules, stride_bars=settings.stride_bars, grid=grid)
+        whole = (run.end_tick - run.start_tick) // (BEATS_PER_BAR * song.ticks_per_quarter)
+        if run.end_tick < song.length_ticks:  # a bar that is cut short is none
+            starts = starts[starts + grid.bars <= whole]
+        used |= roll.any(axis=0)
+        found.append((run, roll, starts))
+    if not used[grid.n_drums :].any():
         raise MidiError("no_bass", "all bass notes are outside C1 to B7")
-    if not used[: settings.grid.n_drums].any():
+    if not used[: grid.n_drums].any():
         raise MidiError("no_drums", "no note on channel 10 belongs to the nine drum columns")
-    return roll
+    return found
 
 
 def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
@@ -123,33 +138,39 @@ def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
     """
     parsed, grid = score.parse(data), settings.grid
     # Half of all files end here: before their notes are turned into arrays.
+    if problem := rules.meter_problem(parsed.meters, None, settings.rules):
+        raise MidiError(*problem)
+    parsed = parsed.merged(pianoroll.BASS_PROGRAMS)
     _check_usable(parsed.meters, None, parsed.instruments(), settings)
-    song = parsed.score(pianoroll.is_drawn)
+    song = parsed.score(partial(pianoroll.is_drawn, by_name=settings.rules.bass_by_name))
     if problem := rules.meter_problem(song.meters, song.length_ticks, settings.rules):
         raise MidiError(*problem)
-    roll = _usable_roll(song, settings)
-    starts = rules.find(roll, settings.rules, stride_bars=settings.stride_bars, grid=grid)
-    if not len(starts):
-        n_bars = len(roll) // grid.steps_per_bar
-        raise MidiError("no_loop", f"none of {max(0, n_bars - grid.bars + 1)} windows")
-    bars = roll.reshape(-1, grid.cells_per_bar)
-    loops = [bars[start : start + grid.bars].ravel() for start in starts.tolist()]
+    windows = _windows(song, settings)
+    if not any(len(starts) for _, _, starts in windows):
+        n_bars = [len(roll) // grid.steps_per_bar for _, roll, _ in windows]
+        n_windows = sum(max(0, bars - grid.bars + 1) for bars in n_bars)
+        raise MidiError("no_loop", f"none of {n_windows} windows")
+    packed = [
+        np.packbits(roll[start * grid.steps_per_bar :][: grid.steps].ravel())
+        for _, roll, starts in windows
+        for start in starts.tolist()
+    ]
     return MinedSong(
         file,
         hashlib.md5(data, usedforsecurity=False).hexdigest(),
-        starts,
-        _median_tempos(song, starts, grid),
-        rules.bar_distances_cells(roll, starts, grid),
-        np.stack([np.packbits(loop) for loop in loops]),
+        np.concatenate([starts + run.first_bar for run, _, starts in windows]),
+        np.concatenate([_median_tempos(song, run, starts, grid) for run, _, starts in windows]),
+        np.concatenate([rules.bar_distances_cells(r, starts, grid) for _, r, starts in windows]),
+        np.stack(packed),
     )
 
 
-def _median_tempos(song: Score, starts: NDArray[np.int64], grid: Grid) -> NDArray[np.float64]:
-    """Median tempo over the steps of each loop; ``starts`` are the bars on which they start."""
-    if len(song.tempos) == 1 and song.tempos[0].tick == 0:
-        return np.full(len(starts), song.tempos[0].bpm)
+def _median_tempos(
+    song: Score, run: Run, starts: NDArray[np.int64], grid: Grid
+) -> NDArray[np.float64]:
+    """Median over the steps of each window of the tempo in force."""
     steps = starts[:, None] * grid.steps_per_bar + np.arange(grid.steps)
-    ticks = steps * song.ticks_per_quarter // grid.steps_per_beat
+    ticks = steps * song.ticks_per_quarter // grid.steps_per_beat + run.start_tick
     return np.median(song.tempo_bpm_at(ticks), axis=1)
 
 
@@ -205,7 +226,7 @@ def mine_batch(
             rejects.append(Reject(item.name, error.reason, error.detail))
         except Exception as error:  # a file we have no name for yet must not end the run
             detail = f"{type(error).__name__}: {error}"
-            rejects.append(Reject(item.name, "crashed", detail))
+            rejects.append(Reject(item.name, "internal_error", detail))
     turn_to(workers.BETWEEN_ITEMS)
     parts.write(batch.part(folder), songs, rejects, batch.covers(), settings.grid)
     n_loops = sum(len(song.start_bars) for song in songs)

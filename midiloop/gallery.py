@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+import numpy as np
+
 from midiloop import corpus, extract, pianoroll, plot, rules, score, store
 from midiloop.errors import CallError, LoopError, MidiError
-from midiloop.grid import LOOP, Grid, Roll
+from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
 from midiloop.plot import Picture
 
 DEFAULT_LOOPS = 12
@@ -80,7 +82,7 @@ def _of_batch(batch: store.LoopBatch) -> list[Picture]:
 
 
 def loop_of_midi(path: Path) -> Roll:
-    """The first loop of a MIDI file, by the rules `open`: bool (128, 93).
+    """A MIDI file of 8 bars, or else its first loop by the rules `open`: bool (128, 93).
 
     Raises:
         CallError: there is no such file.
@@ -89,6 +91,12 @@ def loop_of_midi(path: Path) -> Roll:
     if not path.is_file():
         raise CallError(f"{path}: no such file; give a MIDI file")
     try:
+        whole = score.read(path)
+        last = max(int(track.onsets.max()) for track in whole.tracks)
+        n_bars = last // (BEATS_PER_BAR * whole.ticks_per_quarter) + 1
+        if n_bars == LOOP.bars:
+            own = pianoroll.encode(whole, by_name=True)[: LOOP.steps]
+            return np.pad(own, ((0, LOOP.steps - len(own)), (0, 0)))
         song = extract.mine(path.name, path.read_bytes(), OPEN)
     except MidiError as error:
         raise LoopError(f"{path}: {error.reason}, {error.detail}; give another file") from error

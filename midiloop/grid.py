@@ -33,7 +33,7 @@ class Drum:
 
 
 KIT = (
-    Drum("kick", 35, (35, 36)),
+    Drum("kick", 36, (35, 36)),
     Drum("snare", 38, (37, 38, 39, 40)),
     Drum("closed hi-hat", 42, (42, 44)),
     Drum("low tom", 45, (41, 43, 45)),

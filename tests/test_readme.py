@@ -30,7 +30,7 @@ NOT_RUN = {
 # The models that ship are such runs.
 RUNS = {
     "midiloop generate run": generate.SHIPPED,
-    "audioloop refine song.mid": token_models.SHIPPED["masked"],
+    "--masked run": token_models.SHIPPED["masked"],
 }
 
 
@@ -92,7 +92,7 @@ def test_every_command_runs_as_it_stands(desk: Path) -> None:
             for path in sorted((desk / "new" / "midi").iterdir())[1:]:
                 path.unlink()
         for start, shipped in RUNS.items():
-            if line.startswith(start):
+            if start in line:
                 (desk / "run").unlink(missing_ok=True)
                 (desk / "run").symlink_to(shipped)
         failed.append(sh(line, desk))

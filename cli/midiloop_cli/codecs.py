@@ -162,7 +162,8 @@ def _trained(model: str, figures: dict[str, Any]) -> str:
 @click.option("--codec", "run", type=PATH, metavar="RUN", help="A codec that you trained.")
 @click.option(
     "--encodec", metavar="NAME",
-    help="A published EnCodec of 32 kHz instead, as a folder or a name on Hugging Face.",
+    help="A published EnCodec of 32 kHz instead, as a folder or as NAME or NAME@REVISION of "
+    "Hugging Face.",
 )  # fmt: skip
 @json_option
 def reconstruct(

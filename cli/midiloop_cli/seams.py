@@ -88,7 +88,7 @@ class Failed(NamedTuple):
 @click.option("--codec", type=PATH, metavar="RUN", help="The codec that it was trained with.")
 @click.option(
     "--musicgen", metavar="NAME",
-    help="A published MusicGen instead, as a folder or a name on Hugging Face.",
+    help="A published MusicGen instead, as a folder or as NAME or NAME@REVISION of Hugging Face.",
 )  # fmt: skip
 @click.option("--encodec", metavar="NAME", help=f"The EnCodec of a MusicGen.  [default: {ENCODEC}]")
 @json_option
