@@ -8,7 +8,7 @@ AUDIOCRAFT := $(BUILD)/audiocraft-env
 SYSTEM := libfluidsynth3 chromium libatomic1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-audiocraft system lint fuzz bench bench-models bench-render \
+.PHONY: demo test test-slow test-audiocraft system lint fuzz torture bench bench-models bench-render \
 	check-real-loops bench-seams bench-codec bench-magnet bench-onsets bench-following bench-untold \
 	bench-attention clean
 .DELETE_ON_ERROR:
@@ -54,6 +54,9 @@ test-audiocraft: $(VENV)/.dev $(AUDIOCRAFT)/.done  ## that MAGNeT is still audio
 
 fuzz: $(VENV)/.dev  ## 20,000 damaged files, each of which must end as loops or as a reject
 	$(BIN)/python -m pytest -q tests/test_fuzz.py --mutations 20000
+
+torture: $(VENV)/.dev  ## break it on purpose, and count what is lost; about 20 minutes
+	$(BIN)/python tests/torture.py $(ROWS)
 
 bench: $(VENV)/.dev  ## speed and memory on a corpus: make bench CORPUS=folder
 	$(BIN)/python tests/benchmarks/extract.py $(CORPUS)

@@ -122,14 +122,21 @@ def locked(folder: Path) -> Iterator[None]:
     """
     lock = _acquired(folder / LOCK)
     try:
-        for left in folder.iterdir():
-            if left.name != LOCK and is_passing(left.name):
-                left.unlink()
+        _tidy(folder)
         yield
+        _tidy(folder)  # a worker that was killed leaves what it had begun
     finally:
         with suppress(OSError):  # Windows keeps a file that is open
             Path(lock.lock_file).unlink()
         lock.release()
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what `replacing` leaves where a process is killed."""
+    with suppress(FileNotFoundError):  # the block may have given the folder another name
+        for left in folder.iterdir():
+            if left.name != LOCK and is_passing(left.name):
+                left.unlink()
 
 
 def _acquired(path: Path) -> BaseFileLock:

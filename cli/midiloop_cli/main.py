@@ -40,6 +40,8 @@ class OneLineErrors(click.Group):
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             self._fail(1, f"{place}{error.strerror or error}; mend that and run it again")
+        except MemoryError:
+            self._fail(1, "there is too little memory; free some, or run it on less at a time")
         except (KeyboardInterrupt, click.Abort):
             self._fail(1, "interrupted; long runs go on with --resume")
         sys.exit(code if isinstance(code, int) else 0)
