@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from midiloop_cli import report
-from midiloop_cli.symbolic import PATH, json_option
+from midiloop_cli.symbolic import INPUT, json_option
 
 if TYPE_CHECKING:
     from audioloop.check import Checked
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, type=PATH, metavar="FILE|FOLDER...")
+@click.argument("sources", nargs=-1, required=True, type=INPUT, metavar="FILE|FOLDER...")
 @json_option
 def check(sources: tuple[Path, ...], as_json: bool) -> None:
     """Compare header, tags, name and samples of loops, and say what disagrees.

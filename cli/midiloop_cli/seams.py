@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from midiloop_cli import report
-from midiloop_cli.symbolic import PATH, json_option
+from midiloop_cli.symbolic import INPUT, PATH, json_option
 
 if TYPE_CHECKING:
     from audioloop.coder import Coder
@@ -54,7 +54,7 @@ class Measured(NamedTuple):
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=INPUT, metavar="FILE...")
 @click.option(
     "--bars", type=click.IntRange(1), help="Bars of each file; default: what the file says."
 )
@@ -71,8 +71,8 @@ class Measured(NamedTuple):
     "--perplexity", is_flag=True,
     help="Measure as well how unlikely a model of codes finds what follows the seam.",
 )  # fmt: skip
-@click.option("--model", type=PATH, metavar="RUN", help="A causal model of codes that you trained.")
-@click.option("--codec", type=PATH, metavar="RUN", help="The codec that it was trained with.")
+@click.option("--model", type=INPUT, metavar="RUN", help="A causal model of your own.")
+@click.option("--codec", type=INPUT, metavar="RUN", help="The codec that it was trained with.")
 @click.option(
     "--musicgen", metavar="NAME",
     help="A published MusicGen instead, as a folder or a name on Hugging Face.",
