@@ -130,6 +130,9 @@ class Label:
         return name
 
 
+_CODES = ("Cc", "Cf", "Zl", "Zp")  # among them newlines, escapes, and what reverses text
+
+
 def loop_tags(n_samples: int) -> dict[str, str]:
     """Tags of a loop of unknown tempo: players of games loop from LOOPSTART for LOOPLENGTH."""
     return {"LOOPSTART": "0", "LOOPLENGTH": str(n_samples)}
@@ -160,8 +163,9 @@ def _shortened(name: str, over: int) -> str:
 
 
 def _legal(text: str) -> str:
-    """The text in what every file system takes."""
-    return re.sub(r'[\x00-\x1f<>:"/\\|?*]+', "-", text)
+    """The text in what every file system takes, less what terminals act on: control, format."""
+    shown = ("/" if unicodedata.category(mark) in _CODES else mark for mark in text)
+    return re.sub(r'[<>:"/\\|?*]+', "-", "".join(shown))
 
 
 def _plain(text: str) -> str:

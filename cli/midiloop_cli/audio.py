@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def sound_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of how a loop is to sound."""
-    for option in (
+    sound = (
         click.option(
             "--repeat", type=click.IntRange(1, 1000), default=1, show_default=True,
             help="Passes in one file.",
@@ -52,7 +52,8 @@ def sound_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--bass", type=click.IntRange(0, 127), help="General MIDI program of the bass, from 0."
         ),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for option in reversed(sound):  # as decorators: the last is applied first
         command = option(command)
     return command
 
@@ -62,10 +63,10 @@ def sound_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("-o", "--out", required=True, type=PATH, help="New folder for the files.")
 @click.option(
     "--format", "form", type=click.Choice(["wav", "flac", "ogg"]), default="wav", show_default=True,
-    help="Of the audio files.",
+    help="Format of the audio files.",
 )  # fmt: skip
 @click.option(
-    "--depth", type=click.Choice(["16", "24", "float"]), help="Of a sample; default: 24 bit."
+    "--depth", type=click.Choice(["16", "24", "float"]), help="Bits of a sample; default: 24."
 )
 @click.option("--rate", type=click.IntRange(1), default=44_100, show_default=True, metavar="HZ",
     help="Samples a second.",
@@ -76,12 +77,21 @@ def sound_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @sound_options
 @click.option(
     "--name-template", "template", default="default", show_default=True,
-    help="default, audacity, splice, or a text with {name}, {number}, {bpm}, {exact_bpm}, {bars}, "
-    "{part}, {root}, {meter}.",
+    help="How files are named: default, audacity, splice, or a text with {name}, {number}, {bpm}, "
+    "{exact_bpm}, {bars}, {part}, {root}, {meter}.",
 )  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="At most so many loops.")
-@click.option("--split", type=click.Choice(["train", "valid", "test"]), help="Of a dataset.")
-@click.option("--workers", "n_workers", type=click.IntRange(1, 256), help="Processes.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "valid", "test"]),
+    help="Loops of one split of a dataset.",
+)
+@click.option(
+    "--workers",
+    "n_workers",
+    type=click.IntRange(1, 256),
+    help="Processes that render; default: all usable cores.",
+)
 @click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
 @json_option
 def render(

@@ -42,7 +42,7 @@ def steps_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[i
 )  # fmt: skip
 @click.option(
     "--free-steps", callback=steps_of, metavar="N,N,N,N",
-    help="The same, where no notes are.  [default: 40,8,6,6]",
+    help="Of each codebook, where no notes are told.  [default: 40,8,6,6]",
 )  # fmt: skip
 @click.option(
     "--rescoring", type=float, default=0.0, show_default=True, metavar="WEIGHT",

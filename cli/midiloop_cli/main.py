@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -43,11 +43,23 @@ class OneLineErrors(click.Group):
             sys.exit(1)
         except OSError as error:
             self._fail(1, report.os_error(error))
+        except UnicodeEncodeError as error:  # as of PyArrow, which takes no other names
+            self._fail(2, f"{error.object}: a name that is not UTF-8; rename it")
         except (KeyboardInterrupt, click.Abort):
-            self._fail(INTERRUPTED, "interrupted; runs with --resume go on where they stopped")
+            self._interrupted()
         sys.exit(code if isinstance(code, int) else 0)
 
-    def _fail(self, code: int, message: str) -> None:
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an interrupt is told here, for click would print an empty line first."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            self._interrupted()
+
+    def _interrupted(self) -> NoReturn:
+        self._fail(INTERRUPTED, "interrupted; runs with --resume go on where they stopped")
+
+    def _fail(self, code: int, message: str) -> NoReturn:
         report.error(self.name, message)
         sys.exit(code)
 

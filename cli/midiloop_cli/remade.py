@@ -67,7 +67,7 @@ def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--codec", type=INPUT, metavar="RUN", help="The codec they learned from."),
         click.option(
             "--format", "form", type=click.Choice(["wav", "flac", "ogg"]), default="wav",
-            show_default=True, help="Of the audio files.",
+            show_default=True, help="Format of the audio files.",
         ),
         device_option,
         json_option,

@@ -66,7 +66,9 @@ class Measured(NamedTuple):
     help="Exit with 1 where the jump or the residual at a seam is over X times its local median "
     "and, where bars are known, over X times the largest at the file's other bar lines as well.",
 )  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the controls.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the controls."
+)
 @click.option(
     "--perplexity", is_flag=True,
     help="Measure as well how unlikely a model of codes finds what follows the seam.",
@@ -100,10 +102,10 @@ def seam(
     found = [_measured(path, place, bars, seed, ear) for path, place in _places(files, out)]
     over = [one.file for one in found if limit is not None and one.excess() > limit]
     shown = report.to_json(_as_json(found, over)) if as_json else _table(found, over, limit)
-    click.echo(shown, nl=bool(shown))
+    report.echo(shown, nl=bool(shown))
     for one in found:
         if one.error:
-            click.echo(f"audioloop: error: {one.error}", err=True)
+            report.error("audioloop", one.error)
     sys.exit(1 if over or any(one.error for one in found) else 0)
 
 
@@ -260,7 +262,7 @@ def _several(found: list[Measured]) -> Iterator[str]:
         if one.perplexity:
             shown = zip((12, 8, 9, 8, 8, 8), one.perplexity.measures.values(), strict=True)
             cells += [f"{_figure(value):>{width}}" for width, value in shown]
-        yield "".join(cells) + f"  {one.file}"
+        yield "".join(cells) + f"  {report.plain(one.file)}"
     if expected:
         yield from _all_perplexities(expected)
 

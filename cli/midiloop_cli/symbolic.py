@@ -59,7 +59,7 @@ rules_option = click.option(
     type=click.Choice(["paper", "open"]),
     default="paper",
     show_default=True,
-    help="paper: kick, crash and bass on the first step, 4/4 stated. "
+    help="What counts as a loop. paper: kick, crash and bass on the first step, 4/4 stated. "
     "open: no crash needed, and no time signature means 4/4.",
 )
 
