@@ -81,7 +81,8 @@ def _line(row: dict[str, Any]) -> str:
     if row["ok"]:
         return f"ok  {report.plain(row['file'])}  {', '.join(_summary(row))}"
     return "\n".join(
-        f"bad {report.plain(row['file'])}  {found['what']}: expected {found['expected']}, found {found['found']}"
+        f"bad {report.plain(row['file'])}  {found['what']}: "
+        f"expected {found['expected']}, found {found['found']}"
         for found in row["disagrees"]
     )
 
