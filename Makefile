@@ -9,7 +9,7 @@ SYSTEM := libfluidsynth3 chromium libatomic1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-slow test-audiocraft system lint fuzz bench bench-models bench-render \
-	bench-seams bench-codec bench-magnet bench-onsets bench-following bench-untold \
+	check-real-loops bench-seams bench-codec bench-magnet bench-onsets bench-following bench-untold \
 	bench-attention clean
 .DELETE_ON_ERROR:
 
@@ -26,8 +26,7 @@ demo: $(VENV)/.demo  ## songs -> loops -> new loops -> audio -> a half made anew
 	$(BIN)/audioloop seam $(BUILD)/refined/00000_*.wav -o $(BUILD)/seam.png
 
 test: lint system  ## everything that CI checks
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not alone"
-	$(BIN)/python -m pytest -q -m alone
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 # The tests that need them skip where they are absent, but not in CI.
 system:  ## a FluidSynth and a browser from Debian's packages, where there is apt and root
@@ -67,6 +66,9 @@ bench-render: $(VENV)/.dev  ## speed and memory of rendering
 
 bench-seams: $(VENV)/.dev  ## how seamless 200 generated loops are at random tempi
 	$(BIN)/python tests/benchmarks/seams.py
+
+check-real-loops: $(VENV)/.dev  ## verdicts on the seams of 40 loops of Debian's, beside the truth
+	$(BIN)/python tests/benchmarks/real_loops.py $(BUILD)/real-loops
 
 bench-magnet: $(VENV)/.dev  ## what the models of codes can do: make bench-magnet LOOPS=dataset
 	$(BIN)/python tests/benchmarks/magnet.py $(LOOPS)

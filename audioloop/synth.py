@@ -110,7 +110,8 @@ def soundfont(path: Path | None = None) -> Path:
     if bundled := bundled_soundfont():
         return bundled
     raise LoopError(
-        "no SoundFont on this machine: pip install pretty_midi brings one, or name one with --sf2"
+        "no SoundFont on this machine: pip install pretty_midi, which brings one, "
+        "or name one with --sf2"
     )
 
 
@@ -139,9 +140,9 @@ def _checked(path: Path) -> Path:
 
 # The wheels of pygame-ce for Windows carry no FluidSynth.
 _REMEDIES = {
-    "linux": "pip install pygame-ce brings one, or install your system's libfluidsynth "
+    "linux": "pip install pygame-ce, which brings one, or install your system's libfluidsynth "
     "(Debian: libfluidsynth3)",
-    "darwin": "pip install pygame-ce brings one, or brew install fluid-synth",
+    "darwin": "pip install pygame-ce, which brings one, or brew install fluid-synth",
     "win32": "unpack a release of FluidSynth from github.com/FluidSynth/fluidsynth, and let "
     f"{LIBRARY_VARIABLE} name the libfluidsynth-3.dll in its bin folder",
 }

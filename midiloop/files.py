@@ -23,7 +23,7 @@ from midiloop.errors import CallError, LoopError
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-TEMPORARY = ".tmp"
+LOCK, TEMPORARY = ".lock", ".tmp"
 _LEFT = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(TEMPORARY)}(\..*)?")
 MAX_JSON_BYTES = 64 << 20
 MAX_JSON_DEPTH = 32
@@ -33,6 +33,15 @@ def check_parent(out: Path) -> None:
     """Raise `CallError` unless the folder that ``out`` would lie in is there."""
     if not out.parent.is_dir():
         raise CallError(f"{printable(out.parent)}: no such folder; make it first")
+
+
+def check_writable(out: Path) -> None:
+    """Raise `CallError` unless files can be made in ``out``, or it in the folder it will lie in."""
+    folder = out
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CallError(f"{printable(folder)}: cannot be written in; choose another place")
 
 
 def check_free(out: Path) -> None:
@@ -111,10 +120,10 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         CallError: another run is at work there.
     """
-    lock = _acquired(folder / ".lock")
+    lock = _acquired(folder / LOCK)
     try:
         for left in folder.iterdir():
-            if _LEFT.fullmatch(left.name):
+            if left.name != LOCK and is_passing(left.name):
                 left.unlink()
         yield
     finally:
@@ -141,6 +150,11 @@ def _acquired(path: Path) -> BaseFileLock:
                 if path.stat().st_ino == inode:
                     return lock
             lock.release()
+
+
+def is_passing(name: str) -> bool:
+    """Whether a file is a lock, or one that `replacing` had not finished when it was killed."""
+    return name == LOCK or _LEFT.fullmatch(name) is not None
 
 
 def read_json(path: Path) -> dict[str, Any]:

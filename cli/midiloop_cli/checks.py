@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from midiloop import files
 from midiloop_cli import report
 from midiloop_cli.symbolic import INPUT, json_option
 
@@ -26,10 +27,10 @@ def check(sources: tuple[Path, ...], as_json: bool) -> None:
 
     Length against tempo and bars, loop points, seam, clipping, silence; of anyone's loops.
     """
-    from audioloop import check
+    from audioloop.sources import audio
 
     rows = []
-    for path in check.files(sources):
+    for path in audio(sources):
         row = _row(path)
         rows.append(row)
         if not as_json:
@@ -48,27 +49,30 @@ def check(sources: tuple[Path, ...], as_json: bool) -> None:
 def _row(path: Path) -> dict[str, Any]:
     """What is known of a file, or why nothing is."""
     from audioloop import check
+    from audioloop.sources import blamed
     from midiloop.errors import LoopError
 
+    name = files.printable(path)
     try:
-        checked = check.examined(path)
+        with blamed(path):
+            checked = check.examined(path)
     except LoopError as error:
-        return {"file": str(path), "ok": False, "error": str(error).removeprefix(f"{path}: ")}
-    except OSError as error:
-        return {"file": str(path), "ok": False, "error": error.strerror or str(error)}
-    return {"file": str(path), "ok": not checked.findings, **_facts(checked)}
+        return {"file": name, "ok": False, "error": str(error).removeprefix(f"{name}: ")}
+    return {"file": name, "ok": not checked.findings, **_facts(checked)}
 
 
 def _facts(checked: Checked) -> dict[str, Any]:
-    found = checked.described
+    found, seam = checked.described, checked.seam
     return {
         "tempo_bpm": found.tempo_bpm,
         "bars": found.bars,
         "beats": found.beats,
         "meter": list(found.meter),
         "samples": len(found.wave),
+        "loop": list(found.extent[:2]),
         "rate": found.wave.rate,
-        "jump": None if checked.jump is None else round(checked.jump, 2),
+        "jump": seam and round(seam.jump, 2),
+        "step": seam and round(seam.step, 6),
         "disagrees": [finding._asdict() for finding in checked.findings],
         "notes": checked.notes,
     }

@@ -164,7 +164,8 @@ def _trained(model: str, figures: dict[str, Any]) -> str:
 @click.option("--codec", "run", type=INPUT, metavar="RUN", help="A codec that you trained.")
 @click.option(
     "--encodec", metavar="NAME",
-    help="A published EnCodec of 32 kHz instead, as a folder or a name on Hugging Face.",
+    help="A published EnCodec of 32 kHz instead, as a folder or as NAME or NAME@REVISION of "
+    "Hugging Face.",
 )  # fmt: skip
 @json_option
 def reconstruct(
@@ -174,12 +175,13 @@ def reconstruct(
 
     For each file: DIR/NAME_latent.wav, DIR/NAME_codes.wav, and NAME.png with their spectra.
     """
-    from audioloop import check, reconstruct
+    from audioloop import reconstruct
+    from audioloop.sources import audio
 
     if run and encodec:
         raise click.UsageError("--codec and --encodec are two codecs; give one.")
     codec = _codec(run, encodec)
-    sources = list(check.files(files))
+    sources = list(audio(files))
 
     shown: list[Reconstructed] = []
 

@@ -273,12 +273,12 @@ def evaluate(
     """
     import numpy as np
 
-    from midiloop import evaluate, loopsets
+    from midiloop import evaluate, loopsets, store
 
-    error = None
+    error, grid = None, store.LoopDataset(reference).grid
     if source and not loopsets.is_run(source):
         options.refuse("is for what a run writes, and the source is no run", "n")
-        loops = loopsets.opened(source, split)
+        loops = loopsets.opened(source, split, grid)
     else:
         options.refuse("chooses loops of a dataset, and the source is a run", "split")
         from midiloop import generate
@@ -290,8 +290,8 @@ def evaluate(
         loops = iter([evaluate.LoopSet(drawn.rolls)])
     with report.counting("measuring", None):
         found = evaluate.compare_profiles(
-            evaluate.profile(loops),
-            evaluate.profile(loopsets.of_dataset(reference, reference_split)),
+            evaluate.profile(loops, grid),
+            evaluate.profile(loopsets.of_dataset(reference, reference_split), grid),
             np.random.default_rng(seed),
         )
     shown = {"reconstruction_error": error, **found.as_json(), "seed": seed}

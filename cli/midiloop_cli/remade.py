@@ -320,7 +320,7 @@ def _filler(options: dict[str, Any], device: str, primed: bool = False) -> Any:
 def _lines(found: Sequence[Written], out: Path) -> Iterator[str]:
     for one in found:
         label = one.label
-        anew = f", {one.anew:.0%} made anew" if one.anew < 1 else ""
+        anew = f", {one.anew:.0%} made anew" if one.source else ""
         yield (
             f"{report.plain(out / one.files[0])}   {report.bars(label.bars)} "
             f"at {label.tempo_bpm:g} bpm, {report.counted(one.samples, 'sample')}{anew}"

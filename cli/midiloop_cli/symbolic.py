@@ -126,7 +126,10 @@ def extract(
     for broken in result.broken_sources:
         detail = f"{broken.reason} ({broken.detail})"
         report.error("midiloop", f"{broken.file}: {detail}; fetch the archive anew")
-    sys.exit(1 if result.broken_sources else 0)
+    for lost in result.lost:
+        detail = f"{lost.reason} ({lost.detail})"
+        report.error("midiloop", f"{lost.file}: {detail}; --resume tries it again")
+    sys.exit(1 if result.broken_sources or result.lost else 0)
 
 
 @click.command()
@@ -165,11 +168,11 @@ def plot(sources: tuple[Path, ...], out: Path, columns: int, as_json: bool, **ch
     if chosen and not any(source.is_dir() for source in sources):
         raise click.UsageError(f"{chosen} chooses loops of a dataset; none was given.")
     with report.counting("drawing", None):
-        pictures = gallery.pictures(sources, **choice)
-        gallery.draw(pictures, out, columns=columns)
-    if len(pictures) == 1 and (unused := options.given("columns")):
+        shown = gallery.pictures(sources, **choice)
+        gallery.draw(shown, out, columns=columns)
+    if len(shown.pictures) == 1 and (unused := options.given("columns")):
         report.note(f"{unused} is for several loops; one was drawn")
-    found = {"picture": str(out), "loops": [picture.title for picture in pictures]}
+    found = {"picture": str(out), "loops": [picture.title for picture in shown.pictures]}
     report.echo(report.to_json(found) if as_json else report.plain(out))
 
 
@@ -187,19 +190,26 @@ def export(
     as_json: bool,
     **choice: Any,
 ) -> None:
-    """Write loops as MIDI files that loop right in a DAW, or as one pypianoroll .npz."""
+    """Write loops as MIDI files that loop right in a DAW, or as one pypianoroll .npz.
+
+    With --distinct, --limit spreads over the songs; without it takes the first loops.
+    """
     from midiloop import export, store
 
     if (midi_folder is None) == (npz_file is None):
         raise click.UsageError("Give one of --midi DIR and --npz FILE.")
     loops = store.LoopDataset(dataset)
     total = min(len(loops), choice["limit"] or len(loops))
+    if choice["distinct"] and choice["limit"]:
+        chosen = loops.spread(choice.pop("limit"), **choice)
+    else:
+        chosen = loops.select(**choice)
     if midi_folder:
         with report.counting("loops", total) as count:
-            n_loops = len(export.to_midi(loops.select(**choice), midi_folder, on_loop=count))
+            n_loops = len(export.to_midi(chosen, midi_folder, on_loop=count))
     elif npz_file:
         with report.counting("loops", None):
-            n_loops = export.to_npz(loops.select(**choice), npz_file)
+            n_loops = export.to_npz(chosen, npz_file)
     written = {"written": str(midi_folder or npz_file), "loops": n_loops}
     text = f"{report.counted(n_loops, 'loop')} in {report.plain(written['written'])}"
     report.echo(report.to_json(written) if as_json else text)
