@@ -275,12 +275,15 @@ def evaluate(
 
     from midiloop import evaluate, loopsets, store
 
-    error, grid = None, store.LoopDataset(reference).grid
-    if source and not loopsets.is_run(source):
+    of_run = source is None or loopsets.is_run(source)
+    if of_run:
+        options.refuse("chooses loops of a dataset, and the source is a run", "split")
+    else:
         options.refuse("is for what a run writes, and the source is no run", "n")
+    error, grid = None, store.LoopDataset(reference).grid
+    if source and not of_run:
         loops = loopsets.opened(source, split, grid)
     else:
-        options.refuse("chooses loops of a dataset, and the source is a run", "split")
         from midiloop import generate
 
         generator = generate.load(source or generate.SHIPPED)
