@@ -30,7 +30,7 @@ class Existing(click.Path):
         ctx: click.Context | None,
     ) -> Any:
         """The path, or one line that says that it is not there."""
-        path: Path = super().convert(value, param, ctx)
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
         try:
             path.stat()
         except (FileNotFoundError, NotADirectoryError):
