@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
-from unittest import mock
 
 from audioloop.wave import Samples, needs
 from midiloop.errors import CallError, LoopError
@@ -162,10 +161,7 @@ def load(library: str | None = None) -> ModuleType:
     causes = []
     for found in [library] if library else libraries():
         # pyfluidsynth looks its library up while it is imported, and may print what it found.
-        with (
-            mock.patch("ctypes.util.find_library", lambda _, path=found: path),
-            contextlib.redirect_stdout(io.StringIO()),
-        ):
+        with _library_found(found), contextlib.redirect_stdout(io.StringIO()):
             try:
                 return _hushed(importlib.import_module("fluidsynth"))
             except (ImportError, OSError, AttributeError) as error:
@@ -175,6 +171,21 @@ def load(library: str | None = None) -> ModuleType:
         "; ".join(causes or ["no FluidSynth library on this machine"])
         + f"; {_REMEDIES.get(sys.platform, _REMEDIES['linux'])}"
     )
+
+
+@contextlib.contextmanager
+def _library_found(path: str) -> Iterator[None]:
+    """Let pyfluidsynth, which takes no path, find the library at ``path``."""
+    usual = ctypes.util.find_library
+
+    def found(name: str) -> str:  # noqa: ARG001 - the only library it asks for
+        return path
+
+    ctypes.util.find_library = found
+    try:
+        yield
+    finally:
+        ctypes.util.find_library = usual
 
 
 class SoundFont:

@@ -487,8 +487,8 @@ def test_settings_out_of_range(bad: dict[str, Any]) -> None:
 
 
 def test_settings_at_the_ends_of_their_ranges() -> None:
-    Settings(steps=1, batch=1, learning_rate=1, seed=2**63 - 1)
-    Settings(minutes=1e-3)
+    assert Settings(steps=1, batch=1, learning_rate=1, seed=2**63 - 1).minutes is None
+    assert Settings(minutes=1e-3).steps is None
 
 
 # From a dataset.

@@ -116,12 +116,12 @@ BAD_CALLS = {
     "export over a folder": ["export", "{loops}", "--midi", "{songs}"],
     "export into no folder": ["export", "{loops}", "--midi", "none/a"],
     "export to another suffix": ["export", "{loops}", "--npz", "a.zip"],
+    "inspect a missing folder": ["inspect", "none"],
     "plot of nothing": ["plot", "none.mid", "-o", "x.png"],
     "plot of another kind": ["plot", "{script}", "-o", "x.png"],
 }
 BAD_WORK = {
     "inspect no dataset": ["inspect", "{songs}"],
-    "inspect a missing folder": ["inspect", "none"],
     "plot to another suffix": ["plot", "{loops}", "-o", "x.gif"],
     "plot into no folder": ["plot", "{loops}", "-o", "none/x.png"],
     "plot of a file that is no MIDI": ["plot", "{bad}", "-o", "x.png"],

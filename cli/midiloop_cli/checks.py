@@ -13,14 +13,14 @@ import click
 
 from midiloop import files
 from midiloop_cli import report
-from midiloop_cli.symbolic import PATH, json_option
+from midiloop_cli.symbolic import INPUT, json_option
 
 if TYPE_CHECKING:
     from audioloop.check import Checked
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, type=PATH, metavar="FILE|FOLDER...")
+@click.argument("sources", nargs=-1, required=True, type=INPUT, metavar="FILE|FOLDER...")
 @json_option
 def check(sources: tuple[Path, ...], as_json: bool) -> None:
     """Compare header, tags, name and samples of loops, and say what disagrees.
@@ -34,12 +34,15 @@ def check(sources: tuple[Path, ...], as_json: bool) -> None:
         row = _row(path)
         rows.append(row)
         if not as_json:
-            click.echo(_line(row))
+            report.echo(_line(row))
     bad = sum(not row["ok"] for row in rows)
     if as_json:
-        click.echo(report.to_json({"files": rows, "bad": bad}))
+        report.echo(report.to_json({"files": rows, "bad": bad}))
     elif len(rows) > 1:
-        click.echo(f"{len(rows):,} files, " + (f"{bad:,} of them bad" if bad else "all right"))
+        report.echo(
+            f"{report.counted(len(rows), 'file')}, "
+            + (f"{bad:,} of them bad" if bad else "all right")
+        )
     sys.exit(1 if bad else 0)
 
 
@@ -78,11 +81,12 @@ def _facts(checked: Checked) -> dict[str, Any]:
 def _line(row: dict[str, Any]) -> str:
     """One line for a file that is all right, else one for each thing that disagrees."""
     if "error" in row:
-        return f"bad {row['file']}  {row['error']}"
+        return f"bad {report.plain(row['file'])}  {row['error']}"
     if row["ok"]:
-        return f"ok  {row['file']}  {', '.join(_summary(row))}"
+        return f"ok  {report.plain(row['file'])}  {', '.join(_summary(row))}"
     return "\n".join(
-        f"bad {row['file']}  {found['what']}: expected {found['expected']}, found {found['found']}"
+        f"bad {report.plain(row['file'])}  {found['what']}: "
+        f"expected {found['expected']}, found {found['found']}"
         for found in row["disagrees"]
     )
 

@@ -14,7 +14,7 @@ import click
 
 from midiloop.files import printable
 from midiloop_cli import report
-from midiloop_cli.symbolic import PATH, json_option
+from midiloop_cli.symbolic import INPUT, PATH, json_option
 
 if TYPE_CHECKING:
     from audioloop.coder import Coder
@@ -66,7 +66,7 @@ class Failed(NamedTuple):
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, type=PATH, metavar="FILE|FOLDER...")
+@click.argument("sources", nargs=-1, required=True, type=INPUT, metavar="FILE|FOLDER...")
 @click.option(
     "--bars", type=click.IntRange(1), help="Bars of each file; default: what the file says."
 )
@@ -79,13 +79,15 @@ class Failed(NamedTuple):
     "local median and, where bars are known, over X times the largest at its other bar lines.",
 )  # fmt: skip
 @click.option("--explain", is_flag=True, help="Say what each figure means.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the controls.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the controls."
+)
 @click.option(
     "--perplexity", is_flag=True,
     help="Measure as well how unlikely a model of codes finds what follows the seam.",
 )  # fmt: skip
-@click.option("--model", type=PATH, metavar="RUN", help="A causal model of codes that you trained.")
-@click.option("--codec", type=PATH, metavar="RUN", help="The codec that it was trained with.")
+@click.option("--model", type=INPUT, metavar="RUN", help="A causal model of your own.")
+@click.option("--codec", type=INPUT, metavar="RUN", help="The codec that it was trained with.")
 @click.option(
     "--musicgen", metavar="NAME",
     help="A published MusicGen instead, as a folder or as NAME or NAME@REVISION of Hugging Face.",
@@ -123,13 +125,14 @@ def seam(
     failed = [one for one in found if isinstance(one, Failed)]
     over = [one.file for one in measured if limit is not None and one.excess() > limit]
     if as_json:
-        click.echo(report.to_json(_as_json(found, over)))
+        report.echo(report.to_json(_as_json(found, over)))
     else:
         lines = _table(measured, len(found), over, limit)
         lines += _explained(measured) if explain and measured else []
-        click.echo("\n".join(lines), nl=bool(lines))
+        if lines:
+            report.echo("\n".join(lines))
     for one in failed:
-        click.echo(f"audioloop: error: {one.error}", err=True)
+        report.error("audioloop", one.error)
     sys.exit(1 if over or failed else 0)
 
 
@@ -314,7 +317,9 @@ def _several(found: list[Measured]) -> Iterator[str]:
         yield from (f"    {note}" for note in one.notes)
     if len(found) > 1:
         bad = sum(one.verdict.bad for one in found)
-        yield f"{len(found):,} files, " + (f"{bad:,} of them bad" if bad else "all right")
+        yield f"{report.counted(len(found), 'file')}, " + (
+            f"{bad:,} of them bad" if bad else "all right"
+        )
     if expected:
         yield from _all_perplexities(expected)
 
