@@ -249,7 +249,8 @@ class Parsed(NamedTuple):
         """The song, in arrays of our own.
 
         Args:
-            keep: says of what plays a track if it is wanted. The song's length, and what is checked, are those of all notes.
+            keep: says of what plays a track if it is wanted. The song's length, and what is
+                checked, are those of all notes.
 
         Raises:
             MidiError: its ticks or its tempi cannot be true.
