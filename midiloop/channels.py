@@ -40,6 +40,12 @@ SAYS_DRUMS = re.compile(
     rb"|\x41.\x42\x12\x40[\x10-\x1f]\x15|\x7e.\x09\x03",
     re.DOTALL,
 )
+# Whether the banks that a reset gives a meaning to are used: of drums, on another channel than 10,
+# or of melody on that one.
+PARTS_SAID = re.compile(
+    rb"\x43[\x10-\x1f]\x4c\x08[\x00-\x0f]\x07|\x41.\x42\x12\x40[\x10-\x1f]\x15", re.DOTALL
+)
+BANKS_SAID = re.compile(rb"(?<!\xb9)\x00[\x78\x7e\x7f]|\xb9\x00[^\x78\x7e\x7f]", re.DOTALL)
 NO_NOTE_ON = bytes(byte for byte in range(256) if byte & 0xF0 != NOTE_ON)
 NO_PROGRAM = bytes(byte for byte in range(256) if byte & 0xF0 != PROGRAM)
 
@@ -109,11 +115,14 @@ def shared(tracks: Sequence[bytes], wanted: range = range(128)) -> bool:
     Args:
         wanted: programs that matter: which of the others a channel has makes no difference.
     """
-    if any(SAYS_DRUMS.search(track) for track in tracks):
+    if any(SAYS_DRUMS.search(track) for track in tracks) and any(
+        PARTS_SAID.search(track) or BANKS_SAID.search(track) for track in tracks
+    ):
         return True
     # Bytes first, of which some are no status but part of a time: they rule most files out.
     playing = [set(track.translate(None, NO_NOTE_ON)) for track in tracks]
     changing = [set(track.translate(None, NO_PROGRAM)) for track in tracks]
+    wanted_bytes = set(wanted)
     doubtful = {
         status & 0x0F
         for number, found in enumerate(changing)
@@ -122,6 +131,12 @@ def shared(tracks: Sequence[bytes], wanted: range = range(128)) -> bool:
         if other != number and NOTE_ON | status & 0x0F in played
     }
     if not doubtful:
+        return False
+    if len(wanted) < 128 and not any(
+        track[found.end()] in wanted_bytes
+        for track in tracks
+        for found in _PROGRAM.finditer(track, 0, len(track) - 1)
+    ):
         return False
     uses = list(map(_uses, tracks))
     for channel in doubtful:
@@ -145,6 +160,7 @@ class _Use:
 
 
 _DELTA = rb"[\x80-\xff]{0,3}[\x00-\x7f]"
+_PROGRAM = re.compile(rb"[\xc0-\xcf]")
 _TIME = re.compile(_DELTA, re.DOTALL)
 _ONE_BYTE_MORE = re.compile(rb"(?:" + _DELTA + rb"[\x00-\x7f])*+", re.DOTALL)
 # Events of one channel, in a row: a group that is not empty where a note begins.

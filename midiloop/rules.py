@@ -80,10 +80,9 @@ def meter_problem(
             for any length is a problem.
     """
     if rules.bars_by_meter:
-        if not meters or length_ticks is None or any(_four_quarters(m) for m in meters):
+        at_start = {0: Meter(0, 4, 4)} | {meter.tick: meter for meter in meters}
+        if any(_four_quarters(meter) for meter in at_start.values()):
             return None
-        if meters[0].tick > 0:
-            return None  # 4/4 before the first
         return "not_4_4", f"{meters[0].numerator}/{meters[0].denominator}, and no bar of 4/4"
     end = 1 if length_ticks is None else length_ticks
     at_tick = {meter.tick: meter for meter in meters}
@@ -97,7 +96,7 @@ def meter_problem(
 
 
 class Run(NamedTuple):
-    """Bars of four quarters, one after the other: where they begin and end, and the first one."""
+    """Bars of four quarters in a row: where they begin and end, and the number of the first."""
 
     start_tick: int
     end_tick: int
