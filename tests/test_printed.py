@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -13,7 +15,7 @@ import pytest
 
 from handmade import groove
 from midiloop import extract, rules, score
-from midiloop_cli import report
+from midiloop_cli import main, report
 
 # Newline, carriage return, a colour, a title (OSC), C1, bidi, rich's markup, no UTF-8, a format.
 ODD = (
@@ -34,8 +36,28 @@ COMMANDS = {
 }
 
 
-def run(args: list[str], places: dict[str, str], **env: str) -> subprocess.CompletedProcess[bytes]:
+def line(args: list[str], places: dict[str, str]) -> tuple[str, list[str]]:
+    """The program and the words of its command line."""
     group, *rest = (arg.format(**places) for arg in args)
+    return group, rest
+
+
+def run(args: list[str], places: dict[str, str]) -> tuple[int, bytes, bytes]:
+    """Exit code, and the bytes of both streams, of a command run in this process."""
+    group, rest = line(args, places)
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with streams[0], streams[1], pytest.raises(SystemExit) as left:
+        getattr(main, group)(rest)
+    assert isinstance(left.value.code, int)
+    return left.value.code, out.buffer.getvalue(), err.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+def run_apart(
+    args: list[str], places: dict[str, str], **env: str
+) -> subprocess.CompletedProcess[bytes]:
+    """The same in a process of its own, whose streams are as the environment says."""
+    group, rest = line(args, places)
     code = f"import sys; from midiloop_cli.main import {group}; {group}(sys.argv[1:])"
     command = [os.fsencode(arg) for arg in (sys.executable, "-c", code, *rest)]
     return subprocess.run(command, capture_output=True, timeout=60, env={**os.environ, **env})
@@ -72,12 +94,12 @@ def test_a_name_changes_nothing_but_itself(name: str, tmp_path: Path) -> None:
     for what, args in COMMANDS.items():
         if args[0] == "audioloop":
             pytest.importorskip("soundfile")
-        done = run(args, found)
-        assert_harmless(done.stdout)
-        assert_harmless(done.stderr, lines=int(done.returncode != 0 and what != "check"))
-        assert b"Error" not in done.stderr
+        code, out, err = run(args, found)
+        assert_harmless(out)
+        assert_harmless(err, lines=int(code != 0 and what != "check"))
+        assert b"Error" not in err
         for path in tmp_path.rglob("* out*/*"):
-            stem = str(path.relative_to(tmp_path / f"{name} out"))
+            stem = str(Path(*path.relative_to(tmp_path).parts[1:]))  # also in what can be resumed
             assert not any(unicodedata.category(mark) in ("Cc", "Cf", "Zl", "Zp") for mark in stem)
         for path in sorted(tmp_path.glob("* out"), reverse=True):
             path.rename(tmp_path / f"{what} done")
@@ -87,9 +109,9 @@ def test_a_name_changes_nothing_but_itself(name: str, tmp_path: Path) -> None:
 def test_json_is_valid_and_alone_whatever_the_name(name: str, tmp_path: Path) -> None:
     found = places(name, tmp_path)
     for command in ("inspect", "check"):
-        done = run([*COMMANDS[command], "--json"], found)
-        assert_harmless(done.stdout)
-        said = json.loads(done.stdout)
+        _, out, _ = run([*COMMANDS[command], "--json"], found)
+        assert_harmless(out)
+        said = json.loads(out)
         shown = said["manifest"]["sources"] if command == "inspect" else said["files"]
         assert len(shown) == 1
 
@@ -99,7 +121,9 @@ def test_a_stream_of_any_encoding_takes_any_name(encoding: str, tmp_path: Path) 
     found = places("夜 \udcff", tmp_path)
     for command in ("inspect", "a missing file", "check"):
         for more in ([], ["--json"]):
-            done = run([*COMMANDS[command], *more], found, LC_ALL="C", PYTHONIOENCODING=encoding)
+            done = run_apart(
+                [*COMMANDS[command], *more], found, LC_ALL="C", PYTHONIOENCODING=encoding
+            )
             assert b"UnicodeEncodeError" not in done.stderr
             assert b"Traceback" not in done.stderr
 
