@@ -50,7 +50,7 @@ def run(args: list[str], places: dict[str, str]) -> tuple[int, bytes, bytes]:
     with streams[0], streams[1], pytest.raises(SystemExit) as left:
         getattr(main, group)(rest)
     assert isinstance(left.value.code, int)
-    return left.value.code, out.buffer.getvalue(), err.buffer.getvalue()  # type: ignore[attr-defined]
+    return left.value.code, out.buffer.getvalue(), err.buffer.getvalue()
 
 
 def run_apart(
