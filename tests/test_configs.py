@@ -162,7 +162,7 @@ def peak_bytes() -> int:
 
 def test_what_is_right_is_read(loader: Loader) -> None:
     loader.say(loader.config)
-    loader.load()
+    assert loader.load() is not None
 
 
 def test_every_odd_value_of_every_field_is_one_line(loader: Loader) -> None:
