@@ -404,13 +404,14 @@ def test_the_command_shows_tables(folder: Path) -> None:
     lines = out.splitlines()
     assert code == 0
     assert re.search(r"bars +perplexity +all +at bars +all +apart +all +file$", lines[0])
-    assert len(lines) == 6
-    assert re.match(r"perplexity at seams .* ± .*, of all codebooks .* ± ", lines[3])
-    assert re.match(r"perplexity at other bar lines .* ± ", lines[4])
-    assert re.match(r"seam less other bar lines, mean of 2 in nats: [+-]0\.\d+ \([+-]", lines[5])
+    assert len(lines) == 7
+    assert lines[3].startswith("2 files, ")
+    assert re.match(r"perplexity at seams .* ± .*, of all codebooks .* ± ", lines[4])
+    assert re.match(r"perplexity at other bar lines .* ± ", lines[5])
+    assert re.match(r"seam less other bar lines, mean of 2 in nats: [+-]0\.\d+ \([+-]", lines[6])
     code, out, _ = seam_of(*files, *ears(folder))  # of which no bars are known
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[3:]] == ["perplexity"]
+    assert [line.split()[0] for line in out.splitlines()[4:]] == ["perplexity"]
 
 
 def test_without_it_nothing_is_said_of_it(folder: Path) -> None:
