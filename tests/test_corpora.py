@@ -58,7 +58,6 @@ def test_the_archive_and_its_folder_give_the_same_loops(
     archive: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """On the whole corpus: read from the archive, and unpacked; figures as counted beforehand."""
-    import tarfile
 
     source = archive("dev.tar.xz")
     with tarfile.open(source) as packed:
