@@ -113,7 +113,7 @@ def load(name: str, device: torch.device | None = None) -> MusicGen:
             raise LoopError(f"{name}: a MusicGen of more than one channel; {FITTING}")
         with hub.made_of_config(name, "MusicGen", FITTING):
             config = transformers.MusicgenDecoderConfig(**asdict(sizes))
-            with torch.device("meta"):  # shapes alone: no size in a config takes any memory
+            with checkpoint.shapes_alone():
                 fresh = transformers.MusicgenForCausalLM(config).state_dict()
         _check(fresh, folder, prefix)
         with hub.made_of_config(name, "MusicGen", FITTING):

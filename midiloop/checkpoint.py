@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
 from midiloop import configs, files, models
 from midiloop.errors import CallError, LoopError
@@ -114,7 +115,7 @@ def load_any(
     except LoopError as error:
         raise _odd_config(folder, str(error)) from None
     try:
-        with torch.device("meta"):  # shapes alone: no size in a config takes any memory
+        with shapes_alone():
             model = kinds[kind][0](config)
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
         cause = files.shortened(str(error).partition("\n")[0], 200)
@@ -129,6 +130,27 @@ def load_any(
         {name: tensor.to(fresh[name].dtype) for name, tensor in tensors.items()}, assign=True
     )
     return model.to(device or torch.device("cpu")).eval(), kind, about
+
+
+class _NoDraws(TorchFunctionMode):
+    """Weights are not drawn: on the meta device PyTorch would import its compiler to do that."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if func is torch.randn:
+            return torch.empty(*args, **named)
+        if getattr(func, "__name__", "") in ("normal_", "uniform_"):
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Models that are built within take no memory, whatever their config says, and hold nothing."""
+    with torch.device("meta"), _NoDraws():
+        yield
 
 
 def _odd_config(folder: Path, cause: str) -> LoopError:

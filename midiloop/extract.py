@@ -305,6 +305,8 @@ def run(
     n_workers = n_workers or workers.usable_cores()
     folder = out.with_name(out.name + ".partial")
     files.check_parent(out)
+    if not files.is_text(out):  # Arrow would say so when all is mined
+        raise CallError(f"{files.printable(out)}: a name that is not UTF-8; choose another")
     _check_ours(folder)
     earlier = _finished(out, provenance, resume) if out.exists() else None
     if earlier and not earlier.lost:

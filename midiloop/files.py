@@ -220,6 +220,15 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_text(path: Path) -> bool:
+    """Whether a path can be written in UTF-8: file systems take other names too."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def printable(name: object) -> str:
     """A name as one line that a terminal shows as it is: control and format codes are escaped."""
     text = str(name).encode("utf-8", "backslashreplace").decode()

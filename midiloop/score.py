@@ -341,12 +341,9 @@ def _merged(tracks: list[bytes], ticks_per_quarter: int) -> TrackTickList:
     if n_notes > MAX_NOTES:
         raise MidiError("too_many_notes", f"{n_notes:,} notes; at most {MAX_NOTES:,} are read")
     for played in players:
-        if not played.notes:
-            continue
-        notes = np.array(played.notes, np.int64)
-        if notes.max() >= 1 << 31:
+        if played.notes.max() >= 1 << 31:
             raise MidiError("tick_out_of_range", "notes later than 2^31 ticks")
-        onsets, ends, pitches, velocities = notes.T
+        onsets, ends, pitches, velocities = played.notes.T
         track = TrackTick(played.name, played.program, played.is_drum)
         track.notes = NoteTickList.from_numpy(
             onsets.astype(np.int32),
@@ -354,13 +351,13 @@ def _merged(tracks: list[bytes], ticks_per_quarter: int) -> TrackTickList:
             pitches.astype(np.int8),
             velocities.astype(np.int8),
         )
-        if played.controls:
-            times, numbers, values = np.array(played.controls, np.int64).T
+        if len(played.controls):
+            times, numbers, values = played.controls.T
             track.controls = ControlChangeTickList.from_numpy(
                 times.astype(np.int32), numbers.astype(np.uint8), values.astype(np.uint8)
             )
-        if played.bends:
-            times, values = np.array(played.bends, np.int64).T
+        if len(played.bends):
+            times, values = played.bends.T
             track.pitch_bends = PitchBendTickList.from_numpy(
                 times.astype(np.int32), values.astype(np.int32)
             )

@@ -150,7 +150,8 @@ def test_a_time_signature_begins_a_bar(meters: str) -> None:
     stated = b"\0\xff\x58\4" + bytes([top, bottom, 24, 8]) + vlq(pickup) + FOUR_FOUR[1:]
     song = [stated + END_OF_TRACK]
     for channel, hits, before in ((9, HITS, b""), (1, LINE, b"\0\xc1\x21")):
-        song.append(playing(channel, [(tick + pickup, pitch) for tick, pitch in hits], before))  # fmt: skip
+        later = [(tick + pickup, pitch) for tick, pitch in hits]
+        song.append(playing(channel, later, before))
     found = extract.mine("x", smf(*song), OPEN)
     straight = extract.mine("x", smf(*tracks_of(bass=b"\0\xc1\x21")), OPEN)
     assert found.start_bars.tolist() == [1]

@@ -485,7 +485,11 @@ def test_a_midi_file_is_its_first_eight_bars(place: Path, tmp_path: Path) -> Non
 
 BAD = {
     "no reference": (2, ["evaluate", "loops"], "--reference"),
-    "nothing there": (2, ["evaluate", "none", "--reference", "loops"], "none: no such folder"),
+    "nothing there": (
+        2,
+        ["evaluate", "none", "--reference", "loops"],
+        "none: no such file or folder",
+    ),
     "a file": (2, ["evaluate", "files/0.MID", "--reference", "loops"], "no such folder"),
     "an empty folder": (2, ["evaluate", "empty", "--reference", "loops"], "neither"),
     "files with a split": (

@@ -244,6 +244,7 @@ def test_codes_of_every_size(tmp_path: Path, steps: int, size: int) -> None:
     titles = ["夜 $x_1$", "a long title " * 20, ""]
     figures.codes([grid, grid[:1], grid], titles, tmp_path / "a.svg", codebook_size=size)
     drawn = outlines(tmp_path / "a.svg")
+    # Of two streams the first is the drums'; one stream alone has a colour of its own.
     assert drawn[f"fill {DRUMS}"] == drawn[f"fill {BASS}"] == 2 * steps + 1, "and the legend"
     assert drawn[f"fill {plot.INK}"] == steps, "a loop of one stream"
 

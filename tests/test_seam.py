@@ -379,7 +379,8 @@ def test_the_command_shows_one_seam_and_draws_it(folder: Path) -> None:
 
 
 def test_the_command_goes_on_after_a_bad_file(folder: Path) -> None:
-    files = [str(folder / name) for name in ("silence.wav", "loop_120bpm.wav", "none.wav")]
+    (folder / "empty.wav").touch()
+    files = [str(folder / name) for name in ("silence.wav", "loop_120bpm.wav", "empty.wav")]
     out = folder / "pictures"
     run = CliRunner().invoke(seams.seam, [*files, "--bars", "8", "--json", "-o", str(out)])
     assert run.exit_code == 1

@@ -418,7 +418,7 @@ def test_loops_on_another_grid_are_refused_before_anything_is_learned(
 
 BAD: dict[str, tuple[list[str], int, str]] = {
     "no dataset": (["vq-vae", "{out}", "-o", "{out}/run"], 1, "midiloop extract"),
-    "a missing dataset": (["vq-vae", "{out}/none", "-o", "{out}/run"], 1, "midiloop extract"),
+    "a missing dataset": (["vq-vae", "{out}/none", "-o", "{out}/run"], 2, "no such file or folder"),
     "no cuda": (["vq-vae", "{loops}", "-o", "{out}/run", "--device", "cuda"], 2, "--device cpu"),
     "no mps": (["vq-vae", "{loops}", "-o", "{out}/run", "--device", "mps"], 2, "--device cpu"),
     "out in no folder": (["vq-vae", "{loops}", "-o", "{out}/none/run"], 2, "make it first"),

@@ -106,7 +106,7 @@ def load(name: str | Path, device: torch.device | None = None) -> Published:
     weights, about = _read(path)
     config = _config(about, path)
     try:
-        with torch.device("meta"):
+        with checkpoint.shapes_alone():
             model = Magnet(config)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise LoopError(

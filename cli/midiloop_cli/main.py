@@ -63,6 +63,10 @@ class OneLineErrors(click.Group):
 
     def _fail(self, code: int, message: str) -> NoReturn:
         report.error(self.name, message)
+        try:
+            sys.stdout.flush()
+        except OSError:  # of a full disk: said already, and Python would say it again as it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(code)
 
 

@@ -77,6 +77,9 @@ def choice_options(command: Command) -> Command:
     return command
 
 
+NAMED = 10  # of files that were lost; all are among the rejects
+
+
 @click.command()
 @click.argument("sources", nargs=-1, required=True, type=INPUT, metavar="SOURCE...")
 @click.option("-o", "--out", required=True, type=PATH, help="Folder for the loop dataset.")
@@ -126,9 +129,11 @@ def extract(
     for broken in result.broken_sources:
         detail = f"{broken.reason} ({broken.detail})"
         report.error("midiloop", f"{broken.file}: {detail}; fetch the archive anew")
-    for lost in result.lost:
+    for lost in result.lost[:NAMED]:
         detail = f"{lost.reason} ({lost.detail})"
         report.error("midiloop", f"{lost.file}: {detail}; --resume tries it again")
+    if more := len(result.lost[NAMED:]):
+        report.error("midiloop", f"{report.counted(more, 'file')} more, in rejects.parquet")
     sys.exit(1 if result.broken_sources or result.lost else 0)
 
 
