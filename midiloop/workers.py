@@ -179,9 +179,7 @@ class _Worker:
         self.job: Any = None
         self.at = context.RawValue("i", BETWEEN_ITEMS)
         self.connection, child = context.Pipe()
-        self.process = context.Process(target=_serve, args=(task, child, self.at), daemon=True)
-        with _main_hidden():
-            self.process.start()
+        self.process = _started(context, task, child, self.at)
         child.close()
 
     def begin(self, job: Any) -> None:
@@ -222,6 +220,16 @@ class _Worker:
         self.process.kill()
         self.process.join()
         self.connection.close()
+
+
+def _started(context: Any, task: Task[Any], child: Connection, at: Any) -> Any:
+    """A process that serves ``task``; one that is killed as it begins is begun again."""
+    for _ in range(MAX_FAILURES):
+        process = context.Process(target=_serve, args=(task, child, at), daemon=True)
+        with suppress(BrokenPipeError, ConnectionResetError, EOFError), _main_hidden():
+            process.start()
+            return process
+    raise LoopError("worker processes end as they begin; free some memory, and run it again")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing.process
 import os
 import signal
 import time
@@ -203,3 +204,20 @@ def test_no_process_is_left_behind() -> None:
 def test_usable_cores_are_those_of_this_process() -> None:
     assert 1 <= workers.usable_cores() <= (os.cpu_count() or 1)
     assert Path(__file__).exists()
+
+
+def test_a_worker_that_is_killed_as_it_begins_is_begun_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun = 0
+    start = multiprocessing.process.BaseProcess.start
+
+    def killed(process: multiprocessing.process.BaseProcess) -> None:
+        nonlocal begun
+        begun += 1
+        if begun in (1, 4):
+            raise BrokenPipeError
+        start(process)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", killed)
+    assert run([Numbers(n, (n,)) for n in range(9)], 3) == {n: ([2 * n], ()) for n in range(9)}
