@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build
 AUDIOCRAFT := $(BUILD)/audiocraft-env
-SYSTEM := libfluidsynth3 chromium
+# libatomic1 is for the Node.js inside playwright.
+SYSTEM := libfluidsynth3 chromium libatomic1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-audiocraft system lint fuzz bench bench-models bench-render \
-	bench-seams bench-codec bench-magnet bench-onsets bench-following bench-untold \
+.PHONY: demo test test-slow test-audiocraft system lint fuzz torture bench bench-models bench-render \
+	check-real-loops bench-seams bench-codec bench-magnet bench-onsets bench-following bench-untold \
 	bench-attention clean
 .DELETE_ON_ERROR:
 
@@ -25,11 +26,12 @@ demo: $(VENV)/.demo  ## songs -> loops -> new loops -> audio -> a half made anew
 	$(BIN)/audioloop seam $(BUILD)/refined/00000_*.wav -o $(BUILD)/seam.png
 
 test: lint system  ## everything that CI checks
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 # The tests that need them skip where they are absent, but not in CI.
 system:  ## a FluidSynth and a browser from Debian's packages, where there is apt and root
-	@if command -v chromium >/dev/null && ldconfig -p | grep -q libfluidsynth; then :; \
+	@if command -v chromium >/dev/null && ldconfig -p | grep -q libfluidsynth && \
+		ldconfig -p | grep -q libatomic; then :; \
 	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		export DEBIAN_FRONTEND=noninteractive; \
 		{ apt-get update -qq; apt-get install -y -qq --no-install-recommends $(SYSTEM); } \
@@ -53,6 +55,9 @@ test-audiocraft: $(VENV)/.dev $(AUDIOCRAFT)/.done  ## that MAGNeT is still audio
 fuzz: $(VENV)/.dev  ## 20,000 damaged files, each of which must end as loops or as a reject
 	$(BIN)/python -m pytest -q tests/test_fuzz.py --mutations 20000
 
+torture: $(VENV)/.dev  ## break it on purpose, and count what is lost; about 20 minutes
+	$(BIN)/python tests/torture.py $(ROWS)
+
 bench: $(VENV)/.dev  ## speed and memory on a corpus: make bench CORPUS=folder
 	$(BIN)/python tests/benchmarks/extract.py $(CORPUS)
 
@@ -64,6 +69,9 @@ bench-render: $(VENV)/.dev  ## speed and memory of rendering
 
 bench-seams: $(VENV)/.dev  ## how seamless 200 generated loops are at random tempi
 	$(BIN)/python tests/benchmarks/seams.py
+
+check-real-loops: $(VENV)/.dev  ## verdicts on the seams of 40 loops of Debian's, beside the truth
+	$(BIN)/python tests/benchmarks/real_loops.py $(BUILD)/real-loops
 
 bench-magnet: $(VENV)/.dev  ## what the models of codes can do: make bench-magnet LOOPS=dataset
 	$(BIN)/python tests/benchmarks/magnet.py $(LOOPS)

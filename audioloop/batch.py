@@ -1,7 +1,7 @@
 """Many loops to files, in worker processes: a synth that crashes or hangs costs one loop.
 
 For each loop there is an audio file, those of its stems where asked for, and a MIDI file of the
-same name that ends at the bar line. The mix is written last, so a loop whose mix is there is whole.
+same name that ends at the bar line. A loop is whole when all of its files are there.
 """
 
 from __future__ import annotations
@@ -145,8 +145,10 @@ def items(
 
 def _of_dataset(path: Path, limit: int | None, song: str, split: str | None) -> Iterator[Item]:
     number = 0
-    for batch in LoopDataset(path).select(limit=limit, song=song, split=split):
-        packed = LOOP.pack(batch.rolls)
+    dataset = LoopDataset(path)
+    dataset.check_grid(LOOP)
+    for batch in dataset.select(limit=limit, song=song, split=split):
+        packed = batch.packed
         for at, name in enumerate(batch.songs):
             bar = int(batch.start_bars[at]) + 1
             stem = f"{number:05d}_{PurePosixPath(name).stem}_bar{bar:03d}"
@@ -206,7 +208,28 @@ def run(
     """
     _check(found, settings)
     synth.load()
-    _open(out, settings, resume=resume)
+    files.check_parent(out)
+    if out.exists() and not out.is_dir():
+        raise CallError(f"{out}: is a file; give a folder")
+    is_new = not out.exists()
+    out.mkdir(exist_ok=True)
+    try:
+        with files.locked(out):
+            _open(out, settings, resume=resume)
+            return _run(found, out, settings, n_workers, on_progress)
+    finally:  # what was not begun leaves nothing that stops the next call
+        if is_new and [path.name for path in out.iterdir()] in ([], [RECORD]):
+            (out / RECORD).unlink(missing_ok=True)
+            out.rmdir()
+
+
+def _run(
+    found: Sequence[Item],
+    out: Path,
+    settings: Settings,
+    n_workers: int | None,
+    on_progress: Callable[[int], None],
+) -> Result:
     jobs = (
         Job(tuple(found[at : at + LOOPS_A_JOB]), out, settings)
         for at in range(0, len(found), LOOPS_A_JOB)
@@ -248,19 +271,15 @@ def _check(found: Sequence[Item], settings: Settings) -> None:
 
 
 def _open(out: Path, settings: Settings, *, resume: bool) -> None:
-    """Make the folder, or see that it was begun with the same settings."""
+    """Note the settings in the locked folder, or see that it was begun with the same."""
     record = json.dumps(asdict(settings), indent=2, default=str) + "\n"
     place = out / RECORD
-    files.check_parent(out)
-    if out.exists() and not out.is_dir():
-        raise CallError(f"{out}: is a file; give a folder")
     if resume and place.exists():
         if place.read_text() != record:
             raise CallError(f"{out}: was begun with other settings; give those, or another folder")
-    elif out.exists() and any(out.iterdir()):
+    elif not all(files.is_passing(path.name) for path in out.iterdir()):
         raise CallError(f"{out}: exists already; go on with --resume, or choose another name")
-    out.mkdir(exist_ok=True)
-    place.write_text(record)
+    files.write(place, record.encode())
 
 
 def task(job: Job, turn_to: Callable[[int], None]) -> list[Made | Failed] | LoopError:
@@ -285,7 +304,8 @@ def task(job: Job, turn_to: Callable[[int], None]) -> list[Made | Failed] | Loop
 
 
 _WHY_LOST = {
-    "crashed": "FluidSynth crashed on it; mend the file, or give another SoundFont with --sf2",
+    "crashed": "its process ended each time, also alone: memory ran out, or FluidSynth crashed; "
+    "free some memory and add --resume, mend the file, or give another SoundFont with --sf2",
     "timeout": f"took over {LOOP_TIMEOUT_S:.0f} s; mend the file, or give another SoundFont",
 }
 
@@ -306,7 +326,7 @@ def _one(item: Item, out: Path, settings: Settings, font: SoundFont) -> Made:
         )
     names = _names(loop, whole, settings)
     held_back_db = 0.0
-    if not (out / names[0]).exists():
+    if not all((out / name).exists() for name in names):
         made = render.loop(loop, font, settings.sound)
         held_back_db = made.held_back_db
         _write(made, out, names, settings)

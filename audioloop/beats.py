@@ -234,9 +234,7 @@ def _librosa(wave: Wave) -> Times:
         onset = importlib.import_module("librosa.onset")
         beat = importlib.import_module("librosa.beat")
     except ImportError as error:
-        raise ImportError(
-            "tracking beats: pip install 'midiloop[beats]'", name="librosa"
-        ) from error
+        raise ImportError("tracking beats: pip install librosa", name="librosa") from error
     mono = soxr.resample(wave.samples.mean(axis=0), wave.rate, RATE)
     if len(mono) < HOP * MIN_BEATS:  # less than its filters read
         return np.empty(0)

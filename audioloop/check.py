@@ -6,45 +6,27 @@ What a file does not say is not held against it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from audioloop import described, riff, seam
+from audioloop import described, riff, verdict
 from audioloop.described import MAX_BPM, Described
-from audioloop.wave import Samples, Wave
+from audioloop.riff import Finding
+from audioloop.verdict import Verdict
+from audioloop.wave import SILENT, Samples
+from midiloop import files
 from midiloop.errors import CallError, LoopError
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".caf", ".mp3")
 # Full scale of what libsndfile calls a file's samples; all others are decoded to floats.
 FULL_SCALE = {
     "PCM_S8": 2**7, "PCM_U8": 2**7, "PCM_16": 2**15, "PCM_24": 2**23, "PCM_32": 2**31,
 }  # fmt: skip
 
 CLIPPED_SAMPLES = 3  # in a row at full scale: one or two are a peak that was brought to it
-SILENT = 1e-4  # -80 dB
 OFFSET = 0.01  # of full scale
-JUMP, JUMP_OVER_BARS = 3.0, 1.5
-MAX_LINES = 64
-
-
-class Finding(NamedTuple):
-    """Two things that disagree.
-
-    Attributes:
-        what: is looked at.
-        expected: by what else the file says.
-        found: instead.
-    """
-
-    what: str
-    expected: str
-    found: str
-
-    def __str__(self) -> str:
-        return f"{self.what}: expected {self.expected}, found {self.found}"
 
 
 class Checked(NamedTuple):
@@ -53,13 +35,18 @@ class Checked(NamedTuple):
     Attributes:
         findings: what disagrees; empty for a file that is all right.
         notes: what is worth knowing, and no fault.
-        jump: at the seam, over the local median; None where it cannot be measured.
+        seam: the verdict on it; None where it cannot be measured.
     """
 
     described: Described
     findings: list[Finding]
     notes: list[str]
-    jump: float | None
+    seam: Verdict | None
+
+    @property
+    def jump(self) -> float | None:
+        """At the seam, over the local median."""
+        return self.seam.jump if self.seam else None
 
 
 def check(path: Path) -> list[Finding]:
@@ -71,20 +58,31 @@ def examined(path: Path) -> Checked:
     """Compare header, tags, name and samples of a file.
 
     Raises:
-        LoopError: it is no audio, or ends before it says.
+        LoopError: it is no audio.
         OSError: it cannot be read.
     """
     found = described.read(path)
-    loop = found.repeats
-    findings = [*_header_findings(found), *_tempo_findings(found), *_length_findings(found)]
+    findings = list(found.damage)
+    findings += [*_header_findings(found), *_tempo_findings(found), *_length_findings(found)]
     findings += _sample_findings(found)
-    jump = _jump(loop, 0)
-    if jump is not None and jump > JUMP:
-        bars = _largest_jump(loop, found.bars)
-        if jump > JUMP_OVER_BARS * bars:
-            limit = f"a jump of at most {max(JUMP, JUMP_OVER_BARS * bars):.1f}"
-            findings.append(Finding("seam", limit, f"{jump:.1f}"))
-    return Checked(found, findings, list(_notes(found)), jump)
+    judged = _judged(found)
+    if judged and judged.bad:
+        limit = f"a jump of at most {judged.allowed:.1f}"
+        step = f"and a step of {verdict.percent(judged.step)} of the peak"
+        findings.append(Finding("seam", limit, f"{judged.jump:.1f}, {step}"))
+    return Checked(found, findings, [*found.notes, *_notes(found)], judged)
+
+
+def _judged(found: Described) -> Verdict | None:
+    """The verdict on the seam; none on what is too short, silent or damaged to be measured."""
+    for bars in (found.bars, None):  # the header's beats may be no number for so few samples
+        try:
+            return verdict.of(found.repeats, bars)
+        except CallError:
+            continue
+        except LoopError:
+            return None
+    return None
 
 
 def _header_findings(found: Described) -> Iterator[Finding]:
@@ -101,46 +99,53 @@ def _header_findings(found: Described) -> Iterator[Finding]:
     for loop in found.loops[:1]:
         if loop.kind != riff.FORWARD:
             yield Finding("smpl loop", "one that plays forward", f"kind {loop.kind}")
-        if (loop.start, loop.end) != (0, n_samples):
-            yield Finding("smpl loop", f"samples 0–{n_samples:,}", f"{loop.start:,}–{loop.end:,}")
+        if loop.end > n_samples or loop.end - loop.start < 2:
+            inside = f"a part of samples 0–{n_samples:,}"
+            yield Finding("smpl loop", inside, f"{loop.start:,}–{loop.end:,}")
 
 
 def _tempo_findings(found: Described) -> Iterator[Finding]:
     if "BPM" in found.tags and described.number(found.tags["BPM"]) is None:
-        yield Finding("BPM tag", "a tempo", repr(found.tags["BPM"]))
+        yield Finding("BPM tag", "a tempo", files.shortened(repr(found.tags["BPM"])))
     for other in found.tempi[1:]:
         if not found.tempi[0].agrees(other):
             yield Finding("tempo", str(found.tempi[0]), str(other))
 
 
 def _length_findings(found: Described) -> Iterator[Finding]:
-    rate, n_samples, extent = found.wave.rate, len(found.wave), found.extent
-    length = extent.end - extent.start
-    low, high = 0, n_samples
+    rate, length = found.wave.rate, len(found.repeats)
     if found.tempi:
         tempo = found.tempi[0]
         if found.beats is None and described.nearest(found.repeats, tempo) is None:
             beats = length / rate * tempo.bpm / 60
-            yield Finding("length", f"whole beats at {tempo}", f"{beats:.2f} beats")
+            yield Finding("length", f"whole beats at {tempo}", f"{beats:.3f} beats")
         elif found.beats is not None:
             low, high = described.samples_of(found.beats, tempo, rate)
             expected = round(found.beats * 60 / tempo.bpm * rate)
             if not low <= length <= high:
                 wanted = f"{expected:,} samples for {found.beats:,} beats at {tempo}"
                 yield Finding("length", wanted, f"{length:,}")
-    for key in ("LOOPSTART", "LOOPLENGTH"):
-        if key in found.tags and described.whole(found.tags[key]) is None:
-            yield Finding(f"{key} tag", "a number of samples", repr(found.tags[key]))
+    yield from _point_findings(found)
+
+
+def _point_findings(found: Described) -> Iterator[Finding]:
+    """Tags of loop points that say no part of the file, or two."""
+    n_samples, tags = len(found.wave), found.tags
+    for key in described.POINTS:
+        if key in tags and described.whole(tags[key]) is None:
+            said = files.shortened(repr(tags[key]))
+            yield Finding(f"{key} tag", "a number of samples", said)
     tagged = found.tagged
     if tagged is None:
         return
+    key = next((key for key in described.POINTS[1:] if key in tags), "LOOPSTART")
+    end = described.whole(tags.get("LOOPEND", ""))
     if tagged.end > n_samples:
-        yield Finding("LOOPLENGTH tag", f"an end up to {n_samples:,}", f"{tagged.end:,}")
-    elif tagged.end == tagged.start:
-        yield Finding("LOOPLENGTH tag", "a number of samples", "0")
-    elif found.beats is not None and not low <= tagged.end - tagged.start <= high:
-        wanted = f"{length:,} samples for {found.beats:,} beats"
-        yield Finding("LOOPLENGTH tag", wanted, f"{tagged.end - tagged.start:,}")
+        yield Finding(f"{key} tag", f"an end up to {n_samples:,}", f"{tagged.end:,}")
+    elif tagged.end <= tagged.start:
+        yield Finding(f"{key} tag", "a number of samples", f"{tagged.end - tagged.start:,}")
+    elif end is not None and abs(end - tagged.end) > 1:  # some count the last sample, some the next
+        yield Finding("LOOPEND tag", f"an end at {tagged.end:,}", f"{end:,}")
 
 
 def _sample_findings(found: Described) -> Iterator[Finding]:
@@ -188,41 +193,3 @@ def _notes(found: Described) -> Iterator[str]:
     offset = float(np.abs(samples.mean(1, dtype=np.float64)).max())
     if offset > OFFSET:
         yield f"an offset of {offset:.1%} of full scale"
-
-
-def _jump(sound: Wave, at: int) -> float | None:
-    """None for what is too short, silent or damaged to be measured."""
-    try:
-        return seam.jump(sound, at)
-    except LoopError:
-        return None
-
-
-def _largest_jump(loop: Wave, bars: int | None) -> float:
-    """The largest at or near the bar lines other than the seam, 0 where there are none."""
-    try:
-        lines = seam.bar_lines(loop, bars)
-    except CallError:  # the header's beats are no number for so few samples
-        return 0.0
-    near = (seam.largest_step(loop, line) for line in lines[:: 1 + len(lines) // MAX_LINES])
-    return max((_jump(loop, place) or 0.0 for place in near), default=0.0)
-
-
-def files(sources: Sequence[Path]) -> Iterator[Path]:
-    """Files as given, and the audio files in folders and below, in order.
-
-    Raises:
-        LoopError: a folder holds none.
-    """
-    for source in sources:
-        if not source.is_dir():
-            yield source
-            continue
-        inside = [
-            path
-            for path in sorted(source.rglob("*"))
-            if path.suffix.lower() in SUFFIXES and path.is_file()
-        ]
-        if not inside:
-            raise LoopError(f"{source}: no audio files; give a folder that holds some")
-        yield from inside

@@ -7,6 +7,7 @@ goes in rotates what comes out, so no place is a seam.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -248,14 +249,23 @@ def turned(x: Tensor, *, circular: bool, start: int = 0) -> Tensor:
         start: number of the first place.
     """
     n_places, dim = x.shape[-2:]
-    rates = ROTARY_PERIOD ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    if circular:
-        rates = torch.round(rates * n_places / (2 * math.pi)) * (2 * math.pi) / n_places
-    angles = torch.arange(start, start + n_places, dtype=torch.float64)[:, None] * rates
-    cos, sin = (f(angles).to(x.device, x.dtype) for f in (torch.cos, torch.sin))
+    cos, sin = _turns(n_places, dim, circular, start, x.device, x.dtype)
     even, odd = x[..., 0::2], x[..., 1::2]
     pairs = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
     return pairs.flatten(-2)
+
+
+@functools.lru_cache(maxsize=64)
+def _turns(
+    n_places: int, dim: int, circular: bool, start: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of each place's angles, (T, D / 2): the same in every layer and step."""
+    with torch.inference_mode(False):  # for who learns as well, whoever asks first
+        rates = ROTARY_PERIOD ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+        if circular:
+            rates = torch.round(rates * n_places / (2 * math.pi)) * (2 * math.pi) / n_places
+        angles = torch.arange(start, start + n_places, dtype=torch.float64)[:, None] * rates
+        return torch.cos(angles).to(device, dtype), torch.sin(angles).to(device, dtype)
 
 
 def near(n_places: int, reach: int, *, circular: bool) -> Tensor:

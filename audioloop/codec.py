@@ -24,6 +24,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audioloop.circular import Conv, Frames, OverlapAdd
+from midiloop.configs import (
+    Codebooks,
+    CodebookSize,
+    Depth,
+    SampleRate,
+    Samples,
+    Share,
+    Weight,
+    Widening,
+    Width,
+)
 
 
 @dataclass(frozen=True)
@@ -43,20 +54,20 @@ class CodecConfig:
         commitment: weight of the latent's distance from its codes.
     """
 
-    rate: int = 32_000
-    frame: int = 640
-    window: int = 1280
-    fine: int = 320
-    coarse: int = 384
-    encoder_blocks: int = 2
-    decoder_blocks: int = 3
-    expansion: int = 2
-    latent_dim: int = 64
-    codebooks: int = 4
-    codebook_size: int = 1024
-    decay: float = 0.99
-    rare: float = 0.1
-    commitment: float = 0.25
+    rate: SampleRate = 32_000
+    frame: Samples = 640
+    window: Samples = 1280
+    fine: Width = 320
+    coarse: Width = 384
+    encoder_blocks: Depth = 2
+    decoder_blocks: Depth = 3
+    expansion: Widening = 2
+    latent_dim: Width = 64
+    codebooks: Codebooks = 4
+    codebook_size: CodebookSize = 1024
+    decay: Share = 0.99
+    rare: Share = 0.1
+    commitment: Weight = 0.25
 
     @property
     def hop(self) -> int:
@@ -254,6 +265,8 @@ class Codec(nn.Module):
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
+        if config.frame % 2:
+            raise ValueError(f"a frame of {config.frame} samples is not two hops")
         self.config = config
         self.encoder = Encoder(config)
         self.quantizer = Quantizer(config)

@@ -24,6 +24,7 @@ from audioloop.codec import Codec
 from audioloop.conditions import Told
 from audioloop.renders import SEEN, Instruments, Loops, Variety
 from audioloop.synth import BLOCK, SoundFont
+from audioloop.wave import SILENT
 from midiloop import checkpoint, files, workers
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP
@@ -115,8 +116,9 @@ def prepare(
     record = {
         "rules": dataset.manifest["rules"]["name"],
         "counts": dataset.manifest["counts"],
+        "fingerprint": dataset.fingerprint,
         "split": split,
-        "soundfont": [soundfont.name, soundfont.stat().st_size],
+        "soundfont": [soundfont.name, files.digest(soundfont)],
         "codec": codes_of(model),
         "seed": seed,
         "bars": made_of.bars,
@@ -124,7 +126,18 @@ def prepare(
         "snap": SNAP,
         "variety": {k: value for k, value in asdict(variety).items() if k != "bars"},
     }
-    _open(folder, json.dumps(record, indent=2) + "\n")
+    if folder.exists() and not folder.is_dir():
+        raise CallError(f"{folder}: holds something else; give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.locked(folder):
+        _open(folder, json.dumps(record, indent=2) + "\n")
+        return _prepared(made_of, n, folder, n_workers, on_progress)
+
+
+def _prepared(
+    made_of: Source, n: int, folder: Path, n_workers: int, on_progress: Callable[[int], None]
+) -> list[CodedLoop]:
+    """Make the shards that the folder lacks, and read all."""
     shards = range(math.ceil(n / LOOPS_A_SHARD))
     missing = [shard for shard in shards if not _place(folder, shard).exists()]
     jobs = (
@@ -148,7 +161,9 @@ def prepare(
         tell(0)
     found = [loop for shard in shards for loop in _read(_place(folder, shard))][:n]
     if not found:
-        raise LoopError(f"{folder}: all loops are silent with {soundfont.name}; give another")
+        raise LoopError(
+            f"{folder}: all loops are silent with {made_of.soundfont.name}; give another"
+        )
     return found
 
 
@@ -166,9 +181,8 @@ def _open(folder: Path, record: str) -> None:
                 "it"
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not all(files.is_passing(path.name) for path in folder.iterdir()):
         raise CallError(f"{folder}: holds something else; give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
     files.write(place, record.encode())
 
 
@@ -209,7 +223,7 @@ def _made(made_of: Source, number: int, font: SoundFont, codec: Codec) -> Iterat
     n_frames = SNAP * max(1, round(beats * 60 / song.tempos[0].bpm * frames_per_s / SNAP))
     samples = render.periodic(song, n_frames * codec.config.frame // BLOCK, font).mean(0)
     peak = float(np.abs(samples).max())
-    if peak < render.SILENT:
+    if peak < SILENT:
         return
     level_db = -1 - rng.uniform(0, 1) * (-1 - variety.quietest_db)
     ring = torch.from_numpy(samples * np.float32(10 ** (level_db / 20) / peak))[None, None]

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from audioloop import coder, compare_tables, fill, items, measured, renders, ways
+from audioloop import coder, compare_tables, fill, items, measured, renders, token_models, ways
 from audioloop.fill import TASTE, Filler, Taste
 from audioloop.items import Item
 from audioloop.renders import Loops
@@ -34,7 +34,7 @@ from audioloop.synth import SoundFont
 from audioloop.wave import Format, Wave
 from audioloop.wave import write as write_wave
 from audioloop.ways import SETTINGS, Asked
-from midiloop import files, workers
+from midiloop import checkpoint, files, workers
 from midiloop.errors import CallError, LoopError
 from midiloop.store import LoopDataset
 
@@ -154,21 +154,28 @@ def run(
             **{key: getattr(configs["free"], key) for key in SHARED},
         },
         "models": {
-            "codec": coder.fingerprint(filler.codec),
-            "masked": coder.fingerprint(filler.masked),
-            "causal": coder.fingerprint(filler.causal),
+            "codec": checkpoint.identity(codec or coder.SHIPPED),
+            "masked": checkpoint.identity(masked or token_models.SHIPPED["masked"]),
+            "causal": checkpoint.identity(causal or token_models.SHIPPED["causal"]),
         },
         "data": {
             "rules": dataset.manifest["rules"]["name"],
             "counts": dataset.manifest["counts"],
+            "fingerprint": dataset.fingerprint,
             "test_loops": len(source.loops.packed),
             "soundfont": soundfont.name,
+            "soundfont_sha256": files.digest(soundfont),
         },
         "measured": {"rows": list(ways.ROWS)},
     }
-    _open(out, json.dumps(about, indent=2) + "\n", resume)
-    _make(source, out, n_workers, on_progress)
-    found = [json.loads(_place(out, n).read_text()) for n in range(settings.items)]
+    files.check_parent(out)
+    if out.exists() and not out.is_dir():
+        raise CallError(f"{out}: holds something else; give another folder")
+    out.mkdir(exist_ok=True)
+    with files.locked(out):
+        _open(out, json.dumps(about, indent=2) + "\n", resume)
+        _make(source, out, n_workers, on_progress)
+    found = [files.read_json(_place(out, n)) for n in range(settings.items)]
     done = [item for item in found if not item["lost"]]
     if len(done) < 2:
         raise LoopError(
@@ -189,20 +196,20 @@ def run(
 
 
 def _open(out: Path, record: str, resume: bool) -> None:
-    files.check_parent(out)
     place = out / RECORD
     if place.exists():
         if not resume:
             raise CallError(f"{out}: exists already; go on with --resume, or choose another name")
-        if place.read_text() != record:
-            odd = _different(json.loads(place.read_text()), json.loads(record))
+        before, now = files.read_json(place), files.parse_json(record)
+        if before != now:
+            odd = _different(before, now)
             raise CallError(
                 f"{out}: holds a comparison of other {odd}; give what it was begun with, or "
                 "another folder"
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif not all(files.is_passing(path.name) for path in out.iterdir()):
         raise CallError(f"{out}: holds something else; give another folder")
-    (out / "items").mkdir(parents=True, exist_ok=True)
+    (out / "items").mkdir(exist_ok=True)
     files.write(place, record.encode())
 
 
@@ -211,6 +218,7 @@ def _different(before: dict[str, Any], now: dict[str, Any]) -> str:
     found = []
     for name in now:
         old = before.get(name, {})
+        old = old if isinstance(old, dict) else {}
         inner = [key for key, value in now[name].items() if old.get(key) != value]
         found += [f"{name} ({', '.join(inner)})"] if inner else []
     return " and ".join(found) or "settings"
@@ -238,7 +246,9 @@ def _make(source: Source, out: Path, n_workers: int, on_progress: Callable[[int]
 
 
 def _is_done(out: Path, number: int, keep_audio: bool) -> bool:
-    there = _place(out, number).exists()
+    """Whether an item was measured; one that workers were lost on is tried again."""
+    place = _place(out, number)
+    there = place.exists() and not json.loads(place.read_text())["lost"]
     if keep_audio and number < KEPT_ITEMS:
         there = there and any((out / "audio").glob(f"{number:05d}_*"))
     return there

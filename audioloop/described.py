@@ -5,10 +5,8 @@ Made for other people's loops as well. What a file says is trusted in the order 
 
 from __future__ import annotations
 
-import itertools
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -17,13 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from audioloop import label, riff, wave
-from audioloop.riff import Acid, Loop
+from audioloop.riff import Acid, Finding, Loop
 from audioloop.wave import Wave
+from midiloop import files
 from midiloop.errors import LoopError
 
-MAX_BYTES = 1 << 32
 MAX_BPM = 10_000.0  # more is no tempo
-TAGS = ("BPM", "METER", "LOOPSTART", "LOOPLENGTH")
+POINTS = ("LOOPSTART", "LOOPLENGTH", "LOOPEND")
+TAGS = ("BPM", "METER", *POINTS)
+SHOWN_CUES = 3
 _METER = re.compile(r"([0-9]{1,3})/([0-9]{1,3})")
 
 
@@ -56,6 +56,8 @@ class Described:
         subtype: how samples are stored, in libsndfile's words.
         acids: contents of ``acid`` chunks, in their order.
         loops: of ``smpl`` chunks.
+        cues: samples at which the points of ``cue`` chunks are.
+        damage: what is wrong with the header's sizes and chunks.
         tags: those of `TAGS` that a FLAC or OGG file has.
         tempi: what states a tempo, the most trusted first.
         beats: quarter notes, None where they are not known.
@@ -66,6 +68,8 @@ class Described:
     subtype: str
     acids: tuple[Acid, ...]
     loops: tuple[Loop, ...]
+    cues: tuple[int, ...]
+    damage: tuple[Finding, ...]
     tags: dict[str, str]
     tempi: tuple[Stated, ...]
     beats: int | None
@@ -93,16 +97,59 @@ class Described:
 
     @property
     def tagged(self) -> Loop | None:
-        """The loop that LOOPSTART and LOOPLENGTH tell, if they do."""
-        length = whole(self.tags.get("LOOPLENGTH", ""))
+        """The loop that LOOPSTART, and LOOPLENGTH or LOOPEND, tell, if they do.
+
+        A start alone goes on to the end of the file; an end is the sample after the last one.
+        """
         start = whole(self.tags.get("LOOPSTART", "0"))
-        return None if length is None or start is None else Loop(start, start + length)
+        if start is None or not any(key in self.tags for key in POINTS):
+            return None
+        length = whole(self.tags.get("LOOPLENGTH", ""))
+        end = whole(self.tags.get("LOOPEND", ""))
+        if length is not None:
+            return Loop(start, start + length)
+        if end is not None:
+            return Loop(start, end)
+        return Loop(start, len(self.wave)) if "LOOPSTART" in self.tags else None
 
     @property
     def extent(self) -> Loop:
-        """The part that repeats: all, but for what comes before LOOPSTART."""
-        whole = Loop(0, len(self.wave))
-        return self.tagged if self.tagged and _has_intro(self.tagged, whole.end) else whole
+        """The part that repeats: what the header's loop points say, else the tags', else all.
+
+        Points beyond the end mean the end; where that leaves nothing they mean nothing.
+        """
+        everything = Loop(0, len(self.wave))
+        said = self.loops[0] if self.loops else self.tagged
+        if said is None:
+            return everything
+        start, end = said.start, min(said.end, everything.end)
+        return Loop(start, end) if end - start > 1 else everything
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the file repeats."""
+        return self.extent == Loop(0, len(self.wave))
+
+    @property
+    def notes(self) -> list[str]:
+        """What its loop and cue points say, where that is not that all of it repeats."""
+        notes = []
+        if not self.whole:
+            start, end, _ = self.extent
+            notes.append(f"the loop is samples {start:,}–{end:,} of {len(self.wave):,}")
+        if len(self.loops) > 1:
+            notes.append(f"{len(self.loops):,} loops in its header, of which the first counts")
+        if self.cues and not self.loops:
+            places = ", ".join(f"{cue:,}" for cue in self.cues[:SHOWN_CUES])
+            more = ", …" if len(self.cues) > SHOWN_CUES else ""
+            noun = "cue points at samples" if len(self.cues) > 1 else "a cue point at sample"
+            notes.append(f"{noun} {places}{more}, and no loop in its header")
+        return notes
+
+    @property
+    def remarks(self) -> list[str]:
+        """The notes, and what is wrong with the header: for whoever does not ask about it."""
+        return [*self.notes, *map(str, self.damage)]
 
     @property
     def repeats(self) -> Wave:
@@ -115,37 +162,49 @@ def read(path: Path) -> Described:
     """Read a file's samples, header, tags and name.
 
     Raises:
-        LoopError: it is no audio, or ends before it says.
+        LoopError: it is no audio.
         OSError: it cannot be read.
     """
-    acids, loops = _header(path)
+    header = _header(path)
+    damage = list(header.findings)
+    acids = tuple(_contents(header, b"acid", riff.read_acid, damage))
+    loops = [one for found in _contents(header, b"smpl", riff.read_smpl, damage) for one in found]
+    cues = [one for found in _contents(header, b"cue ", riff.read_cue, damage) for one in found]
     sound = wave.read(path)
     if not sound.samples.size:
-        raise LoopError(f"{path}: no samples; give another file")
+        raise LoopError(f"{files.printable(path)}: no samples; give another file")
     tags = _tags(path)
     tempi = tuple(_tempi(path, acids, tags))
-    found = Described(path, sound, wave.subtype(path), acids, loops, tags, tempi, None)
-    stated = next((acid.beats for acid in acids if acid.beats), None)
+    found = Described(
+        path, sound, wave.subtype(path), acids, tuple(loops), tuple(cues), tuple(damage), tags,
+        tempi, None,
+    )  # fmt: skip
+    # The header counts the beats of the file, and the loop may be less.
+    stated = next((acid.beats for acid in acids if acid.beats), None) if found.whole else None
     beats = stated or (_counted(found.repeats, tempi[0]) if tempi else None)
     return replace(found, beats=beats)
 
 
-def _header(path: Path) -> tuple[tuple[Acid, ...], tuple[Loop, ...]]:
-    """The ``acid`` chunks and the loops of a WAV."""
+def _header(path: Path) -> riff.Header:
+    """The chunks of a WAV; none of other files."""
     with path.open("rb") as file:
-        if file.read(4) != b"RIFF" and path.suffix.lower() != ".wav":
-            return (), ()
-        if os.fstat(file.fileno()).st_size > MAX_BYTES:
-            raise LoopError(f"{path}: over 4 GiB are no loop; cut it first")
-        file.seek(0)
-        data = file.read()
-    try:
-        chunks = list(riff.chunks(data))
-        acids = tuple(riff.read_acid(chunk.body) for chunk in chunks if chunk.name == b"acid")
-        loops = [riff.read_smpl(chunk.body) for chunk in chunks if chunk.name == b"smpl"]
-    except LoopError as error:
-        raise LoopError(f"{path}: {error}; write it anew") from error
-    return acids, tuple(itertools.chain.from_iterable(loops))
+        if file.read(4) not in riff.KINDS and path.suffix.lower() != ".wav":
+            return riff.Header((), ())
+        try:
+            return riff.read(file)
+        except LoopError as error:
+            raise LoopError(f"{files.printable(path)}: {error}; write it anew") from error
+
+
+def _contents(
+    header: riff.Header, name: bytes, read: Callable[[bytes], Any], damage: list[Finding]
+) -> Iterator[Any]:
+    """What the chunks of a name say; of one that is cut short, that it is."""
+    for body in header.bodies(name):
+        try:
+            yield read(body)
+        except LoopError as error:
+            damage.append(Finding("header", "whole chunks", str(error)))
 
 
 def _tags(path: Path) -> dict[str, str]:
@@ -161,7 +220,8 @@ def _tags(path: Path) -> dict[str, str]:
     try:
         file: Any = mutagen.File(path, options=readers)
     except mutagen.MutagenError as error:
-        raise LoopError(f"{path}: tags that cannot be read ({error}); write it anew") from error
+        name, cause = files.printable(path), files.shortened(error)
+        raise LoopError(f"{name}: tags that cannot be read ({cause}); write it anew") from error
     values = {} if file is None or file.tags is None else file.tags
     return {key: str(values[key][0]) for key in TAGS if key in values}
 
@@ -202,10 +262,6 @@ def whole(text: str) -> int | None:
 def _is_meter(meter: tuple[int, int]) -> bool:
     numerator, denominator = meter
     return numerator > 0 and denominator > 0 and denominator & (denominator - 1) == 0
-
-
-def _has_intro(loop: Loop, n_samples: int) -> bool:
-    return 0 < loop.start < loop.end <= n_samples
 
 
 def _counted(sound: Wave, tempo: Stated) -> int | None:

@@ -15,26 +15,65 @@ is shorter. So it commutes with rotation as far as the LSTM has forgotten what w
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from einops import rearrange
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from audioloop import hub
 from audioloop.circular import pad
+from midiloop import checkpoint, files
+from midiloop.configs import (
+    Codebooks,
+    CodebookSize,
+    Depth,
+    Kernel,
+    Range,
+    SampleRate,
+    Share,
+    Widening,
+    Width,
+)
 from midiloop.errors import LoopError
 
 CONTEXT_S = 2.0  # on each side: what the LSTM remembers, and what the convolutions see
 PROBE_FRAMES = 3
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FITTING = "give facebook/encodec_32khz, or a model of its kind"
+MAX_CODEBOOKS = 64
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is taken from a config, which could ask for more than a model of these sizes."""
+
+    target_bandwidths: tuple[Annotated[float, Range(0.01, 1000)], ...] = (1.5, 3.0, 6.0, 12.0, 24.0)
+    sampling_rate: SampleRate = 24_000
+    audio_channels: Codebooks = 1
+    normalize: bool = False
+    chunk_length_s: Annotated[float, Range(0, 3600)] | None = None
+    overlap: Share | None = None
+    hidden_size: Width = 128
+    num_filters: Width = 32
+    num_residual_layers: Depth = 1
+    upsampling_ratios: tuple[Annotated[int, Range(1, 64)], ...] = (8, 5, 4, 2)
+    norm_type: str = "weight_norm"
+    kernel_size: Kernel = 7
+    last_kernel_size: Kernel = 7
+    residual_kernel_size: Kernel = 3
+    dilation_growth_rate: Widening = 2
+    use_causal_conv: bool = True
+    pad_mode: str = "reflect"
+    compress: Widening = 2
+    num_lstm_layers: Annotated[int, Range(0, 128)] = 2
+    trim_right_ratio: Share = 1.0
+    codebook_size: CodebookSize = 1024
+    codebook_dim: Width | None = None
+    use_conv_shortcut: bool = True
 
 
 @dataclass(frozen=True)
@@ -131,9 +170,14 @@ def load(name: str, device: torch.device | None = None) -> EnCodec:
     with hub.quiet():
         about = _read_config(_file(name, CONFIG), name)
         weights = _file(name, WEIGHTS)
+        sizes = hub.sizes(Sizes, about, name, "EnCodec", FITTING)
+        told = {field.name: getattr(sizes, field.name) for field in fields(sizes)}
+        told = {key: list(v) if isinstance(v, tuple) else v for key, v in told.items()}
         with hub.made_of_config(name, "EnCodec", FITTING):
-            config = transformers.EncodecConfig.from_dict(about)
+            config = transformers.EncodecConfig(**told)
             _check_fits(config, name)
+        _check_room(config, weights, name)
+        with hub.made_of_config(name, "EnCodec", FITTING):
             codec = EnCodec(transformers.EncodecModel(config))
             _probe(codec)
         _fill(codec.model, weights)
@@ -158,14 +202,11 @@ def _lacks(name: str, file: str) -> str:
 
 
 def _read_config(path: Path, name: str) -> dict[str, Any]:
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoopError(f"{path}: {hub.line(error)}; download it again") from error
-    kind = about.get("model_type") if isinstance(about, dict) else None
+    about = hub.config(path, hub.AGAIN)
+    kind = about.get("model_type")
     if kind != "encodec":
-        raise LoopError(f"{name}: not an EnCodec, but {kind or 'something else'}; {FITTING}")
-    assert isinstance(about, dict)
+        found = files.shortened(kind) if isinstance(kind, str) else "something else"
+        raise LoopError(f"{name}: not an EnCodec, but {found}; {FITTING}")
     return about
 
 
@@ -188,15 +229,31 @@ def _probe(codec: EnCodec) -> None:
     codec.decode(codec.dequantize(codec.quantize(latent)), circular=False)
 
 
+def _check_room(config: Any, path: Path, name: str) -> None:
+    """Raise `LoopError` for a config of far more than its weights, before room is taken for it.
+
+    Names are not compared, as normed weights have two; `_fill` compares what is in them.
+    """
+    transformers = hub.transformers("EnCodec needs")
+    with hub.made_of_config(name, "EnCodec", FITTING):
+        if config.num_quantizers > MAX_CODEBOOKS:
+            raise ValueError(f"more than {MAX_CODEBOOKS} codebooks")
+        with checkpoint.shapes_alone():
+            fresh = transformers.EncodecModel(config).state_dict().values()
+    found = checkpoint.read_shapes(path, hub.AGAIN).values()
+    if sum(one.numel() for one in fresh) > 2 * sum(math.prod(shape) for shape in found):
+        raise LoopError(
+            f"{path}: the weights are not of the sizes that {CONFIG} says; download both again"
+        )
+
+
 def _fill(model: Any, path: Path) -> None:
     """Give the model its weights.
 
     PyTorch itself knows the names that normed weights had when EnCodec was published.
     """
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise LoopError(f"{path}: {hub.line(error)}; download it again") from error
+    tensors, _ = checkpoint.read_tensors(path, hub.AGAIN)
+    checkpoint.check_finite(path, tensors, hub.AGAIN)
     try:
         missing = model.load_state_dict(tensors, strict=False).missing_keys
     except RuntimeError as error:
@@ -205,6 +262,5 @@ def _fill(model: Any, path: Path) -> None:
         ) from error
     if missing:
         raise LoopError(
-            f"{path}: {len(missing)} weights are not there, {missing[0]} among them; "
-            "download it again"
+            f"{path}: {len(missing)} weights are not there, {missing[0]} among them; {hub.AGAIN}"
         )

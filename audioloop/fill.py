@@ -76,7 +76,7 @@ class Taste:
         """Raise `CallError` unless each is in its range."""
         ranges = {
             "temperature": self.temperature is None or 0 <= self.temperature <= 100,
-            "top-p": self.top_p is None or 0 <= self.top_p <= 1,
+            "top-p": self.top_p is None or 0 < self.top_p <= 1,
             "guidance": self.guidance is None or 0 <= self.guidance <= 100,
             "shuffling": 0 <= self.shuffling <= 1,
             "rescoring": 0 <= self.rescoring <= 1,

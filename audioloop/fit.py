@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +23,17 @@ from torch.optim.swa_utils import AveragedModel
 
 from midiloop import checkpoint, files
 from midiloop.errors import CallError, LoopError
+from midiloop.store import LoopDataset
 
 WARM_UP = 100  # steps
 VALIDATE_EVERY = 500
 STATE = "state.safetensors"
+# What a run cannot go on with, in words, by what its task says that it hears.
+OTHERS = {
+    "fingerprint": "another dataset",
+    "soundfonts_sha256": "other SoundFonts",
+    "codec": "another codec",
+}
 
 
 @dataclass(frozen=True)
@@ -156,8 +164,15 @@ def fit(
         CallError: the folder holds a run already, or one that was begun otherwise.
         LoopError: the loss is not a number; the last state stands. Or what is there is damaged.
     """
+    check_folder(folder, resume=resume)
     run = _Run(task, settings, folder, about)
-    run.open(resume=resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.locked(folder):
+        run.open()
+        return _fit(run, on_progress)
+
+
+def _fit(run: _Run, on_progress: Callable[[Progress], None]) -> Result:
     began_s, before_s = time.monotonic(), run.took_s
     saved_s = reported_s = began_s
     while run.done < 1:
@@ -167,7 +182,7 @@ def fit(
         last = run.done >= 1
         if last or run.number % VALIDATE_EVERY == 0:
             run.validate(terms)
-        if last or now_s - saved_s > settings.save_every_s:
+        if last or now_s - saved_s > run.settings.save_every_s:
             run.save(terms, finished=last)
             saved_s = time.monotonic()
         if last or now_s - reported_s > 0.2:
@@ -178,10 +193,23 @@ def fit(
 
 def check_folder(folder: Path, *, resume: bool) -> None:
     """Raise `CallError` for a folder that no run can begin in, or go on in."""
-    if folder.exists() and not folder.is_dir():
-        raise CallError(f"{folder}: a file; give the name of a folder")
+    name = files.printable(folder)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise CallError(f"{name}: a file; give the name of a folder")
     if (folder / STATE).exists() and not resume:
-        raise CallError(f"{folder}: a run is there already; add --resume, or choose another name")
+        raise CallError(f"{name}: a run is there already; add --resume, or choose another name")
+    files.check_writable(folder)
+
+
+def heard(dataset: LoopDataset, soundfonts: Sequence[Path]) -> dict[str, Any]:
+    """What a model learns from, as its card says it, and as a run that resumes holds to it."""
+    return {
+        "rules": dataset.manifest["rules"]["name"],
+        "counts": dataset.manifest["counts"],
+        "fingerprint": dataset.fingerprint,
+        "soundfonts": [path.name for path in soundfonts],
+        "soundfonts_sha256": [files.digest(path) for path in soundfonts],
+    }
 
 
 class _Run:
@@ -258,43 +286,44 @@ class _Run:
         )
         return found
 
-    def open(self, *, resume: bool) -> None:
-        """Make the folder; load the state to resume from, where there is one."""
-        check_folder(self.folder, resume=resume)
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def open(self) -> None:
+        """Load the state to resume from, where there is one."""
         if self.state_file.exists():
             self._load()
 
     def _load(self) -> None:
         tensors, about = checkpoint.read_tensors(self.state_file)
         try:
-            same = about["begun_with"] == self.begun_with()
-        except (KeyError, TypeError) as error:
-            raise self._odd(error) from error
-        if not same:
-            raise CallError(
-                f"{self.folder}: the run was begun with other settings; resume it as it was "
-                "begun, or choose another name"
-            )
-        try:
+            self._check(about["begun_with"])
+            checkpoint.check_finite(self.state_file, tensors)
             for name, module in self._modules().items():
                 module.load_state_dict(_under(tensors, name))
             for name, optimizer in self.task.optimizers.items():
-                state: dict[int, dict[str, Tensor]] = {}
-                for key, tensor in _under(tensors, f"optimizer-{name}").items():
-                    number, _, what = key.partition(".")
-                    state.setdefault(int(number), {})[what] = tensor
-                groups = optimizer.state_dict()["param_groups"]
-                optimizer.load_state_dict({"state": state, "param_groups": groups})
-            self.number, self.took_s = about["step"], about["took_s"]
-            self.history = about["history"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise self._odd(error) from error
+                checkpoint.restore_optimizer(optimizer, _under(tensors, f"optimizer-{name}"))
+            self.number, self.took_s = int(about["step"]), float(about["took_s"])
+            self.history = [dict(record) for record in about["history"]]
+            if self.number < 0 or not 0 <= self.took_s < math.inf:
+                raise ValueError("a time before its beginning")
+        except LoopError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            cause = files.shortened(str(error).partition("\n")[0])
+            raise LoopError(
+                f"{files.printable(self.state_file)}: not the state of such a run ({cause}); "
+                "delete it to begin anew"
+            ) from error
 
-    def _odd(self, error: Exception) -> LoopError:
-        cause = str(error).partition("\n")[0]
-        return LoopError(
-            f"{self.state_file}: not the state of such a run ({cause}); delete it to begin anew"
+    def _check(self, begun_with: dict[str, Any]) -> None:
+        """Raise `CallError` where the run was begun with something else."""
+        now = self.begun_with()
+        if begun_with == now:
+            return
+        before, heard = (found["task"].get("heard", {}) for found in (begun_with, now))
+        odd = [what for key, what in OTHERS.items() if before.get(key) != heard.get(key)]
+        raise CallError(
+            f"{files.printable(self.folder)}: the run was begun with "
+            f"{', '.join(odd) or 'other settings'}; resume it as it was begun, or choose another "
+            "name"
         )
 
     def _modules(self) -> dict[str, nn.Module]:
@@ -314,18 +343,18 @@ class _Run:
             for key, tensor in module.state_dict().items()
         }
         for name, optimizer in self.task.optimizers.items():
-            for number, state in optimizer.state_dict()["state"].items():
-                for key, value in state.items():
-                    tensors[f"optimizer-{name}.{number}.{key}"] = value
+            state = checkpoint.optimizer_tensors(optimizer)
+            tensors |= {f"optimizer-{name}.{key}": tensor for key, tensor in state.items()}
         about = {
             "begun_with": self.begun_with(),
             "step": self.number,
             "took_s": self.took_s,
             "history": self.history,
         }
-        checkpoint.write_tensors(self.state_file, tensors, about)
         trained = {"steps": self.number, "minutes": round(self.took_s / 60, 2)}
+        # Before the state: a kill in between is made up for when the run goes on from the old one.
         self.task.save(self.folder, self.average.module, {**self.about, "trained": trained})
+        checkpoint.write_tensors(self.state_file, tensors, about)
         history = {**about, "finished": finished}
         files.write(self.history_file, (json.dumps(history, indent=2) + "\n").encode())
 

@@ -1,15 +1,24 @@
-"""What published models have in common: transformers, and files in a folder or on Hugging Face."""
+"""What published models have in common: transformers, and files in a folder or on Hugging Face.
+
+A name there may say which revision is meant, as in ``facebook/encodec_32khz@COMMIT``.
+"""
 
 from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any, TypeVar
 
+from midiloop import configs, files
 from midiloop.errors import LoopError
+
+Sizes = TypeVar("Sizes")
+
+AGAIN = "download it again"  # what is damaged
 
 
 def transformers(who: str) -> ModuleType:
@@ -18,7 +27,7 @@ def transformers(who: str) -> ModuleType:
         return importlib.import_module("transformers")
     except ImportError as error:
         raise ImportError(
-            f"{who} transformers: pip install 'midiloop[published]'", name="transformers"
+            f"{who} transformers: pip install transformers", name="transformers"
         ) from error
 
 
@@ -43,6 +52,7 @@ def file(name: str, wanted: str, fitting: str) -> Path:
     """One file of a folder, or of a model on the hub, downloaded if need be.
 
     Args:
+        name: a folder; or a model's name, and behind an @ a branch, a tag or a commit of it.
         fitting: what to give instead, for messages.
 
     Raises:
@@ -56,16 +66,48 @@ def file(name: str, wanted: str, fitting: str) -> Path:
         return folder / wanted
     if folder.exists():
         raise LoopError(f"{name}: a file; give the folder that it is in")
+    model, revision = at(name)
+    with _reached(name, wanted, fitting) as hub:
+        return Path(hub.hf_hub_download(model, wanted, revision=revision))
+    raise AssertionError  # as what went wrong was raised
+
+
+def folder(name: str, patterns: Sequence[str], fitting: str) -> Path:
+    """A folder, or that of a model on the hub, of which those files that match are downloaded.
+
+    Args:
+        name, fitting: see `file`.
+
+    Raises:
+        LoopError: there is no such folder or model, or the hub cannot be reached.
+    """
+    if Path(name).exists():
+        return Path(name)
+    model, revision = at(name)
+    with _reached(name, "files", fitting) as hub:
+        found = hub.snapshot_download(model, revision=revision, allow_patterns=list(patterns))
+        return Path(found)
+    raise AssertionError  # as what went wrong was raised
+
+
+def at(name: str) -> tuple[str, str | None]:
+    """The name of a model, and the revision that is written behind an @, if any."""
+    model, _, revision = name.partition("@")
+    return model, revision or None
+
+
+@contextmanager
+def _reached(name: str, wanted: str, fitting: str) -> Iterator[ModuleType]:
+    """Hugging Face's library; whatever goes wrong within is told in one line."""
     try:
         hub = importlib.import_module("huggingface_hub")
         errors = importlib.import_module("huggingface_hub.errors")
     except ImportError as error:
         raise LoopError(
-            f"{name}: no such folder; {fitting}; to download models: "
-            "pip install 'midiloop[published]'"
+            f"{name}: no such folder; {fitting}; to download models: pip install huggingface_hub"
         ) from error
     try:
-        return Path(hub.hf_hub_download(name, wanted))
+        yield hub
     except errors.LocalEntryNotFoundError as error:  # offline, as a subclass of the next
         raise LoopError(
             f"{name}: no such folder, and Hugging Face cannot be reached; "
@@ -82,10 +124,36 @@ def file(name: str, wanted: str, fitting: str) -> Path:
         ) from error
 
 
+def sizes(kind: type[Sizes], found: Mapping[str, Any], name: str, of: str, fitting: str) -> Sizes:
+    """What a config says of a model's sizes, each within its bounds.
+
+    Raises:
+        LoopError: a size is of another type, or out of its range.
+    """
+    try:
+        return configs.taken(kind, dict(found))
+    except LoopError as error:
+        cause = f"{name}: no {of} can be made of its config.json ({error})"
+        raise LoopError(f"{cause}; {fitting}") from error
+
+
+def config(path: Path, remedy: str) -> dict[str, Any]:
+    """What a ``config.json`` says.
+
+    Raises:
+        LoopError: it cannot be read, or is no JSON object.
+    """
+    try:
+        return files.read_json(path)
+    except (LoopError, OSError) as error:
+        cause = str(error) if isinstance(error, LoopError) else f"{path}: {error.strerror}"
+        raise LoopError(f"{cause}; {remedy}") from error
+
+
 def line(error: Exception) -> str:
     """What an error says, on one line, with its remedies for others left out."""
     lines = [text.strip() for text in str(error).splitlines() if text.strip()]
-    return " ".join(lines[:2]) or type(error).__name__
+    return files.shortened(" ".join(lines[:2]) or type(error).__name__, 300)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from audioloop.codec import Codec
 from audioloop.conditions import Told
 from audioloop.renders import Loops, Variety
 from audioloop.synth import BLOCK, SoundFont
+from audioloop.wave import SILENT
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP, Roll
 from midiloop.score import Score
@@ -91,7 +92,7 @@ def drawn(
         n_blocks = n_frames * codec.config.frame // BLOCK
         samples = render.periodic(song, n_blocks, font).mean(0)
         peak = float(np.abs(samples).max())
-        if peak < render.SILENT:
+        if peak < SILENT:
             continue
         kit = next((track.program for track in song.tracks if track.is_drum), None)
         bass = next((track.program for track in song.tracks if not track.is_drum), None)

@@ -26,7 +26,15 @@ TEMPLATES = {
 }
 FIELDS = ("name", "number", "bpm", "exact_bpm", "bars", "part", "root", "meter")
 MAX_NAME = 120  # bytes; file systems take 255, suffixes and all
-_TEMPO_IN_NAME = re.compile(r"(?<![\d.])(\d{2,3}(?:\.\d+)?)[ _-]?bpm(?![a-z])", re.IGNORECASE)
+# "120bpm", "98.5 BPM", "120_bpm"; "bpm120", "BPM = 120", "tempo-120"; "[120]", "(98.5)".
+_NUMBER = r"(?<![0-9])(?<![0-9][.,])([0-9]{2,3}(?:[.,][0-9]+)?)"
+_TEMPO_IN_NAME = re.compile(
+    rf"{_NUMBER}[ _.-]{{0,3}}bpm(?![a-z])"
+    rf"|(?:bpm|(?<![a-z])tempo)[ _.:=-]{{0,3}}{_NUMBER}(?![0-9])"
+    rf"|[\[(] ?{_NUMBER} ?[\])]",
+    re.IGNORECASE,
+)
+SPOKEN, BARE = (30, 300), (60, 200)  # bpm: of a number beside its unit, and of one in brackets
 _LONE_NUMBER = re.compile(r"(?<![A-Za-z0-9#])(\d+)(?![A-Za-z0-9#])")
 
 
@@ -99,7 +107,7 @@ class Label:
         _check_fields(pattern)
         splice = template == "splice"
         fields = {
-            "name": _legal(self.name),
+            "name": legal(self.name),
             "number": f"{self.number:05d}",
             "bpm": str(round(self.tempo_bpm)),
             "exact_bpm": decimal(self.tempo_bpm),
@@ -115,7 +123,7 @@ class Label:
 
         def filled() -> str:
             text = pattern.format_map(fields)
-            return (_plain(text) if splice else _legal(text)).strip(" ._-")
+            return (_plain(text) if splice else legal(text)).strip(" ._-")
 
         over = len(_bytes(filled())) - MAX_NAME
         if over > 0:  # the tempo and the part stay, and names that differ go on to differ
@@ -159,9 +167,9 @@ def _shortened(name: str, over: int) -> str:
     return head.rstrip(string.digits) + tail  # half a word could be a number that is not there
 
 
-def _legal(text: str) -> str:
-    """The text in what every file system takes."""
-    return re.sub(r'[\x00-\x1f<>:"/\\|?*]+', "-", text)
+def legal(text: str) -> str:
+    """The text in what every file system takes, and every terminal shows as it is."""
+    return re.sub(r'[\x00<>:"/\\|?*]+', "-", "".join(c if c.isprintable() else "\0" for c in text))
 
 
 def _plain(text: str) -> str:
@@ -175,13 +183,19 @@ def decimal(value: float) -> str:
 
 
 def tempo_in_name(name: str) -> float | None:
-    """The tempo that a file's name states, as in "groove_120bpm", from 30 to 300; else None.
+    """The tempo that a file's name states, as in "groove_120bpm", "bpm120" or "[120]"; else None.
 
-    Where it states several, the last counts, as for Audacity.
+    It is from 30 to 300, and from 60 to 200 where nothing but brackets says that it is one: "(2)"
+    and "[16]" are of copies and bars. Where a name states several, the last beside "bpm" counts, as
+    for Audacity.
     """
-    found = _TEMPO_IN_NAME.findall(name)
-    tempo_bpm = float(found[-1]) if found else 0.0
-    return tempo_bpm if 30 <= tempo_bpm <= 300 else None
+    stated = {}
+    for before, after, bare in _TEMPO_IN_NAME.findall(name):
+        stated[not bare] = float((before or after or bare).replace(",", "."))
+    beside = True in stated
+    low, high = SPOKEN if beside else BARE
+    tempo_bpm = stated.get(beside, 0.0)
+    return tempo_bpm if low <= tempo_bpm <= high else None
 
 
 class Names:

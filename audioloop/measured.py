@@ -19,7 +19,7 @@ from audioloop.conditions import Told
 from audioloop.fill import Filler
 from audioloop.perplexity import AHEAD, WINDOW
 from audioloop.tokens import Causal
-from audioloop.wave import Wave
+from audioloop.wave import SILENT, Wave
 from audioloop.ways import Made
 from midiloop.errors import CallError
 
@@ -82,7 +82,7 @@ def nats_around(codes: Tensor, model: Causal, reach: int = REACH) -> NDArray[np.
 
 
 def _sounds(wave: Wave, bar_lines: Sequence[int]) -> dict[str, float | None]:
-    if wave.peak < seam.SILENT:
+    if wave.peak < SILENT:
         return dict.fromkeys(("jump", "residual", "flux_percentile", "bar_flux_percentile"))
     among = [seam.flux(wave, line) for line in bar_lines]
     return {
@@ -99,7 +99,7 @@ def embedded(wave: Wave) -> Vectors:
     Windows are 1 s long, about every 0.5 s, so that a whole number of them goes round; spectra are
     relative to the loop's peak, every 20 ms. A silent loop has none.
     """
-    if wave.peak < seam.SILENT:
+    if wave.peak < SILENT:
         return np.zeros((0, 2 * mel.BANDS))
     n_spectra = max(1, round(wave.duration_s / SPECTRUM_S))
     centres = np.floor((np.arange(n_spectra) + 0.5) * (len(wave) / n_spectra)).astype(np.int64)

@@ -14,19 +14,17 @@ has no biases, that is the same as nothing.
 
 from __future__ import annotations
 
-import importlib
-import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from audioloop import hub
 from audioloop.encodec import EnCodec
+from midiloop import checkpoint, files
+from midiloop.configs import Codebooks, CodebookSize, Depth, Heads, Range, Width
 from midiloop.errors import LoopError
 
 FITTING = "give facebook/musicgen-small, or a model of its kind"
@@ -35,11 +33,22 @@ KINDS: dict[Any, tuple[str | None, str]] = {
     "musicgen": ("decoder", "decoder."),
     "musicgen_decoder": (None, ""),
 }
-# What is taken from a config, which could ask for more than a model of these sizes.
-SIZES = (
-    "vocab_size", "num_codebooks", "audio_channels", "hidden_size", "num_hidden_layers", "ffn_dim",
-    "num_attention_heads", "activation_function", "scale_embedding", "max_position_embeddings",
-)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is taken from a config, which could ask for more than a model of these sizes."""
+
+    vocab_size: CodebookSize = 2048
+    num_codebooks: Codebooks = 4
+    audio_channels: Codebooks = 1
+    hidden_size: Width = 1024
+    num_hidden_layers: Depth = 24
+    ffn_dim: Width = 4096
+    num_attention_heads: Heads = 16
+    activation_function: str = "gelu"
+    scale_embedding: bool = False
+    max_position_embeddings: Annotated[int, Range(1, 65_536)] = 2048
 
 
 @dataclass(frozen=True)
@@ -97,13 +106,18 @@ def load(name: str, device: torch.device | None = None) -> MusicGen:
     """
     transformers = hub.transformers("MusicGen needs")
     with hub.quiet():
-        folder = Path(name) if Path(name).exists() else _downloaded(name)
+        folder = hub.folder(name, ["config.json", "*.safetensors"], FITTING)
         about, prefix = _decoder(folder / "config.json", name)
-        with hub.made_of_config(name, "MusicGen", FITTING):
-            sizes = {name: about[name] for name in SIZES if name in about}
-            model = transformers.MusicgenForCausalLM(transformers.MusicgenDecoderConfig(**sizes))
-        if model.config.audio_channels != 1:
+        sizes = hub.sizes(Sizes, about, name, "MusicGen", FITTING)
+        if sizes.audio_channels != 1:
             raise LoopError(f"{name}: a MusicGen of more than one channel; {FITTING}")
+        with hub.made_of_config(name, "MusicGen", FITTING):
+            config = transformers.MusicgenDecoderConfig(**asdict(sizes))
+            with checkpoint.shapes_alone():
+                fresh = transformers.MusicgenForCausalLM(config).state_dict()
+        _check(fresh, folder, prefix)
+        with hub.made_of_config(name, "MusicGen", FITTING):
+            model = transformers.MusicgenForCausalLM(config)
         _fill(model, folder, prefix)
     return MusicGen(model.to(device or torch.device("cpu")))
 
@@ -123,48 +137,40 @@ def of_codec(model: MusicGen, codec: EnCodec) -> None:
         )
 
 
-def _downloaded(name: str) -> Path:
-    snapshots = importlib.import_module("huggingface_hub")
-    errors = importlib.import_module("huggingface_hub.errors")
-    try:
-        return Path(
-            snapshots.snapshot_download(name, allow_patterns=["config.json", "*.safetensors"])
-        )
-    except (OSError, errors.HFValidationError, errors.HTTPError) as error:
-        raise LoopError(
-            f"{name}: no such folder, and nothing to be had from Hugging Face ({hub.line(error)}); "
-            f"{FITTING}"
-        ) from error
-
-
 def _decoder(path: Path, name: str) -> tuple[dict[str, Any], str]:
     """The config of what writes codes, and what its weights' names begin with."""
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoopError(f"{path}: {hub.line(error)}; {FITTING}") from error
-    kind = about.get("model_type") if isinstance(about, dict) else None
-    if kind not in KINDS:
-        raise LoopError(f"{name}: not a MusicGen, but {kind or 'something else'}; {FITTING}")
+    about = hub.config(path, FITTING)
+    kind = about.get("model_type")
+    if not isinstance(kind, str) or kind not in KINDS:
+        other = files.shortened(kind) if isinstance(kind, str) else "something else"
+        raise LoopError(f"{name}: not a MusicGen, but {other}; {FITTING}")
     part, prefix = KINDS[kind]
-    found = about.get(part, about)
+    found = about if part is None else about.get(part)
     return (found if isinstance(found, dict) else {}), prefix
 
 
-def _fill(model: Any, folder: Path, prefix: str) -> None:
-    """Give the model its weights; those of text and sound in the same files are left alone."""
-    tensors: dict[str, Tensor] = {}
+def _check(fresh: dict[str, Tensor], folder: Path, prefix: str) -> None:
+    """Raise `LoopError` where a folder does not hold the tensors of a model, by their headers."""
+    found: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        try:
-            found = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise LoopError(f"{path}: {hub.line(error)}; download it again") from error
-        tensors |= {one.removeprefix(prefix): found[one] for one in found if one.startswith(prefix)}
-    fresh = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    odd = [name for name in fresh if name not in tensors or tensors[name].shape != fresh[name]]
+        shapes = checkpoint.read_shapes(path, hub.AGAIN)
+        found |= {one.removeprefix(prefix): shapes[one] for one in shapes if one.startswith(prefix)}
+    odd = [name for name in fresh if found.get(name) != tuple(fresh[name].shape)]
     if odd:
         raise LoopError(
             f"{folder}: {len(odd)} weights are not in its .safetensors, or of other sizes than "
             f"config.json says, {odd[0]} among them; nothing else is read; {FITTING}"
         )
-    model.load_state_dict(tensors, strict=False)
+
+
+def _fill(model: Any, folder: Path, prefix: str) -> None:
+    """Give the model its weights; those of text and sound in the same files are left alone."""
+    wanted = model.state_dict().keys()
+    tensors: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found, _ = checkpoint.read_tensors(path, hub.AGAIN)
+        mine = {one.removeprefix(prefix): found[one] for one in found if one.startswith(prefix)}
+        mine = {name: mine[name] for name in mine if name in wanted}
+        checkpoint.check_finite(path, mine, hub.AGAIN)
+        tensors |= mine
+    model.load_state_dict(tensors)

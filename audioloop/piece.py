@@ -17,9 +17,11 @@ from midiloop.score import DEFAULT_BPM, MICROSECONDS_PER_MINUTE, Meter, Score, T
 MIN_BPM, MAX_BPM = 20.0, 400.0
 MAX_BARS = 64
 PITCH_CLASSES = 12
-# A MIDI file states a tempo in whole microseconds a beat. The shortest decimal that gives the same
-# number is what its author typed.
-DECIMALS = 4
+# An exporter that rounds anew at every bar states tempi that differ by so much.
+ROUNDING_US = 1
+# Writers end a track up to a quarter note after the bar line or its last note, and a note may ring
+# over: what comes later than that was not meant to end there.
+LATE_QUARTERS = Fraction(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,17 +93,18 @@ def of_score(
     bar_quarters = Fraction(4 * meter[0], meter[1])
     length = max(Fraction(song.length_ticks, song.ticks_per_quarter), _exact(end_quarters))
     n_bars = length / bar_quarters
+    if bars is None:
+        n_bars = _whole_bars(song, n_bars, bar_quarters)
     if bars is None and n_bars.denominator != 1:
         whole = -(-n_bars.numerator // n_bars.denominator)
         raise LoopError(
             f"ends after {float(n_bars):.2f} bars of {meter[0]}/{meter[1]}, and a loop ends at a "
             f"bar line; say how long it is with --bars {whole}"
         )
-    if (
-        bars is not None
-        and Fraction(song.length_ticks, song.ticks_per_quarter) > bars * bar_quarters
-    ):
-        raise LoopError(f"its last note ends after {float(n_bars):.2f} bars, --bars says {bars}")
+    last = max(int(track.onsets.max()) for track in song.tracks if track.n_notes)
+    if bars is not None and last >= bars * bar_quarters * song.ticks_per_quarter:
+        bar = last // int(bar_quarters * song.ticks_per_quarter) + 1
+        raise LoopError(f"its last note begins in bar {bar}, --bars says {bars}")
     n_bars = Fraction(bars) if bars is not None else n_bars
     if n_bars > MAX_BARS:
         raise LoopError(
@@ -117,6 +120,19 @@ def of_score(
         meters=(Meter(0, *meter),),
     )
     return Piece(whole_song, replace(label, root=root(whole_song)))
+
+
+def _whole_bars(song: Score, n_bars: Fraction, bar_quarters: Fraction) -> Fraction:
+    """The bars of a song that ends a little behind a bar line, but begins no note there."""
+    whole = int(n_bars)
+    late = (n_bars - whole) * bar_quarters
+    line = whole * bar_quarters * song.ticks_per_quarter
+    last = max(int(track.onsets.max()) for track in song.tracks if track.n_notes)
+    return (
+        Fraction(whole)
+        if whole and late <= min(LATE_QUARTERS, bar_quarters / 2) and last < line
+        else n_bars
+    )
 
 
 def _exact(quarters: float) -> Fraction:
@@ -135,29 +151,24 @@ def _in_range(tempo_bpm: float) -> float:
 def _tempo(song: Score) -> float:
     """The one tempo of a song, as its author typed it."""
     stated = [tempo for tempo in song.tempos if tempo.tick < song.length_ticks]
-    values = {tempo.bpm for tempo in stated if tempo.tick} | {song_start(song)}
-    if len(values) > 1:
-        change = next(tempo for tempo in stated if tempo.tick and tempo.bpm != song_start(song))
+    start = _microseconds(song_start(song))
+    changes = [t for t in stated if t.tick and abs(_microseconds(t.bpm) - start) > ROUNDING_US]
+    if changes:
+        change = changes[0]
         quarter = change.tick // song.ticks_per_quarter + 1
         raise LoopError(
             f"its tempo changes on quarter note {quarter}, and a loop has one; choose it with --bpm"
         )
-    return typed_tempo(song_start(song))
+    return song_start(song)
+
+
+def _microseconds(tempo_bpm: float) -> int:
+    return round(MICROSECONDS_PER_MINUTE / tempo_bpm)
 
 
 def song_start(song: Score) -> float:
     """Tempo at the first tick, in quarter notes a minute."""
     return float(song.tempo_bpm_at(np.zeros(1, np.int64))[0]) if song.tempos else DEFAULT_BPM
-
-
-def typed_tempo(tempo_bpm: float) -> float:
-    """The shortest decimal that a MIDI file would state as the same number of microseconds."""
-    microseconds = round(MICROSECONDS_PER_MINUTE / tempo_bpm)
-    for places in range(DECIMALS + 1):
-        short = round(tempo_bpm, places)
-        if short > 0 and round(MICROSECONDS_PER_MINUTE / short) == microseconds:
-            return short
-    return tempo_bpm
 
 
 def _meter(song: Score) -> tuple[int, int]:
@@ -170,11 +181,11 @@ def _meter(song: Score) -> tuple[int, int]:
 
 
 def root(song: Score) -> int | None:
-    """Pitch class, 0 for C, that the bass begins with and holds longest; else None.
+    """Pitch class, 0 for C, that the bass holds longest; of several, the one it begins with.
 
-    The bass are the tracks of General MIDI's basses.
+    The bass are the tracks of General MIDI's basses; without one there is no root.
     """
-    tracks = pianoroll.bass_tracks(song)
+    tracks = [track for track in pianoroll.bass_tracks(song) if track.n_notes]
     if not tracks:
         return None
     first = min(tracks, key=lambda track: int(track.onsets[0]))
@@ -182,4 +193,4 @@ def root(song: Score) -> int | None:
     for track in tracks:
         np.add.at(held, track.pitches % PITCH_CLASSES, track.durations)
     begins_with = int(first.pitches[0]) % PITCH_CLASSES
-    return begins_with if held[begins_with] == held.max() else None
+    return begins_with if held[begins_with] == held.max() else int(held.argmax())

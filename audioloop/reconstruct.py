@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audioloop import coder, described, fidelity, reconstruct_figure, seam, wave
+from audioloop import coder, described, fidelity, reconstruct_figure, seam, sources, wave
 from audioloop.circular import pad
 from audioloop.coder import Coder, Shape
 from audioloop.described import Described
-from audioloop.label import Label, Names
-from audioloop.wave import Format, Wave
+from audioloop.label import Label, Names, legal
+from audioloop.wave import SILENT, Format, Wave
 from midiloop.errors import LoopError
+from midiloop.files import printable
 
 WAYS = ("latent", "codes")
 RECORD = "reconstruct.json"
-SILENT = 1e-5  # of full scale
 SILENCE_DB = -200.0
 CONTEXT_S = 4.0  # on each side of a line, which is more than any codec hears
 MEANING = {
@@ -144,16 +144,16 @@ def run(
     Args:
         on_file: called with each file's outcome.
 
-    Raises:
-        OSError: a file cannot be written.
     """
     done: list[Reconstructed] = []
     failed: list[LoopError] = []
     names = Names()
     for path in files:
         try:
-            name = path.stem + names.own(path.stem.__add__)
-            done.append(_one(path, out, name, codec))
+            stem = legal(path.stem)
+            name = stem + names.own(stem.__add__)
+            with sources.blamed(path):
+                done.append(_one(path, out, name, codec))
             on_file(done[-1])
         except LoopError as error:
             failed.append(error)
@@ -162,17 +162,11 @@ def run(
 
 
 def _one(path: Path, out: Path, name: str, codec: Coder) -> Reconstructed:
-    try:
-        found = described.read(path)
-    except OSError as error:  # one file that cannot be read costs that file
-        raise LoopError(f"{path}: {error.strerror or error}; check the path") from error
+    found = described.read(path)
     loop = found.repeats
-    try:
-        figures, waves, codes = measure(loop, codec)
-    except LoopError as error:
-        raise LoopError(f"{path}: {error}") from error
+    figures, waves, codes = measure(loop, codec)
     out.mkdir(parents=True, exist_ok=True)
-    notes = _notes(loop, codec.config)
+    notes = [*found.remarks, *_notes(loop, codec.config)]
     label = _label(found, name)
     written: dict[str, str] = {}
     for way in WAYS:
@@ -187,7 +181,7 @@ def _one(path: Path, out: Path, name: str, codec: Coder) -> Reconstructed:
         reconstruct_figure.draw(waves, headings, out / f"{name}.png", name)
         written["picture"] = f"{name}.png"
     except ImportError:
-        notes.append("no picture; for one: pip install 'midiloop[plot]'")
+        notes.append("no picture; for one: pip install matplotlib")
     return Reconstructed(path, written, figures, codes.numpy(), notes)
 
 
@@ -237,7 +231,7 @@ def as_json(done: Sequence[Reconstructed], failed: Sequence[LoopError], shape: S
     """All of it, as JSON holds it."""
     files = [
         {
-            "file": str(one.source),
+            "file": printable(one.source),
             "written": one.files,
             "figures": {way: figures._asdict() for way, figures in one.figures.items()},
             "notes": one.notes,

@@ -24,9 +24,11 @@ from audioloop.conditions import Told
 from audioloop.fill import TASTE, Filler, Taste
 from audioloop.given import Given
 from audioloop.label import Label, Names
+from audioloop.sources import blamed
 from audioloop.wave import Format, Wave
 from midiloop import score
 from midiloop.errors import CallError, LoopError
+from midiloop.files import printable
 from midiloop.grid import LOOP
 from midiloop.score import Score
 
@@ -46,7 +48,8 @@ class Part:
     """Which part of a loop is made anew.
 
     Attributes:
-        keep: share of the loop that stays, from its beginning, in whole bars.
+        keep: share of the loop that stays, from its beginning, in whole bars, or
+            in beats where it is less than one, or all but less than one.
         mask: in place of that: "even" or "odd" bars, "last", "onsets" (where notes begin), or
             bars counted from 1, as in "2,4,7-8".
     """
@@ -72,6 +75,8 @@ class Part:
         """
         if self.mask == "onsets":
             return _onsets(told, n_frames, frames_per_s)
+        if self.mask is None and not 0 < round(self.keep * bars) < bars and 0 < self.keep < 1:
+            return self._beats(told, bars, n_frames)
         anew = self._bars(bars)
         if not anew:
             raise CallError(
@@ -80,6 +85,12 @@ class Part:
             )
         bar = ((np.arange(n_frames) + 0.5) * bars / n_frames).astype(np.int64) + 1
         return torch.from_numpy(np.isin(bar, list(anew)))
+
+    def _beats(self, told: Told, bars: int, n_frames: int) -> Tensor:
+        """Frames of the beats that go, where the share is less than a bar: at least one stays."""
+        beats = max(2, round((told.steps or bars * LOOP.steps_per_bar) / LOOP.steps_per_beat))
+        kept = min(max(1, round(self.keep * beats)), beats - 1)
+        return (torch.arange(n_frames) + 0.5) * beats / n_frames >= kept
 
     def _bars(self, bars: int) -> set[int]:
         """Bars to be made anew, from 1."""
@@ -253,7 +264,7 @@ def write(
     names = [stem + form.suffix]
     if notes is not None:
         names.append(f"{stem}.mid")
-        score.write(notes, out / names[1])
+        score.write(notes.cut(), out / names[1])
     try:
         wave.write(out / names[0], made, label, form)
     except BaseException:
@@ -279,22 +290,16 @@ def run(
 
     Args:
         read: a loop of a path, see `given.read`.
-
-    Raises:
-        OSError: see `write`.
     """
     names = taken_by(sources, out)
     for source in sources:
         try:
-            try:
-                loop = read(source)
-            except OSError as error:
-                cause = error.strerror or str(error)
-                raise LoopError(f"{source}: {cause}; check the path") from error
-            yield _one(loop, out, filler, part, variations, taste, free, form, names)
+            with blamed(source):
+                made = _one(read(source), out, filler, part, variations, taste, free, form, names)
         except LoopError as error:
-            named = str(error).startswith(f"{source}: ")
-            yield error if named else LoopError(f"{source}: {error}")
+            yield error
+        else:
+            yield made
 
 
 def taken_by(sources: Sequence[Path], out: Path) -> Names:
@@ -334,5 +339,5 @@ def _one(
         label = named(numbered(loop.label, number, len(made)), names)
         files, told = write(one, out, label, form, loop.score)
         notes = (*loop.notes, *told)
-        found.append(Written(str(loop.source), files, label, len(one), anew, notes))
+        found.append(Written(printable(loop.source), files, label, len(one), anew, notes))
     return found

@@ -37,13 +37,12 @@ from audioloop.synth import (
     Event,
     SoundFont,
 )
-from audioloop.wave import Samples, Wave, loudness_lufs, resampled, tiled
+from audioloop.wave import SILENT, Samples, Wave, loudness_lufs, resampled, tiled
 from midiloop.errors import LoopError
 from midiloop.score import Score, Track
 
 # What is left of the first pass has to be this much softer than the loop before it is nothing.
 SETTLED = 1e-4
-SILENT = 1e-5
 BANK_SELECT = (0, 32)
 DRUMS, BASS, OTHER = "drums", "bass", "other"
 BASS_PROGRAMS = range(32, 40)

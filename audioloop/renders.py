@@ -85,8 +85,15 @@ def loops(dataset: LoopDataset, split: str) -> Loops:
     """The distinct loops of a split.
 
     Raises:
-        LoopError: it has none.
+        LoopError: it has none, or they are on another grid than those that can be played.
     """
+    grid = dataset.grid
+    if grid != LOOP:
+        raise LoopError(
+            f"{dataset.path}: loops of {grid.bars} bars, {grid.steps} steps and {grid.columns} "
+            f"columns, and what is learned of sound has {LOOP.bars}, {LOOP.steps} and "
+            f"{LOOP.columns}; extract them on the usual grid"
+        )
     batches = list(dataset.select(split=split, distinct=True))
     if not batches:
         raise LoopError(
@@ -225,11 +232,21 @@ class Renders:
         try:
             self._look_ahead()
             return self._queue.popleft()[1].result()
-        except BrokenProcessPool:  # the synth took its process with it: this one is silent
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = self._new_pool()
-            self._queue.clear()
+        except BrokenProcessPool:  # whoever it was that ended a process: this one is tried alone
+            self._renew()
+        try:
+            return self._pool.submit(_render, number).result()
+        except BrokenProcessPool:  # it takes the synth with it each time, and is silent
+            self._renew()
             return np.zeros(self._settings[3].rate, np.float32)
+        finally:
+            self._next = number + 1
+
+    def _renew(self) -> None:
+        """Start anew with processes and nothing to render."""
+        self._pool.shutdown(cancel_futures=True)
+        self._pool = self._new_pool()
+        self._queue.clear()
 
     def _look_ahead(self) -> None:
         while len(self._queue) < self._ahead:

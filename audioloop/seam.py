@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from audioloop import mel
 from audioloop.mel import Signal
-from audioloop.wave import Wave
+from audioloop.wave import SILENT, Wave
 from midiloop.errors import CallError, LoopError
 
 MEANING = {
@@ -47,8 +47,7 @@ CONTROLS = {
 }
 REPEATS = 24  # of each control
 
-MIN_S = 0.25
-SILENT = 1e-5  # of full scale: a loop without a louder sample
+MIN_S, MIN_RATE = 0.25, 1000  # seconds; Hz, of which 25 ms hold enough samples for a median
 # Medians count as no less than this share of the loop's peak (-80 dB). A step out of silence is
 # measured by what can be heard, and one as small as the silence's own noise gives less than 1.
 FLOOR = 1e-4
@@ -210,8 +209,13 @@ def bar_lines(wave: Wave, bars: int | None) -> list[int]:
 def largest_step(wave: Wave, at: int) -> int:
     """The place within 1 ms of another at which the samples differ most from those before."""
     reach = round(NEAR_S * wave.rate)
-    steps = np.diff(_joined(wave, (at - reach - 1, at + reach + 1)), axis=1)
-    return at - reach + int(np.linalg.norm(steps, axis=0).argmax())
+    return at - reach + int(steps(wave, at - reach, at + reach).argmax())
+
+
+def steps(wave: Wave, first: int, last: int) -> Signal:
+    """Steps to the samples from ``first`` to ``last``, Euclidean over the channels."""
+    joined = _joined(wave, (first - 1, last + 1))
+    return np.asarray(np.linalg.norm(np.diff(joined, axis=1), axis=0))
 
 
 def jump(wave: Wave, at: int) -> float:
@@ -265,6 +269,10 @@ def percentile(value: float, others: ArrayLike) -> float:
 
 
 def _check(wave: Wave) -> None:
+    if wave.rate < MIN_RATE:
+        raise LoopError(
+            f"{wave.rate:,} Hz are too few to measure a seam; give a rate of {MIN_RATE:,} or more"
+        )
     if wave.duration_s < MIN_S:
         raise LoopError(
             f"{wave.duration_s:.3f} s is too short to measure a seam; give at least {MIN_S} s"

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
-from unittest import mock
 
 from audioloop.wave import Samples, needs
 from midiloop.errors import CallError, LoopError
@@ -43,6 +42,7 @@ SOUNDFONT_FOLDERS = (
 SOUNDFONT_NAMES = ("FluidR3_GM.sf2", "FluidR3_GM2-2.sf2", "default.sf2", "GeneralUser-GS.sf2")
 BUNDLED_SOUNDFONT = "TimGM6mb.sf2"  # inside pretty_midi
 LIBRARY_VARIABLE = "AUDIOLOOP_FLUIDSYNTH"
+SOUNDFONT_VARIABLE = "AUDIOLOOP_SOUNDFONT"
 
 NOTE_OFF, CONTROL, BEND, NOTE_ON = range(4)
 
@@ -95,24 +95,33 @@ def _wheel_library() -> str | None:
 def soundfont(path: Path | None = None) -> Path:
     """The SoundFont to use: the one given, a system's FluidR3, or the one inside pretty_midi.
 
+    The variable ``AUDIOLOOP_SOUNDFONT`` names one that goes before a system's.
+
     Raises:
         LoopError: there is none, or the one given is no SoundFont.
     """
-    if path is not None:
-        return _checked(path)
+    named = path or os.environ.get(SOUNDFONT_VARIABLE)
+    if named:
+        return _checked(Path(named))
     for folder in map(Path, SOUNDFONT_FOLDERS):
         for name in SOUNDFONT_NAMES:
             if (folder / name).is_file():
                 return folder / name
-    spec = importlib.util.find_spec("pretty_midi")
-    if spec is not None and spec.submodule_search_locations:
-        bundled = Path(spec.submodule_search_locations[0]) / BUNDLED_SOUNDFONT
-        if bundled.is_file():
-            return bundled
+    if bundled := bundled_soundfont():
+        return bundled
     raise LoopError(
-        "no SoundFont on this machine: pip install 'midiloop[audio]' brings one, "
+        "no SoundFont on this machine: pip install pretty_midi, which brings one, "
         "or name one with --sf2"
     )
+
+
+def bundled_soundfont() -> Path | None:
+    """The SoundFont inside pretty_midi, found without importing it, or None."""
+    spec = importlib.util.find_spec("pretty_midi")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    path = Path(spec.submodule_search_locations[0]) / BUNDLED_SOUNDFONT
+    return path if path.is_file() else None
 
 
 def _checked(path: Path) -> Path:
@@ -129,6 +138,16 @@ def _checked(path: Path) -> Path:
     return path
 
 
+# The wheels of pygame-ce for Windows carry no FluidSynth.
+_REMEDIES = {
+    "linux": "pip install pygame-ce, which brings one, or install your system's libfluidsynth "
+    "(Debian: libfluidsynth3)",
+    "darwin": "pip install pygame-ce, which brings one, or brew install fluid-synth",
+    "win32": "unpack a release of FluidSynth from github.com/FluidSynth/fluidsynth, and let "
+    f"{LIBRARY_VARIABLE} name the libfluidsynth-3.dll in its bin folder",
+}
+
+
 def load(library: str | None = None) -> ModuleType:
     """The ``fluidsynth`` module of pyfluidsynth, on the first library that loads.
 
@@ -142,10 +161,7 @@ def load(library: str | None = None) -> ModuleType:
     causes = []
     for found in [library] if library else libraries():
         # pyfluidsynth looks its library up while it is imported, and may print what it found.
-        with (
-            mock.patch("ctypes.util.find_library", lambda _, path=found: path),
-            contextlib.redirect_stdout(io.StringIO()),
-        ):
+        with _library_found(found), contextlib.redirect_stdout(io.StringIO()):
             try:
                 return _hushed(importlib.import_module("fluidsynth"))
             except (ImportError, OSError, AttributeError) as error:
@@ -153,9 +169,23 @@ def load(library: str | None = None) -> ModuleType:
                 causes.append(f"{found} does not load ({error})")
     raise ImportError(
         "; ".join(causes or ["no FluidSynth library on this machine"])
-        + ": pip install pygame-ce brings one, or install your system's libfluidsynth "
-        "(Debian: libfluidsynth3; macOS: brew install fluid-synth)"
+        + f"; {_REMEDIES.get(sys.platform, _REMEDIES['linux'])}"
     )
+
+
+@contextlib.contextmanager
+def _library_found(path: str) -> Iterator[None]:
+    """Let pyfluidsynth, which takes no path, find the library at ``path``."""
+    usual = ctypes.util.find_library
+
+    def found(name: str) -> str:  # noqa: ARG001 - the only library it asks for
+        return path
+
+    ctypes.util.find_library = found
+    try:
+        yield
+    finally:
+        ctypes.util.find_library = usual
 
 
 class SoundFont:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
-from audioloop import coded, coder, conditions, fit, token_models
+from audioloop import coded, coder, conditions, fit, renders, token_models
 from audioloop.coded import CodedLoop
 from audioloop.conditions import NOTES, UNSAID, Condition
 from audioloop.fit import Progress, Result, Settings, Stage
@@ -331,6 +331,20 @@ def tokens(
     if begin_with is not None:
         begun = token_models.load_any(begin_with)
         token_models.of_codec(begun, model)
+    shape = model.config
+    sizes = replace(
+        _sizes(kind, config or CONFIGS[kind], begun),
+        codebooks=shape.codebooks,
+        codebook_size=shape.codebook_size,
+        codec=coded.codes_of(model),
+    )
+    try:
+        with checkpoint.shapes_alone():
+            KINDS[kind][0](sizes)
+    except ValueError as error:
+        raise CallError(f"no {kind} can be made of these sizes: {error}; give others") from error
+    for split in ("train", "valid"):
+        renders.loops(dataset, split)  # and so is an empty one
     folder = folder or out / "coded"
     loops, valid = (
         coded.prepare(
@@ -339,17 +353,8 @@ def tokens(
         )
         for split, n, seed in (("train", n_loops, 0), ("valid", N_VALID, 1))
     )  # fmt: skip
-    shape = model.config
-    sizes = replace(
-        _sizes(kind, config or CONFIGS[kind], begun),
-        codebooks=shape.codebooks,
-        codebook_size=shape.codebook_size,
-        codec=coded.codes_of(model),
-    )
     heard = {
-        "rules": dataset.manifest["rules"]["name"],
-        "counts": dataset.manifest["counts"],
-        "soundfonts": [soundfont.name],
+        **fit.heard(dataset, [soundfont]),
         "loops": len(loops),
         "codec": sizes.codec,
         "begun_with": None if begun is None else coder.fingerprint(begun),

@@ -26,6 +26,8 @@ from torch.nn import functional as F
 
 from audioloop.circular import Attention, Conv, Heard
 from audioloop.conditions import CHANNELS, PROGRAMS, Condition
+from midiloop import configs
+from midiloop.configs import Codebooks, CodebookSize, Depth, Heads, Kernel, Widening, Width
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,14 @@ class TokenConfig:
         codec: a short name for what the codes mean.
     """
 
-    dim: int = 256
-    heads: int = 4
-    layers: int = 8
-    widening: int = 3
-    codebooks: int = 4
-    codebook_size: int = 1024
-    context: int | None = 5
-    reach: int = 9
+    dim: Width = 256
+    heads: Heads = 4
+    layers: Depth = 8
+    widening: Widening = 3
+    codebooks: Codebooks = 4
+    codebook_size: CodebookSize = 1024
+    context: configs.Frames | None = 5
+    reach: Kernel = 9
     codec: str = ""
 
     @property

@@ -29,6 +29,7 @@ from audioloop.coder import KIND
 from audioloop.fidelity import si_sdr_db
 from audioloop.fit import Progress, Result, Settings, Stage
 from audioloop.renders import Renders, Variety
+from audioloop.synth import SoundFont
 from audioloop.wave import Samples
 from midiloop import checkpoint
 from midiloop.errors import CallError, LoopError
@@ -252,14 +253,16 @@ def codec(
     Raises:
         CallError, LoopError: see `fit.fit`; or a split is empty, or a SoundFont cannot be loaded.
     """
+    fit.check_folder(out, resume=resume)
+    begun = None if begin_with is None else coder.load(begin_with)
+    config = config if begun is None else begun.config
     variety = Variety(rate=config.rate)
+    for path in soundfonts:
+        SoundFont(path, variety.rate)  # one that cannot be loaded is an error here
     source, others = (renders.loops(dataset, split) for split in ("train", "valid"))
     making = Renders(source, soundfonts, variety, seed=settings.seed, n_workers=n_workers)
-    begun = None if begin_with is None else coder.load(begin_with)
     heard = {
-        "rules": dataset.manifest["rules"]["name"],
-        "counts": dataset.manifest["counts"],
-        "soundfonts": [path.name for path in soundfonts],
+        **fit.heard(dataset, soundfonts),
         "begun_with": None if begun is None else coder.fingerprint(begun),
     }
     about = {
@@ -270,7 +273,7 @@ def codec(
     }
     try:
         task = CodecTask(
-            config if begun is None else begun.config,
+            config,
             lesson,
             settings,
             making.take,

@@ -8,6 +8,7 @@ knows can be read.
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,8 @@ OGG_BLOCK_FRAMES = 1 << 16
 OGG_QUALITY = 0.7
 CONTEXT = 2048  # samples on each side, more than the longest filter of libsoxr
 FULL_SCALE = {"16": 2**15, "24": 2**23}
-MAX_SAMPLES = 1 << 28  # to read, of all channels: 50 minutes of stereo at 44.1 kHz
+MAX_SAMPLES = 1 << 26  # to read, of all channels: 12 minutes of stereo at 44.1 kHz
+SILENT = 1e-4  # of full scale, -80 dB: what has no louder sample counts as silence
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,21 +202,22 @@ def read(path: Path) -> Wave:
         LoopError: it is no audio, is damaged, or holds more than `MAX_SAMPLES`.
         OSError: it cannot be read.
     """
-    soundfile = _soundfile()
+    soundfile, name = _soundfile(), files.printable(path)
     with path.open("rb"):  # so that a missing file is an OSError with its own words
         pass
     if path.suffix.lower() == ".raw":  # soundfile asks for its rate
-        raise LoopError(f"{path}: raw samples do not say what they are; give another file")
+        raise LoopError(f"{name}: raw samples do not say what they are; give another file")
     try:
-        with soundfile.SoundFile(path) as file:
+        with _opened(path) as file:
             if file.frames * file.channels > MAX_SAMPLES:
-                raise LoopError(f"{path}: {file.frames:,} samples are no loop; cut it first")
-            samples = file.read(dtype="float32", always_2d=True)
+                raise LoopError(f"{name}: {file.frames:,} samples are no loop; cut it first")
+            # So many, because codecs that cannot seek, as GSM, do not know what is left.
+            samples = file.read(file.frames, dtype="float32", always_2d=True)
             rate = int(file.samplerate)
     except soundfile.LibsndfileError as error:
         cause = str(error.error_string).rstrip(".")
         raise LoopError(
-            f"{path}: no audio that can be read ({cause}); give another file"
+            f"{name}: no audio that can be read ({cause}); give another file"
         ) from error
     return Wave(np.ascontiguousarray(samples.T), rate)
 
@@ -227,9 +230,49 @@ def subtype(path: Path) -> str:
     """
     soundfile = _soundfile()
     try:
-        return str(soundfile.info(path).subtype)
+        with _opened(path) as file:
+            return str(file.subtype)
     except soundfile.LibsndfileError as error:
-        raise LoopError(f"{path}: no audio that can be read; give another file") from error
+        name = files.printable(path)
+        raise LoopError(f"{name}: no audio that can be read; give another file") from error
+
+
+def _opened(path: Path) -> Any:  # a `soundfile.SoundFile`
+    """An audio file to read; a WAV whose sizes libsndfile cannot make sense of, by what is there.
+
+    Raises:
+        soundfile.LibsndfileError: it is no audio.
+    """
+    soundfile = _soundfile()
+    # By itself soundfile encodes no name that is not UTF-8.
+    place = os.fsencode(path) if os.name == "posix" else path
+    try:
+        file = soundfile.SoundFile(place)
+    except soundfile.LibsndfileError:
+        mended = _mended(path)
+        if mended is None:
+            raise
+        return soundfile.SoundFile(mended)
+    mended = None if file.frames else _mended(path)
+    return file if mended is None else soundfile.SoundFile(mended)
+
+
+def _mended(path: Path) -> io.BytesIO | None:
+    """Format and samples of a WAV under a header whose sizes are right; None of what is none."""
+    with path.open("rb") as file:
+        try:
+            found = riff.read(file)
+        except LoopError:
+            return None
+        at, size = found.data or (0, 0)
+        if not size or size > MAX_SAMPLES * 4 or not found.bodies(b"fmt "):
+            return None
+        file.seek(at)
+        parts = [
+            riff.Chunk(b"fmt ", found.bodies(b"fmt ")[0]),
+            riff.Chunk(b"data", file.read(size)),
+        ]
+    return io.BytesIO(riff.packed(parts))
 
 
 def _soundfile() -> ModuleType:
@@ -243,7 +286,7 @@ def _soundfile() -> ModuleType:
 
 def needs(package: str) -> ImportError:
     """The error for a package that is not installed."""
-    return ImportError(f"audio needs {package}: pip install 'midiloop[audio]'", name=package)
+    return ImportError(f"audio needs {package}: pip install {package}", name=package)
 
 
 def tiled(samples: Samples, times: int) -> Samples:

@@ -1,13 +1,16 @@
 """Checkpoints: a folder with ``config.json`` and ``model.safetensors``. Nothing is unpickled.
 
-``config.json`` holds the model's kind and config, and whatever the trainer wants to be known of
-where the weights come from.
+``config.json`` holds the model's kind and config, the SHA-256 of its weights, and whatever the
+trainer wants to be known of where the weights come from. Checkpoints come from other people too:
+sizes are compared with what the weights' header says before anything is built of them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -15,13 +18,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
-from midiloop import files, models
+from midiloop import configs, files, models
 from midiloop.errors import CallError, LoopError
 from midiloop.models.layers import Model
 
 FORMAT = "midiloop-checkpoint"
 FORMAT_VERSION = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SHA256 = "weights_sha256"  # where config.json says it
+MAX_HEADER_BYTES = 16 << 20  # of a file of tensors
+REMEDY = "copy the file anew, or train it again"  # of one that is damaged
 
 
 class Checkpoint(NamedTuple):
@@ -49,6 +58,9 @@ def save_model(
 ) -> None:
     """Write a checkpoint, each of its files whole or not at all.
 
+    A kill between the two leaves weights that are not those of ``config.json``, which `load_any`
+    refuses, and which a run that resumes writes again.
+
     Args:
         about: what else to say in ``config.json``.
         half: store floats in 16 bits: half the size, three digits.
@@ -57,15 +69,17 @@ def save_model(
     tensors = model.state_dict()
     if half:
         tensors = {name: _halved(tensor) for name, tensor in tensors.items()}
+    data = _serialised(tensors)
     config = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "kind": kind,
         "config": models.to_json(model.config),
         **about,
+        SHA256: hashlib.sha256(data).hexdigest(),
     }
-    write_tensors(folder / "model.safetensors", tensors)
-    files.write(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    files.write(folder / WEIGHTS, data)
+    files.write(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
 def _halved(tensor: Tensor) -> Tensor:
@@ -99,34 +113,100 @@ def load_any(
     try:
         config = models.from_json(kind, about["config"], kinds)
     except LoopError as error:
-        raise LoopError(f"{folder / 'config.json'}: {error}; train it again") from None
-    tensors, _ = read_tensors(folder / "model.safetensors")
+        raise _odd_config(folder, str(error)) from None
     try:
-        model = kinds[kind][0](config)
+        with shapes_alone():
+            model = kinds[kind][0](config)
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
-        cause = str(error).partition("\n")[0]
-        raise LoopError(
-            f"{folder / 'config.json'}: no {kind} can be made of this config ({cause}); "
-            "train it again"
-        ) from error
+        cause = files.shortened(str(error).partition("\n")[0], 200)
+        raise _odd_config(folder, f"no {kind} can be made of this config ({cause})") from error
+    path = folder / WEIGHTS
     fresh = model.state_dict()
+    check_shapes(path, fresh, kind)
+    _check_unchanged(path, about)
+    tensors, _ = read_tensors(path)
+    check_finite(path, tensors)
+    model.load_state_dict(
+        {name: tensor.to(fresh[name].dtype) for name, tensor in tensors.items()}, assign=True
+    )
+    return model.to(device or torch.device("cpu")).eval(), kind, about
+
+
+class _NoDraws(TorchFunctionMode):
+    """Weights are not drawn: on the meta device PyTorch would import its compiler to do that."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if func is torch.randn:
+            return torch.empty(*args, **named)
+        if getattr(func, "__name__", "") in ("normal_", "uniform_"):
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Models that are built within take no memory, whatever their config says, and hold nothing."""
+    with torch.device("meta"), _NoDraws():
+        yield
+
+
+def _odd_config(folder: Path, cause: str) -> LoopError:
+    return LoopError(f"{files.printable(folder / CONFIG)}: {cause}; train it again")
+
+
+def check_shapes(path: Path, fresh: Mapping[str, Tensor], kind: str) -> None:
+    """Raise `LoopError` where a file does not hold the tensors of a model, by its header alone."""
+    found = read_shapes(path)
     odd = sorted(
         name
-        for name in tensors.keys() | fresh.keys()
-        if name not in tensors or name not in fresh or tensors[name].shape != fresh[name].shape
+        for name in found.keys() | fresh.keys()
+        if name not in found or name not in fresh or found[name] != tuple(fresh[name].shape)
     )
     if odd:
         raise LoopError(
-            f"{folder / 'model.safetensors'}: the weights are not those of the {kind} that "
-            f"config.json describes ({odd[0]} and {len(odd) - 1} more); copy both files anew"
+            f"{files.printable(path)}: the weights are not those of the {kind} that {CONFIG} "
+            f"describes ({files.shortened(odd[0])} and {len(odd) - 1} more); copy both files anew"
         )
-    model.load_state_dict(
-        {
-            name: tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in tensors.items()
-        }
-    )
-    return model.to(device or torch.device("cpu")).eval(), kind, about
+
+
+def _check_unchanged(path: Path, about: Mapping[str, Any]) -> None:
+    """Raise `LoopError` for weights that are not those that were saved, if it is known."""
+    if SHA256 in about and files.digest(path) != about[SHA256]:  # earlier versions did not say it
+        raise LoopError(
+            f"{files.printable(path)}: damaged, its SHA-256 is not the one that {CONFIG} says; "
+            "copy both files anew, or train it again"
+        )
+
+
+def check_finite(path: Path, tensors: Mapping[str, Tensor], remedy: str = REMEDY) -> None:
+    """Raise `LoopError` for weights that are infinite, or no numbers."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise LoopError(
+                f"{files.printable(path)}: weights that are not finite, in "
+                f"{files.shortened(name)}; {remedy}"
+            )
+
+
+def identity(folder: Path) -> str:
+    """What tells a checkpoint from any other, 32 hexadecimal digits, by its config and weights.
+
+    Raises:
+        LoopError: the folder holds none.
+    """
+    about = read_config(folder)
+    try:
+        weights = files.digest(folder / WEIGHTS)
+    except OSError as error:
+        raise LoopError(
+            f"{files.printable(folder / WEIGHTS)}: {error.strerror}; copy the whole folder, or "
+            "train it again"
+        ) from error
+    text = json.dumps([about["kind"], about["config"], weights], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def pack(run: Path, out: Path, kinds: Mapping[str, models.Kind]) -> None:
@@ -180,46 +260,110 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         LoopError: the folder holds no checkpoint, or one of another version.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG
+    name = files.printable(path)
     try:
-        about = json.loads(path.read_text())
+        about = files.read_json(path)
     except FileNotFoundError:
-        raise LoopError(f"{folder}: no config.json; give a folder that 'train' wrote") from None
-    except (OSError, ValueError) as error:
-        raise LoopError(f"{path}: {error}; train it again") from error
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise LoopError(f"{path}: not a checkpoint; give a folder that 'train' wrote")
-    if about.get("format_version") != FORMAT_VERSION:
         raise LoopError(
-            f"{path}: format version {about.get('format_version')}, this midiloop reads "
+            f"{files.printable(folder)}: no {CONFIG}; give a folder that 'train' wrote"
+        ) from None
+    except LoopError as error:
+        raise LoopError(f"{error}; train it again") from error
+    if about.get("format") != FORMAT:
+        raise LoopError(f"{name}: not a checkpoint; give a folder that 'train' wrote")
+    version = about.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise LoopError(
+            f"{name}: format version {configs.quoted(version)}, this midiloop reads "
             f"{FORMAT_VERSION}; train it again"
         )
     if not isinstance(about.get("kind"), str) or not isinstance(about.get("config"), dict):
-        raise LoopError(f"{path}: neither kind nor config of a model in it; train it again")
+        raise LoopError(f"{name}: neither kind nor config of a model in it; train it again")
     return about
+
+
+def _serialised(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save(plain, metadata)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: Any = None) -> None:
     """Write tensors, and anything that JSON holds, as one file, whole or not at all."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    files.write(path, save(plain, None if about is None else {"about": json.dumps(about)}))
+    said = None if about is None else {"about": json.dumps(about)}
+    files.write(path, _serialised(tensors, said))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+def read_shapes(path: Path, remedy: str = REMEDY) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a file, by name; only its header is read.
+
+    Raises:
+        LoopError: the file is missing or damaged.
+    """
+    with _opened(path, remedy) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def read_tensors(path: Path, remedy: str = REMEDY) -> tuple[dict[str, Tensor], Any]:
     """Undo `write_tensors`.
 
     Raises:
         LoopError: the file is missing or damaged.
     """
+    with _opened(path, remedy) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        about = (file.metadata() or {}).get("about")
     try:
+        return tensors, None if about is None else files.parse_json(about)
+    except LoopError as error:
+        raise LoopError(f"{files.printable(path)}: {error}; {remedy}") from error
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The state of an optimiser, by name, as in ``3.exp_avg``."""
+    state = optimizer.state_dict()["state"]
+    return {f"{number}.{key}": value for number, of in state.items() for key, value in of.items()}
+
+
+def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Undo `optimizer_tensors`.
+
+    Raises:
+        ValueError: they are not the state of this optimiser.
+    """
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        number, _, key = name.partition(".")
+        if int(number) >= len(parameters) or tensor.shape not in (
+            parameters[int(number)].shape,
+            torch.Size(),  # a count of steps
+        ):
+            raise ValueError(f"{name} is of no parameter")
+        state.setdefault(int(number), {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+@contextmanager
+def _opened(path: Path, remedy: str) -> Iterator[Any]:
+    """A file of tensors; whatever is wrong with it is a `LoopError`."""
+    name = files.printable(path)
+    try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            about = (file.metadata() or {}).get("about")
+            yield file
     except FileNotFoundError:
-        raise LoopError(f"{path}: no such file; copy the whole folder, or train it again") from None
-    except (SafetensorError, OSError) as error:
-        raise LoopError(f"{path}: {error}; copy the file anew, or train it again") from error
-    try:
-        return tensors, None if about is None else json.loads(about)
-    except ValueError as error:
-        raise LoopError(f"{path}: {error}; copy the file anew, or train it again") from error
+        raise LoopError(f"{name}: no such file; copy the whole folder, or train it again") from None
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise LoopError(f"{name}: {files.shortened(error, 200)}; {remedy}") from error
+
+
+def _check_header(path: Path) -> None:
+    """Raise `ValueError` for a header that is too long to be one, before it is read."""
+    if not path.is_file() and path.exists():
+        raise ValueError("not a file")
+    with path.open("rb") as file:
+        n_bytes = int.from_bytes(file.read(8), "little")
+    if n_bytes > MAX_HEADER_BYTES:
+        raise ValueError(f"a header of over {MAX_HEADER_BYTES >> 20} MiB")

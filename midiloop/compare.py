@@ -12,6 +12,7 @@ What is there already is neither trained nor measured again.
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -40,7 +41,8 @@ from midiloop.generate import Generator, Wish
 from midiloop.grid import LOOP, Roll
 from midiloop.models.layers import RollModel
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
-from midiloop.store import LoopDataset
+from midiloop.splits import SPLITS
+from midiloop.store import LoopBatch, LoopDataset
 
 NAMES = {
     "ar-lstm-vae": "AR LSTM-VAE",
@@ -119,10 +121,13 @@ def run(
 
     Raises:
         CallError: ``out`` holds a comparison and ``resume`` is not asked for.
+        LoopError: a split is empty.
+        ImportError: matplotlib is not installed.
     """
     files.check_parent(out)
     if out.exists() and not resume:
         raise CallError(f"{out}: exists already; go on with --resume, or choose another name")
+    _check_start(dataset, out)
     for folder in ("rows", "runs/latents"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for name in NAMES:
@@ -145,6 +150,7 @@ def run(
             "settings": asdict(settings),
             "loops": n,
             "counts": dataset.manifest["counts"],
+            "fingerprint": dataset.fingerprint,
             "rules": dataset.manifest["rules"]["name"],
             "device": device.type,
             "torch": torch.__version__,
@@ -156,6 +162,15 @@ def run(
     write_report(found, out)
     draw(dataset, out, device)
     return found
+
+
+def _check_start(dataset: LoopDataset, out: Path) -> None:
+    """Raise what would go wrong hours later, while nothing is lost yet."""
+    files.check_writable(out)
+    importlib.import_module("matplotlib")
+    for split in SPLITS:
+        if not any(True for _ in dataset.select(split=split, limit=1)):
+            raise data.no_loops(dataset, split)
 
 
 def _under(
@@ -222,11 +237,11 @@ class _Measure:
             loops = data.load(self.dataset, "test", self.device, distinct=False)
             return {"error": fit.mean_error(fit.Objective(model), loops)}
 
-        return self._once(f"error of {folder.name}", {}, measured)["error"]
+        return self._once(f"error of {folder.name}", {}, [folder], measured)["error"]
 
     def rows(self) -> dict[str, dict[str, float]]:
         """Rows of tables 3 and 4, and that of the model that comes with midiloop."""
-        rows = {TRAINING_SET: self._once(TRAINING_SET, {}, self._training_set)}
+        rows = {TRAINING_SET: self._once(TRAINING_SET, {}, [], self._training_set)}
         for name in NAMES:
             generator = generate.load(self.out / "runs" / name, self.device)
             wishes = {name: Wish(self.n)}
@@ -236,20 +251,24 @@ class _Measure:
                     for copied in (False, True)
                     for t in TEMPERATURES
                 }
-            rows |= {row: self.generated(row, generator, wish) for row, wish in wishes.items()}
+            rows |= {
+                row: self.generated(row, self.out / "runs" / name, generator, wish)
+                for row, wish in wishes.items()
+            }
         if generate.SHIPPED.exists():
             shipped = generate.load(generate.SHIPPED, self.device)
-            rows[SHIPPED] = self.generated(SHIPPED, shipped, Wish(self.n))
+            rows[SHIPPED] = self.generated(SHIPPED, generate.SHIPPED, shipped, Wish(self.n))
         return rows
 
-    def generated(self, name: str, generator: Generator, wish: Wish) -> dict[str, float]:
-        """The metrics of what a generator writes."""
+    def generated(self, name: str, run: Path, generator: Generator, wish: Wish) -> dict[str, float]:
+        """The metrics of what the generator of a run writes."""
 
         def measured() -> dict[str, float]:
             drawn = generate.draw(generator, wish, on_loops=lambda more: self.on_loops(name, more))
             return measure(drawn.rolls, self._training_prints())
 
-        return self._once(name, {"loops": wish.n, "seed": wish.seed}, measured)
+        found = [path.parent for path in sorted(run.glob("*/config.json"))]
+        return self._once(name, asdict(wish), found, measured)
 
     def _training_set(self) -> dict[str, float]:
         batches = [batch.rolls for batch in self.dataset.select(split="train")]
@@ -263,12 +282,19 @@ class _Measure:
         return self._prints
 
     def _once(
-        self, name: str, asked: dict[str, Any], measured: Callable[[], dict[str, float]]
+        self,
+        name: str,
+        wish: dict[str, Any],
+        folders: Sequence[Path],
+        measured: Callable[[], dict[str, float]],
     ) -> dict[str, float]:
+        """What was measured before, of the same models, dataset and wish; else what is now."""
+        models = {folder.name: checkpoint.identity(folder) for folder in folders}
+        asked = {"dataset": self.dataset.fingerprint, "models": models, "wish": wish}
         path = self.out / "rows" / f"{name.replace(' ', '_')}.json"
         if path.exists():
-            found = json.loads(path.read_text())
-            if found["asked"] == asked:
+            found = files.read_json(path)
+            if found.get("asked") == json.loads(json.dumps(asked)):
                 return dict(found["measured"])
         row = measured()
         text = json.dumps({"asked": asked, "measured": row}, indent=1) + "\n"
@@ -408,9 +434,9 @@ def draw(dataset: LoopDataset, out: Path, device: torch.device) -> None:
     histories = {}
     for path in sorted((out / "runs").glob("*/*/training.json")):
         if path.parent.parent.name in NAMES and path.parent.name != train.PRIOR:
-            histories[NAMES[path.parent.name]] = json.loads(path.read_text())["history"]
+            histories[NAMES[path.parent.name]] = files.read_json(path)["history"]
     figures.curves(histories, out / "curves.png")
-    batch = dataset.spread(PICTURED, split="test")
+    batch = LoopBatch.joined([*dataset.spread(PICTURED, per_song=1, split="test")])
     rolls = torch.from_numpy(batch.rolls).to(device)
     rebuilt = {}
     for name, shown in NAMES.items():

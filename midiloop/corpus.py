@@ -10,6 +10,7 @@ import bz2
 import io
 import lzma
 import os
+import re
 import stat
 import tarfile
 import zipfile
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from midiloop.errors import CallError, LoopError, MidiError
+from midiloop.errors import CallError, MidiError
 
 MIDI_SUFFIXES = (".mid", ".midi", ".kar", ".rmi")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -29,11 +30,13 @@ REASONS = {
     "unreadable": "the file cannot be opened or read",
     "unsafe_path": "an archive member whose path leaves the archive",
     "not_a_file": "a link, a device or the like, under the name of a MIDI file",
+    "nested_archive": "an archive inside an archive, which is not opened; give it by itself",
     "broken_archive": "the archive ends or breaks here; what came before is used",
     "archive_bomb": "the archive unfolds into more than a corpus holds",
 }
 
 MAX_FILE_BYTES = 4 << 20
+_DRIVE = re.compile(r"[A-Za-z]:")
 
 # What the standard library raises on archives that are cut, damaged, encrypted or of another kind.
 BROKEN = (
@@ -83,6 +86,7 @@ class Item(NamedTuple):
         seen: share of the corpus that has been walked with this file, 0 to 1.
         path: where it lies, for a file on disk.
         data: its bytes, for a member of an archive.
+        changed_ns: when the file, or the archive that it is in, was last written.
         problem: set where it cannot be used, whatever it holds.
     """
 
@@ -92,6 +96,7 @@ class Item(NamedTuple):
     path: str | None = None
     data: bytes | None = None
     problem: Problem | None = None
+    changed_ns: int = 0
 
     def read(self) -> bytes:
         """Its bytes.
@@ -169,20 +174,29 @@ def _status(path: str) -> os.stat_result | OSError:
         return error
 
 
+def _mode(path: str) -> int:
+    status = _status(path)
+    return 0 if isinstance(status, OSError) else status.st_mode
+
+
 def _size(status: os.stat_result | OSError) -> int:
     return 0 if isinstance(status, OSError) else status.st_size
 
 
 def _midi_files(folder: str) -> Iterator[str]:
-    """MIDI files below a folder, by path; links to folders are not followed."""
+    """MIDI files and archives below a folder, by path, and folders that cannot be read.
+
+    Links to folders are not followed.
+    """
     try:
         children = sorted(os.scandir(folder), key=lambda child: child.name)
-    except OSError as error:
-        raise LoopError(f"{folder}: {error.strerror}; make it readable") from error
+    except OSError:
+        yield folder
+        return
     for child in children:
         if child.is_dir(follow_symlinks=False):
             yield from _midi_files(child.path)
-        elif _is_midi(child.name):
+        elif _is_midi(child.name) or _is_archive(child.name):
             yield child.path
 
 
@@ -191,7 +205,15 @@ def _folder_items(folder: Path, limits: Limits) -> Iterator[Item]:
     start = len(os.path.join(folder, ""))  # noqa: PTH118
     for number, path in enumerate(_midi_files(str(folder)), 1):
         name = _text(path[start:].replace(os.sep, "/"))
-        yield _file_item(name, path, _status(path), min(1.0, number / n_files), limits)
+        seen = min(1.0, number / n_files)
+        if os.path.isdir(path):  # noqa: PTH112
+            problem = Problem("unreadable", "the folder cannot be opened; make it readable")
+            yield Item(name, 0, seen, problem=problem)
+        elif _is_archive(path) and stat.S_ISREG(_mode(path)):
+            for item in _items(Path(path), limits):
+                yield item._replace(name="/".join(filter(None, (name, item.name))), seen=seen)
+        else:
+            yield _file_item(name, path, _status(path), seen, limits)
 
 
 def _file_item(
@@ -204,7 +226,8 @@ def _file_item(
         problem = Problem("not_a_file", "not a regular file")
     elif status.st_size > limits.file_bytes:
         problem = _too_large(status.st_size, limits)
-    return Item(name, _size(status), seen, path=path, problem=problem)
+    changed_ns = 0 if isinstance(status, OSError) else status.st_mtime_ns
+    return Item(name, _size(status), seen, path=path, problem=problem, changed_ns=changed_ns)
 
 
 class _Member(NamedTuple):
@@ -226,15 +249,23 @@ def _archive_items(
     members: Callable[[IO[bytes], Limits], Iterator[_Member]],
     limits: Limits,
 ) -> Iterator[Item]:
-    total, share = max(1, source.stat().st_size), 0.0
+    status = source.stat()
+    total, share = max(1, status.st_size), 0.0
     try:
         with source.open("rb") as file:
             for count, member in enumerate(members(file, limits), 1):
                 if count > limits.entries:
                     raise _BombError(f"more than {limits.entries:,} members")
-                if _is_midi(member.name) and not member.is_folder:
+                if member.is_folder:
+                    continue
+                if _is_archive(member.name):
                     share = min(1.0, file.tell() / total)
-                    yield _member_item(member, share, limits)
+                    problem = Problem("nested_archive", "give it as a source of its own")
+                    yield Item(_text(member.name), member.size, share, problem=problem)
+                elif _is_midi(member.name):
+                    share = min(1.0, file.tell() / total)
+                    item = _member_item(member, share, limits)
+                    yield item._replace(changed_ns=status.st_mtime_ns)
     except _BombError as error:
         yield Item("", total, share, problem=Problem("archive_bomb", str(error)))
     except BROKEN as error:
@@ -245,7 +276,7 @@ def _archive_items(
 def _member_item(member: _Member, share: float, limits: Limits) -> Item:
     data = problem = None
     path = PurePosixPath(member.name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    if path.is_absolute() or ".." in path.parts or _DRIVE.match(path.parts[0]):
         problem = Problem("unsafe_path", "the path leads out of the archive")
     elif not member.is_file:
         problem = Problem("not_a_file", "a link or a device")

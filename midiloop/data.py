@@ -5,17 +5,24 @@ Packed, a million loops take 1.5 GB, so that nothing is loaded while a model tra
 
 from __future__ import annotations
 
+from typing import SupportsIndex
+
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP, Grid
 from midiloop.store import LoopDataset
 
 
-class PackedLoops:
-    """Loops of one split, n of them: uint8 (n, packed_bytes) on a device."""
+class PackedLoops(Dataset[Tensor]):
+    """Loops of one split, n of them: uint8 (n, packed_bytes) on a device.
+
+    A map-style dataset, so that `torch.utils.data.DataLoader` takes it; its workers read what lies
+    on the CPU.
+    """
 
     def __init__(self, packed: Tensor, grid: Grid = LOOP) -> None:
         self.packed = packed
@@ -23,6 +30,17 @@ class PackedLoops:
 
     def __len__(self) -> int:
         return len(self.packed)
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Tensor:
+        """One loop, uint8 (steps, columns) of 0 or 1, or several, (n, steps, columns)."""
+        if isinstance(index, slice):
+            return self.rolls(index)
+        at = range(len(self))[index]  # whole, negative, or an `IndexError`
+        return self.rolls(slice(at, at + 1))[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Tensor]:
+        """Several loops at once, each uint8 (steps, columns), as `DataLoader` asks for a batch."""
+        return [*self.rolls(torch.tensor(indices, device=self.packed.device))]
 
     def rolls(self, index: Tensor | slice) -> Tensor:
         """The loops at ``index`` as uint8 (B, steps, columns), 0 or 1."""
@@ -46,13 +64,18 @@ def load(
         LoopError: the split has no loops, or the dataset is damaged.
     """
     grid = dataset.grid
-    batches = [grid.pack(batch.rolls) for batch in dataset.select(split=split, distinct=distinct)]
+    batches = [batch.packed for batch in dataset.select(split=split, distinct=distinct)]
     if not batches:
-        raise LoopError(
-            f"{dataset.path}: no loop is in the {split} split, for which there are too few songs; "
-            "extract loops from more files"
-        )
+        raise no_loops(dataset, split)
     return PackedLoops(torch.from_numpy(np.concatenate(batches)).to(device), grid)
+
+
+def no_loops(dataset: LoopDataset, split: str) -> LoopError:
+    """The error of an empty split."""
+    return LoopError(
+        f"{dataset.path}: no loop is in the {split} split, for which there are too few songs; "
+        "extract loops from more files"
+    )
 
 
 def transpose_bass(rolls: Tensor, semitones: Tensor, grid: Grid = LOOP) -> Tensor:

@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midiloop import metrics
+from midiloop.bits import LOOPS_AT_A_TIME, Bits, as_bits
 from midiloop.errors import LoopError
-from midiloop.features import FEATURES, Measure
+from midiloop.features import FEATURES
 from midiloop.grid import LOOP, Grid, Roll
-from midiloop.metrics import Values, as_values
+from midiloop.metrics import Measure, Values, as_values
 
 Weights = NDArray[Any]
 
@@ -35,7 +36,7 @@ N_RESAMPLES = 200
 N_HALVINGS = 50
 MIN_SONGS = 4  # so that each half of the reference has two
 MMD_LOOPS = 3_000  # of each set, drawn by chance: all pairs of them are looked at
-ROLLS_AT_A_TIME = 2_048
+PAIRS_AT_A_TIME = 4_096
 INTERVAL = (0.025, 0.975)
 
 
@@ -76,12 +77,12 @@ class LoopSet(NamedTuple):
     """Loops to judge, n of them.
 
     Attributes:
-        rolls: bool (n, steps, columns).
+        rolls: bool (n, steps, columns), or their bits.
         songs: the song of each, (n,) of any type that sorts; None where each stands alone, as
             generated loops do.
     """
 
-    rolls: Roll
+    rolls: Roll | Bits
     songs: NDArray[Any] | None = None
 
 
@@ -204,39 +205,61 @@ def profile(sets: Iterable[LoopSet], grid: Grid = LOOP) -> Profile:
         LoopError: there are no loops, or they are of another shape.
     """
     found: defaultdict[str, list[Values]] = defaultdict(list)
-    names: list[NDArray[Any]] = []
+    numbers: dict[Any, int] = {}
+    of_songs: list[NDArray[np.int64]] = []
     prints: list[NDArray[np.uint64]] = []
-    for rolls, songs in _pieces(sets, grid):
-        prints.append(grid.fingerprints(grid.pack(rolls)))
+    for bits, songs in _pieces(sets, grid):
+        prints.append(grid.fingerprints(bits.packed))
         for name, measure in OF_ONE_LOOP.items():
-            found[name].append(measure(rolls, grid))
+            found[name].append(measure(bits, grid))
         if songs is not None:
-            names.append(songs)
+            of_songs.append(_numbered(songs, numbers))
     if not prints:
         raise LoopError("no loops to measure; extract or generate some first")
     fingerprints = np.concatenate(prints)
-    if names:
-        codes = np.unique(np.concatenate(names), return_inverse=True)[1].astype(np.int64)
+    if of_songs:
+        # songs in an order of their own, whichever came first
+        ranks = np.argsort(np.argsort(np.array([*numbers])))
+        codes = ranks[np.concatenate(of_songs)]
         order = np.lexsort((fingerprints, codes))
         codes = codes[order]
     else:
         order = np.argsort(fingerprints, kind="stable")
         codes = np.arange(len(order), dtype=np.int64)
-    values = {name: np.concatenate(pieces)[order] for name, pieces in found.items()}
-    return Profile(codes, fingerprints[order], values, by_song=bool(names))
+    # each popped, so that no measure is held twice for long
+    values = {name: np.concatenate(found.pop(name))[order] for name in OF_ONE_LOOP}
+    return Profile(codes, fingerprints[order], values, by_song=bool(of_songs))
 
 
-def _pieces(sets: Iterable[LoopSet], grid: Grid) -> Iterator[LoopSet]:
-    """Loops in pieces that fit into memory together with what is computed of them."""
+def _numbered(songs: NDArray[Any], numbers: dict[Any, int]) -> NDArray[np.int64]:
+    """The number of each song, int (n,); new ones are numbered on."""
+    names, inverse = np.unique(songs, return_inverse=True)
+    known = [numbers.setdefault(name, len(numbers)) for name in names.tolist()]
+    return np.array(known, dtype=np.int64)[inverse]
+
+
+def _pieces(sets: Iterable[LoopSet], grid: Grid) -> Iterator[tuple[Bits, NDArray[Any] | None]]:
+    """Loops in pieces that fit into a cache together with what is computed of them."""
     for rolls, songs in sets:
-        if rolls.ndim != 3:
-            raise LoopError(f"expected rolls (n, steps, columns), got {rolls.shape}; stack them")
         if songs is not None and len(songs) != len(rolls):
             raise LoopError(f"{len(rolls)} loops, but {len(songs)} songs; name the song of each")
-        for start in range(0, len(rolls), ROLLS_AT_A_TIME):
-            at = slice(start, start + ROLLS_AT_A_TIME)
-            grid.check(rolls[start])
-            yield LoopSet(rolls[at], None if songs is None else songs[at])
+        bits = rolls if isinstance(rolls, Bits) else _bits(rolls, grid)
+        if bits.grid != grid:
+            raise LoopError(
+                f"loops of {bits.grid} cannot be judged beside those of {grid}; "
+                "give loops of one grid"
+            )
+        for start in range(0, len(rolls), LOOPS_AT_A_TIME):
+            at = slice(start, start + LOOPS_AT_A_TIME)
+            yield Bits(bits.packed[at], grid), None if songs is None else songs[at]
+
+
+def _bits(rolls: Roll, grid: Grid) -> Bits:
+    if rolls.ndim != 3:
+        raise LoopError(f"expected rolls (n, steps, columns), got {rolls.shape}; stack them")
+    for roll in rolls[:1]:
+        grid.check(roll)
+    return as_bits(rolls, grid)
 
 
 def compare_profiles(loops: Profile, reference: Profile, rng: np.random.Generator) -> Evaluation:
@@ -337,6 +360,8 @@ def wasserstein(
     others: Values,
     weights: Weights | None = None,
     other_weights: Weights | None = None,
+    songs: NDArray[np.int64] | None = None,
+    other_songs: NDArray[np.int64] | None = None,
 ) -> Values:
     """1-Wasserstein distance of two samples: the area between their distribution functions.
 
@@ -345,22 +370,85 @@ def wasserstein(
     Args:
         values: float (n,).
         others: float (m,).
-        weights, other_weights: not negative, (rows, n) and (rows, m): one distance for each row.
-            One row of ones unless told otherwise.
+        weights, other_weights: whole numbers, not negative, (rows, songs): one distance for each
+            row. One row of ones unless told otherwise.
+        songs, other_songs: int (n,) and (m,), column of the weights of each value; a column of its
+            own unless told otherwise.
 
     Returns:
         float (rows,).
     """
-    weights = np.ones((1, len(values))) if weights is None else weights
-    other_weights = np.ones((1, len(others))) if other_weights is None else other_weights
     places, inverse = np.unique(np.concatenate([values, others]), return_inverse=True)
-    at, other_at, gaps = inverse[: len(values)], inverse[len(values) :], np.diff(places)
-    distances = []
-    for row, other_row in zip(weights, other_weights, strict=True):
-        surplus = np.bincount(at, row, len(places)) / row.sum()
-        surplus -= np.bincount(other_at, other_row, len(places)) / other_row.sum()
-        distances.append(np.abs(np.cumsum(surplus)[:-1]) @ gaps)
-    return as_values(distances)
+    one = _Sample.of(inverse[: len(values)], weights, songs)
+    other = _Sample.of(inverse[len(values) :], other_weights, other_songs)
+    gaps = np.append(np.diff(places), 0.0)
+    surplus, area = np.zeros(one.weights.shape[1]), np.zeros(one.weights.shape[1])
+    for first, end in _blocks(one.n_pairs(len(places)) + other.n_pairs(len(places))):
+        steps = one.shares(first, end) - other.shares(first, end)
+        # the difference of both distribution functions from each place to the next
+        between = np.cumsum(np.vstack([surplus, steps]), axis=0)
+        area += gaps[first:end] @ np.abs(between[1:])
+        surplus = between[-1]
+    return as_values(area)
+
+
+class _Sample(NamedTuple):
+    """Values of a sample, by their place among all that there are, and by song.
+
+    Attributes:
+        at: int (pairs,), ascending, the place of each pair of a place and a song that has it.
+        songs: int (pairs,), row of the weights.
+        counts: int (pairs,), how often the song has it.
+        weights: int32 (songs, rows).
+        total: float (rows,), the weight of all.
+    """
+
+    at: NDArray[np.int64]
+    songs: NDArray[np.int64]
+    counts: NDArray[np.int32]
+    weights: NDArray[np.int32]
+    total: Values
+
+    @staticmethod
+    def of(
+        at: NDArray[np.int64], weights: Weights | None, songs: NDArray[np.int64] | None
+    ) -> _Sample:
+        """Count pairs; see `wasserstein`."""
+        songs = np.arange(len(at)) if songs is None else songs
+        n_songs = int(songs.max()) + 1
+        weights = np.ones((1, n_songs), dtype=np.int32) if weights is None else weights
+        pairs, counts = np.unique(at * n_songs + songs, return_counts=True)
+        found_at, found_songs = np.divmod(pairs, n_songs)
+        by_song = np.ascontiguousarray(weights.T, dtype=np.int32)
+        total = as_values(np.bincount(songs, minlength=len(by_song)) @ by_song)
+        return _Sample(found_at, found_songs, counts.astype(np.int32), by_song, total)
+
+    def n_pairs(self, n_places: int) -> NDArray[np.int64]:
+        """How many pairs each place has, int (places,)."""
+        found: NDArray[np.int64] = np.bincount(self.at, minlength=n_places)
+        return found
+
+    def shares(self, first: int, end: int) -> Values:
+        """Share of the sample at each place of a block, float (places, rows)."""
+        low, high = np.searchsorted(self.at, (first, end)).tolist()
+        found = np.zeros((end - first, self.weights.shape[1]))
+        if low < high:
+            at = self.at[low:high]
+            weights = self.weights[self.songs[low:high]] * self.counts[low:high, None]
+            starts = np.flatnonzero(np.diff(at, prepend=-1))
+            found[at[starts] - first] = np.add.reduceat(weights, starts, axis=0)
+        return found / self.total
+
+
+def _blocks(n_pairs: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Cut places into blocks of at most `PAIRS_AT_A_TIME` pairs, or of a single place."""
+    ends = np.cumsum(n_pairs)
+    first = 0
+    while first < len(ends):
+        done = int(ends[first - 1]) if first else 0
+        end = int(np.searchsorted(ends, done + PAIRS_AT_A_TIME, side="right"))
+        yield first, max(first + 1, end)
+        first = max(first + 1, end)
 
 
 def _deviation(values: Values) -> float:
@@ -371,15 +459,14 @@ def _deviation(values: Values) -> float:
 def _wassersteins(
     loops: Profile, draws: Weights, reference: Profile, reference_draws: Weights, halves: Weights
 ) -> dict[str, Distance]:
-    weights, reference_weights = draws[:, loops.songs], reference_draws[:, reference.songs]
-    half = halves[:, reference.songs]
     found = {}
+    songs, others = loops.songs, reference.songs
     for name in FEATURES:
         values, reference_values = loops.values[name], reference.values[name]
         unit = _deviation(reference_values)
-        apart = wasserstein(values, reference_values, weights, reference_weights) / unit
-        floor = wasserstein(reference_values, reference_values, half, 1 - half) / unit
-        found[name] = Distance(_estimate(apart), _floor(floor))
+        apart = wasserstein(values, reference_values, draws, reference_draws, songs, others)
+        floor = wasserstein(reference_values, reference_values, halves, 1 - halves, others, others)
+        found[name] = Distance(_estimate(apart / unit), _floor(floor / unit))
     return found
 
 

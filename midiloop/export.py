@@ -10,7 +10,6 @@ import numpy as np
 
 from midiloop import files, interchange, pianoroll, score
 from midiloop.errors import CallError, LoopError
-from midiloop.grid import LOOP, Grid
 from midiloop.store import LoopBatch
 
 # A loop takes 2 · 128 · 128 bytes in pypianoroll's own arrays, and several times that to save.
@@ -22,7 +21,6 @@ def to_midi(
     batches: Iterable[LoopBatch],
     folder: Path,
     *,
-    grid: Grid = LOOP,
     on_loop: Callable[[], None] = lambda: None,
 ) -> list[Path]:
     """Write each loop as a MIDI file into a new folder, which is there whole or not at all.
@@ -39,7 +37,7 @@ def to_midi(
             loops = zip(batch.rolls, batch.songs, batch.start_bars, batch.tempos_bpm, strict=True)
             for roll, song, start_bar, tempo_bpm in loops:
                 name = file_name(len(names), song, int(start_bar), float(tempo_bpm))
-                loop = pianoroll.decode(roll, writable_tempo(float(tempo_bpm)), grid=grid)
+                loop = pianoroll.decode(roll, writable_tempo(float(tempo_bpm)), grid=batch.grid)
                 (building / name).write_bytes(score.to_bytes(loop))
                 names.append(name)
                 on_loop()
@@ -61,7 +59,7 @@ def writable_tempo(tempo_bpm: float) -> float:
     return float(np.clip(tempo_bpm, pianoroll.MIN_BPM, pianoroll.MAX_BPM))
 
 
-def to_npz(batches: Iterable[LoopBatch], path: Path, *, grid: Grid = LOOP) -> int:
+def to_npz(batches: Iterable[LoopBatch], path: Path) -> int:
     """Write all loops, one after the other, as one ``pypianoroll`` file, and say how many.
 
     Raises:
@@ -83,6 +81,7 @@ def to_npz(batches: Iterable[LoopBatch], path: Path, *, grid: Grid = LOOP) -> in
     if not chosen:
         raise LoopError("no loop matches; widen the choice, 'midiloop inspect' shows what there is")
     loops = LoopBatch.joined(chosen)
+    grid = loops.grid
     song = interchange.to_multitrack(
         loops.rolls.reshape(-1, grid.columns), np.repeat(loops.tempos_bpm, grid.steps), grid=grid
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,7 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +26,17 @@ from numpy.typing import NDArray
 from midiloop import __version__, corpus, files, parts, pianoroll, rules, score, workers
 from midiloop.corpus import Item, Problem
 from midiloop.errors import CallError, LoopError, MidiError
-from midiloop.grid import LOOP, Grid, Roll
+from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
 from midiloop.mined import Counts, MinedSong, Reject
-from midiloop.rules import Rules
-from midiloop.score import Meter, Score
+from midiloop.rules import Rules, Run
+from midiloop.score import Meter, Player, Score
 
 BATCH_FILES = 64
 BATCH_BYTES = 2 << 20
 ITEM_TIMEOUT_S = 10.0
+PLAN, PLAN_FORMAT = "plan.json", "midiloop-extract-plan"
+WHOLE = "whole"  # the dataset, before it has its name
+LOST = (workers.CRASHED, workers.TIMEOUT)
 MAX_SEALING_THREADS = 2  # each holds a shard in memory
 
 REASONS = {
@@ -44,6 +48,7 @@ REASONS = {
     "no_drums": "no drums: no note of the nine drum columns on channel 10",
     "no_loop": "no window keeps the loop rules",
     "timeout": f"reading the file took over {ITEM_TIMEOUT_S:g} s",
+    "internal_error": "an error of midiloop's own; please report it, with the file",
     "crashed": "reading the file ended the process",
 }
 
@@ -76,39 +81,53 @@ def loops(song: Score, settings: Settings = PAPER) -> list[Roll]:
         MidiError: the song cannot have any; ``reason`` is one of `REASONS`.
     """
     grid = settings.grid
-    instruments = {(track.program, track.is_drum) for track in song.tracks}
-    _check_usable(song.meters, song.length_ticks, instruments, settings)
-    roll = _usable_roll(song, settings)
-    starts = rules.find(roll, settings.rules, stride_bars=settings.stride_bars, grid=grid)
-    windows = (start * grid.steps_per_bar for start in starts.tolist())
-    return [roll[step : step + grid.steps] for step in windows]
+    players = {track.player for track in song.tracks}
+    _check_usable(song.meters, song.length_ticks, players, settings)
+    return [
+        roll[start * grid.steps_per_bar :][: grid.steps]
+        for _, roll, starts in _windows(song, settings)
+        for start in starts.tolist()
+    ]
 
 
 def _check_usable(
     meters: Sequence[Meter],
     length_ticks: int | None,
-    instruments: Collection[tuple[int, bool]],
+    players: Collection[Player],
     settings: Settings,
 ) -> None:
     """Raise `MidiError` where a song of these meters and instruments has no loops."""
     if problem := rules.meter_problem(meters, length_ticks, settings.rules):
         raise MidiError(*problem)
-    programs = sorted({program for program, is_drum in instruments if not is_drum})
-    if not any(program in pianoroll.BASS_PROGRAMS for program in programs):
+    by_name = settings.rules.bass_by_name
+    if not any(pianoroll.is_drawn(p, by_name=by_name) for p in players if not p.is_drum):
+        programs = sorted({player.program for player in players if not player.is_drum})
         raise MidiError("no_bass", f"programs {', '.join(map(str, programs)) or 'none'}")
-    if not any(is_drum for _, is_drum in instruments):
+    if not any(player.is_drum for player in players):
         raise MidiError("no_drums", "no note on channel 10")
 
 
-def _usable_roll(song: Score, settings: Settings) -> Roll:
-    """The roll of a song, or `MidiError` where there is no bass or there are no drums on it."""
-    roll = pianoroll.encode(song, settings.grid)
-    used: NDArray[np.bool_] = np.any(roll, axis=0)
-    if not used[settings.grid.n_drums :].any():
+def _windows(song: Score, settings: Settings) -> list[tuple[Run, Roll, NDArray[np.int64]]]:
+    """Each run of bars, its roll, and the bars of it on which a loop starts.
+
+    Raises:
+        MidiError: there is no bass, or there are no drums, on any.
+    """
+    grid, by_name = settings.grid, settings.rules.bass_by_name
+    found, used = [], np.zeros(grid.columns, np.bool_)
+    for run in rules.runs(song.meters, song.length_ticks, song.ticks_per_quarter, settings.rules):
+        roll = pianoroll.encode(song, grid, by_name=by_name, span=run[:2])
+        starts = rules.find(roll, settings.rules, stride_bars=settings.stride_bars, grid=grid)
+        whole = (run.end_tick - run.start_tick) // (BEATS_PER_BAR * song.ticks_per_quarter)
+        if run.end_tick < song.length_ticks:  # a bar that is cut short is none
+            starts = starts[starts + grid.bars <= whole]
+        used |= roll.any(axis=0)
+        found.append((run, roll, starts))
+    if not used[grid.n_drums :].any():
         raise MidiError("no_bass", "all bass notes are outside C1 to B7")
-    if not used[: settings.grid.n_drums].any():
+    if not used[: grid.n_drums].any():
         raise MidiError("no_drums", "no note on channel 10 belongs to the nine drum columns")
-    return roll
+    return found
 
 
 def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
@@ -119,33 +138,39 @@ def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
     """
     parsed, grid = score.parse(data), settings.grid
     # Half of all files end here: before their notes are turned into arrays.
+    if problem := rules.meter_problem(parsed.meters, None, settings.rules):
+        raise MidiError(*problem)
+    parsed = parsed.merged(pianoroll.BASS_PROGRAMS)
     _check_usable(parsed.meters, None, parsed.instruments(), settings)
-    song = parsed.score(pianoroll.is_drawn)
+    song = parsed.score(partial(pianoroll.is_drawn, by_name=settings.rules.bass_by_name))
     if problem := rules.meter_problem(song.meters, song.length_ticks, settings.rules):
         raise MidiError(*problem)
-    roll = _usable_roll(song, settings)
-    starts = rules.find(roll, settings.rules, stride_bars=settings.stride_bars, grid=grid)
-    if not len(starts):
-        n_bars = len(roll) // grid.steps_per_bar
-        raise MidiError("no_loop", f"none of {max(0, n_bars - grid.bars + 1)} windows")
-    bars = roll.reshape(-1, grid.cells_per_bar)
-    loops = [bars[start : start + grid.bars].ravel() for start in starts.tolist()]
+    windows = _windows(song, settings)
+    if not any(len(starts) for _, _, starts in windows):
+        n_bars = [len(roll) // grid.steps_per_bar for _, roll, _ in windows]
+        n_windows = sum(max(0, bars - grid.bars + 1) for bars in n_bars)
+        raise MidiError("no_loop", f"none of {n_windows} windows")
+    packed = [
+        np.packbits(roll[start * grid.steps_per_bar :][: grid.steps].ravel())
+        for _, roll, starts in windows
+        for start in starts.tolist()
+    ]
     return MinedSong(
         file,
         hashlib.md5(data, usedforsecurity=False).hexdigest(),
-        starts,
-        _median_tempos(song, starts, grid),
-        rules.bar_distances_cells(roll, starts, grid),
-        np.stack([np.packbits(loop) for loop in loops]),
+        np.concatenate([starts + run.first_bar for run, _, starts in windows]),
+        np.concatenate([_median_tempos(song, run, starts, grid) for run, _, starts in windows]),
+        np.concatenate([rules.bar_distances_cells(r, starts, grid) for _, r, starts in windows]),
+        np.stack(packed),
     )
 
 
-def _median_tempos(song: Score, starts: NDArray[np.int64], grid: Grid) -> NDArray[np.float64]:
-    """Median tempo over the steps of each loop; ``starts`` are the bars on which they start."""
-    if len(song.tempos) == 1 and song.tempos[0].tick == 0:
-        return np.full(len(starts), song.tempos[0].bpm)
+def _median_tempos(
+    song: Score, run: Run, starts: NDArray[np.int64], grid: Grid
+) -> NDArray[np.float64]:
+    """Median over the steps of each window of the tempo in force."""
     steps = starts[:, None] * grid.steps_per_bar + np.arange(grid.steps)
-    ticks = steps * song.ticks_per_quarter // grid.steps_per_beat
+    ticks = steps * song.ticks_per_quarter // grid.steps_per_beat + run.start_tick
     return np.median(song.tempo_bpm_at(ticks), axis=1)
 
 
@@ -162,10 +187,10 @@ class Batch:
         return replace(self, items=(*self.items[:item], ruled_out, *self.items[item + 1 :]))
 
     def covers(self) -> str:
-        """What the batch holds, to recognise it by."""
+        """What the batch holds, to recognise it by: a file that was written since is another."""
         digest = hashlib.blake2b(digest_size=16)
         for item in self.items:
-            digest.update(f"{item.name}\0{item.size}\n".encode())
+            digest.update(f"{item.name}\0{item.size}\0{item.changed_ns}\n".encode())
         return digest.hexdigest()
 
     def part(self, folder: Path) -> Path:
@@ -201,7 +226,7 @@ def mine_batch(
             rejects.append(Reject(item.name, error.reason, error.detail))
         except Exception as error:  # a file we have no name for yet must not end the run
             detail = f"{type(error).__name__}: {error}"
-            rejects.append(Reject(item.name, "crashed", detail))
+            rejects.append(Reject(item.name, "internal_error", detail))
     turn_to(workers.BETWEEN_ITEMS)
     parts.write(batch.part(folder), songs, rejects, batch.covers(), settings.grid)
     n_loops = sum(len(song.start_bars) for song in songs)
@@ -242,10 +267,12 @@ class Result:
     Attributes:
         manifest: of the dataset.
         broken_sources: rejects that stand for a whole archive, which was read in part only.
+        lost: rejects whose file ended a worker, or held one up; ``resume`` tries them again.
     """
 
     manifest: dict[str, Any]
     broken_sources: list[Reject]
+    lost: list[Reject]
 
 
 def run(
@@ -261,7 +288,8 @@ def run(
     """Mine every MIDI file of ``sources`` into the loop dataset ``out``.
 
     Until the dataset is whole its parts lie in ``OUT.partial``; a run that was killed goes on from
-    there with ``resume``.
+    there with ``resume``. A whole dataset stays as it is, unless files were lost to workers that
+    ended or stood still: then all is mined again.
 
     Args:
         n_workers: processes; all usable cores unless told otherwise.
@@ -276,9 +304,37 @@ def run(
     provenance = _provenance(sources, settings)
     n_workers = n_workers or workers.usable_cores()
     folder = out.with_name(out.name + ".partial")
-    if out.exists():
-        return _finished(out, folder, provenance, resume)
-    _open_partial(folder, out, provenance, resume)
+    files.check_parent(out)
+    if not files.is_text(out):  # Arrow would say so when all is mined
+        raise CallError(f"{files.printable(out)}: a name that is not UTF-8; choose another")
+    _check_ours(folder)
+    earlier = _finished(out, provenance, resume) if out.exists() else None
+    if earlier and not earlier.lost:
+        return earlier
+    folder.mkdir(exist_ok=True)
+    with files.locked(folder):
+        if not earlier:  # again: another run may have ended before the lock was ours
+            files.check_free(out)
+        _open_partial(folder, provenance, resume)
+        manifest = _mine(sources, folder, settings, n_workers, resume, on_progress, item_timeout_s)
+        if earlier:
+            out.rename(folder / "earlier")
+        files.check_free(out)
+        (folder / WHOLE).rename(out)
+        shutil.rmtree(folder)
+    return _result(out, manifest)
+
+
+def _mine(
+    sources: Sequence[Path],
+    folder: Path,
+    settings: Settings,
+    n_workers: int,
+    resume: bool,
+    on_progress: Callable[[Progress, int], None],
+    item_timeout_s: float,
+) -> dict[str, Any]:
+    """Mine into the parts in ``folder``, make the dataset of them, and return its manifest."""
     progress, paths = Progress(), list[Path]()
 
     def todo() -> Iterator[Batch]:
@@ -290,27 +346,28 @@ def run(
             else:
                 yield batch
 
-    with _locked(folder):
-        jobs = workers.run(
-            partial(mine_batch, settings=settings, folder=folder),
-            todo(),
-            preload=WORKERS_NEED,
-            workers=n_workers,
-            item_timeout_s=item_timeout_s,
-            on_tick=lambda in_work: on_progress(progress, in_work),
-        )
-        for batch, counts in jobs:
-            importlib.import_module("midiloop.seal")  # and Arrow: while the workers work
-            progress.add(batch, counts)
-            on_progress(progress, 0)
-        if paths:
-            threads = min(n_workers, MAX_SEALING_THREADS)
-            manifest = _seal(paths, out, provenance, progress, settings.grid, threads)
-    shutil.rmtree(folder)
+    jobs = workers.run(
+        partial(mine_batch, settings=settings, folder=folder),
+        todo(),
+        preload=WORKERS_NEED,
+        workers=n_workers,
+        item_timeout_s=item_timeout_s,
+        on_tick=lambda in_work: on_progress(progress, in_work),
+    )
+    for batch, counts in jobs:
+        importlib.import_module("midiloop.seal")  # and Arrow: while the workers work
+        progress.add(batch, counts)
+        on_progress(progress, 0)
     if not paths:
+        shutil.rmtree(folder)
         names, suffixes = ", ".join(map(str, sources)), ", ".join(corpus.MIDI_SUFFIXES)
         raise LoopError(f"{names}: no MIDI file inside; they end in {suffixes}")
-    return _result(out, manifest)
+    threads = min(n_workers, MAX_SEALING_THREADS)
+    whole = folder / WHOLE
+    if whole.exists():
+        shutil.rmtree(whole)
+    provenance = _provenance(sources, settings)
+    return _seal(paths, whole, provenance, progress, settings.grid, threads)
 
 
 def _seal(
@@ -332,25 +389,22 @@ def _counts_of_part(path: Path, batch: Batch) -> Counts | None:
     if not path.exists():
         return None
     part = parts.read(path, 1)
-    return part.counts() if part.covers == batch.covers() else None
+    if part.covers != batch.covers() or any(reject.reason in LOST for reject in part.rejects):
+        return None
+    return part.counts()
 
 
 def _provenance(sources: Sequence[Path], settings: Settings) -> dict[str, Any]:
-    grid = settings.grid
     return {
         "midiloop_version": __version__,
         "sources": [source.name for source in sources],
         "rules": asdict(settings.rules) | {"first_step_drums": [*settings.rules.first_step_drums]},
         "stride_bars": settings.stride_bars,
-        "grid": {
-            "bars": grid.bars,
-            "steps_per_beat": grid.steps_per_beat,
-            "columns": list(grid.column_names),
-        },
+        "grid": settings.grid.as_json(),
     }
 
 
-def _finished(out: Path, folder: Path, provenance: dict[str, Any], resume: bool) -> Result:
+def _finished(out: Path, provenance: dict[str, Any], resume: bool) -> Result:
     """The result of an earlier run that ended, where resuming means there is nothing to do."""
     if not resume:
         files.check_free(out)
@@ -359,49 +413,48 @@ def _finished(out: Path, folder: Path, provenance: dict[str, Any], resume: bool)
     manifest = LoopDataset(out).manifest
     if provenance != {key: manifest.get(key) for key in provenance}:
         raise CallError(f"{out}: was made with other settings; choose another name")
-    shutil.rmtree(folder, ignore_errors=True)
     return _result(out, manifest)
 
 
 def _result(out: Path, manifest: dict[str, Any]) -> Result:
-    broken = {"broken_archive", "archive_bomb"}
-    if broken.isdisjoint(manifest["counts"]["rejects"]):
-        return Result(manifest, [])
+    broken, lost = {"broken_archive", "archive_bomb"}, set(LOST)
+    if (broken | lost).isdisjoint(manifest["counts"]["rejects"]):
+        return Result(manifest, [], [])
     from midiloop.store import LoopDataset
 
     rejects = LoopDataset(out).rejects()
-    return Result(manifest, [reject for reject in rejects if reject.reason in broken])
+    of = [[reject for reject in rejects if reject.reason in kind] for kind in (broken, lost)]
+    return Result(manifest, *of)
 
 
-def _open_partial(folder: Path, out: Path, provenance: dict[str, Any], resume: bool) -> None:
-    plan = folder / "plan.json"
-    text = json.dumps(provenance, indent=2) + "\n"
-    if plan.exists():
-        if not resume:
-            raise CallError(
-                f"{folder}: left by a run that was interrupted; go on with --resume, or remove it"
-            )
-        if plan.read_text() != text:
-            raise CallError(
-                f"{folder}: was begun with other settings; use the same, or remove it to start anew"
-            )
+def _check_ours(folder: Path) -> None:
+    """Raise `CallError` where something lies at ``folder`` that no run of ours made."""
+    if not os.path.lexists(folder):
         return
-    files.check_parent(out)
-    folder.mkdir(exist_ok=True)
-    temporary = plan.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(plan)
+    plan: dict[str, Any] = {}
+    with suppress(OSError, LoopError):
+        plan = files.read_json(folder / PLAN)
+    with suppress(OSError):  # a run that was killed before it wrote its plan left no more
+        if all(files.is_passing(path.name) for path in folder.iterdir()):
+            return
+    if folder.is_symlink() or plan.get("format") != PLAN_FORMAT:
+        raise CallError(
+            f"{files.printable(folder)}: is in the way, and was not left by a run of this command; "
+            "move it, or choose another name"
+        )
 
 
-def _locked(folder: Path) -> IO[str]:
-    """A file that says that a run is at work here, as long as it is open."""
-    file = (folder / "lock").open("w")
-    with suppress(ImportError):  # where there are no such locks, do without
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            raise CallError(f"{folder}: another run is at work here; let it end first") from error
-    return file
+def _open_partial(folder: Path, provenance: dict[str, Any], resume: bool) -> None:
+    """Write the plan of a run into its locked folder, or see that it is the one begun there."""
+    plan, name = folder / PLAN, files.printable(folder)
+    text = json.dumps({"format": PLAN_FORMAT, "format_version": 1, **provenance}, indent=2) + "\n"
+    if not plan.exists():
+        files.write(plan, text.encode())
+    elif not resume:
+        raise CallError(
+            f"{name}: left by a run that was interrupted; go on with --resume, or remove it"
+        )
+    elif plan.read_text() != text:
+        raise CallError(
+            f"{name}: was begun with other settings; use the same, or remove it to start anew"
+        )

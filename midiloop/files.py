@@ -9,16 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from midiloop.errors import CallError, LoopError
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+LOCK, TEMPORARY = ".lock", ".tmp"
+_LEFT = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(TEMPORARY)}(\..*)?")
 MAX_JSON_BYTES = 64 << 20
 MAX_JSON_DEPTH = 32
 
@@ -27,6 +33,15 @@ def check_parent(out: Path) -> None:
     """Raise `CallError` unless the folder that ``out`` would lie in is there."""
     if not out.parent.is_dir():
         raise CallError(f"{printable(out.parent)}: no such folder; make it first")
+
+
+def check_writable(out: Path) -> None:
+    """Raise `CallError` unless files can be made in ``out``, or it in the folder it will lie in."""
+    folder = out
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CallError(f"{printable(folder)}: cannot be written in; choose another place")
 
 
 def check_free(out: Path) -> None:
@@ -57,7 +72,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full, or the folder cannot be written; it names ``path``.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}{path.suffix}")
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -100,21 +115,53 @@ def _umask() -> int:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other runs from working in ``folder``, which exists, as long as the block lasts.
 
+    Nobody else writes there, so what `replacing` left when an earlier run was killed is removed.
+
     Raises:
         CallError: another run is at work there.
     """
+    lock = _acquired(folder / LOCK)
+    try:
+        _tidy(folder)
+        yield
+        _tidy(folder)  # a worker that was killed leaves what it had begun
+    finally:
+        with suppress(OSError):  # Windows keeps a file that is open
+            Path(lock.lock_file).unlink()
+        lock.release()
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what `replacing` leaves where a process is killed."""
+    with suppress(FileNotFoundError):  # the block may have given the folder another name
+        for left in folder.iterdir():
+            if left.name != LOCK and is_passing(left.name):
+                left.unlink()
+
+
+def _acquired(path: Path) -> BaseFileLock:
+    """The lock of a file that is still there once it is held: an earlier holder removes it."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        name = printable(folder)
-        raise CallError(f"{name}: another run is at work here; let it end first") from error
-    try:
-        yield
-    finally:
-        lock.release()
+    while True:
+        lock = FileLock(path)
+        path.touch()
+        with suppress(FileNotFoundError):
+            inode = path.stat().st_ino
+            try:
+                lock.acquire(blocking=False)
+            except Timeout as error:
+                name = printable(path.parent)
+                raise CallError(f"{name}: another run is at work here; let it end first") from error
+            with suppress(FileNotFoundError):
+                if path.stat().st_ino == inode:
+                    return lock
+            lock.release()
+
+
+def is_passing(name: str) -> bool:
+    """Whether a file is a lock, or one that `replacing` had not finished when it was killed."""
+    return name == LOCK or _LEFT.fullmatch(name) is not None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -171,6 +218,15 @@ def digest(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_text(path: Path) -> bool:
+    """Whether a path can be written in UTF-8: file systems take other names too."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def printable(name: object) -> str:

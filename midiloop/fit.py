@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from midiloop import checkpoint, files, models
+from midiloop import checkpoint, configs, files, models
 from midiloop.data import PackedLoops, transpose_bass
 from midiloop.errors import CallError, LoopError
 from midiloop.models.layers import Loss, Model
@@ -35,6 +35,13 @@ from midiloop.models.vq_vae import VQVAE
 MIN_SCHEDULE_EPOCHS = 100
 EVALUATION_BATCH = 512
 PRECISIONS = ("float32", "bfloat16")
+STATE, HISTORY = "state.safetensors", "training.json"
+# What a run cannot go on with, in words, by what `fit` is told that it is about.
+OTHERS = {
+    "data": "another dataset",
+    "distinct": "repeats of loops counted otherwise",
+    "codec": "the codes of another VQ-VAE",
+}
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,8 @@ def fit(
         train, valid: loops, on the device of the objective.
         folder: for the checkpoint, the history (``training.json``), and while the run goes on the
             state to resume from.
-        about: what else the checkpoint shall say of where its weights come from.
+        about: what else the checkpoint shall say of where its weights come from: ``settings``, and
+            what has to be the same when a run resumes, as ``data``.
         resume: go on with a run that was interrupted.
         events: folder for TensorBoard event files.
 
@@ -177,14 +185,27 @@ def fit(
         LoopError: the loss is not a number, and the last good checkpoint is left as it is; or what
             the folder holds is damaged.
     """
+    check_folder(folder, resume=resume)
     run = _Run(objective, kind, train, settings, folder, about or {})
+    with run.locked():
+        return _fit(run, valid, resume=resume, on_progress=on_progress, events=events)
+
+
+def _fit(
+    run: _Run,
+    valid: PackedLoops,
+    *,
+    resume: bool,
+    on_progress: Callable[[Progress], None],
+    events: Path | None,
+) -> Result:
     over = resume and run.finished()
     if not over:
-        run.open(resume=resume)
+        run.open()
     _check_same(run, -1 if over else run.step)
     if over:
         return run.result()
-    forward = _parallel(objective, settings)
+    forward = _parallel(run.objective, run.settings)
     with _Watch(run, on_progress, events if _rank() == 0 else None) as watch:
         while run.step < run.n_steps and not run.stopped():
             _set_learning_rate(run)
@@ -194,7 +215,7 @@ def fit(
                 watch.report()
                 run.agree()
                 run.check()
-                run.close_epoch(mean_error(objective, valid, settings.precision))
+                run.close_epoch(mean_error(run.objective, valid, run.settings.precision))
                 watch.epoch()
                 watch.save()
             elif watch.due():
@@ -202,6 +223,15 @@ def fit(
                 watch.save()
     run.finish()
     return run.result()
+
+
+def check_folder(folder: Path, *, resume: bool) -> None:
+    """Raise `CallError` for a folder that no run can begin in, or go on in."""
+    name = files.printable(folder)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise CallError(f"{name}: a file; give the name of a folder")
+    if not resume and any((folder / file).exists() for file in (STATE, HISTORY)):
+        raise CallError(f"{name}: a run is there already; add --resume, or choose another name")
 
 
 class _Run:
@@ -236,39 +266,48 @@ class _Run:
 
     @property
     def state_file(self) -> Path:
-        return self.folder / "state.safetensors"
+        return self.folder / STATE
 
     @property
     def history_file(self) -> Path:
-        return self.folder / "training.json"
+        return self.folder / HISTORY
 
     def begun_with(self) -> dict[str, Any]:
         """What must be the same when a run resumes."""
         settings = asdict(replace(self.settings, save_every_s=0.0))
         model = models.to_json(self.objective.model.config)
-        return {"model": model, "settings": settings, "loops": len(self.train)}
+        of = {name: what for name, what in self.about.items() if name != "settings"}
+        return {"model": model, "settings": settings, "loops": len(self.train), "of": of}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep others from training into the folder; of several processes the first does."""
+        if _rank():
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with files.locked(self.folder):
+            yield
 
     def finished(self) -> bool:
         """Whether the folder holds a run that came to its end."""
         if not self.history_file.exists():
             return False
         try:
-            found = json.loads(self.history_file.read_text())
-        except ValueError as error:
-            raise self._damaged(self.history_file, str(error)) from error
-        if not isinstance(found, dict) or not found.keys() >= {"begun_with", "finished", "history"}:
-            raise self._damaged(self.history_file, "not the history of a run")
-        self._check(found["begun_with"])
-        if found["finished"]:
-            self.history, self.best = found["history"], found["best"]
-        return bool(found["finished"])
+            found = files.read_json(self.history_file)
+            self._check(found["begun_with"])
+            if found["finished"]:
+                self._recall(found)
+            return bool(found["finished"])
+        except CallError:  # it is a run, and another one
+            raise
+        except LoopError as error:
+            raise self._damaged(self.history_file, error) from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._damaged(self.history_file, "not the history of a run") from error
 
-    def open(self, *, resume: bool) -> None:
+    def open(self) -> None:
         """Load the state to resume from, where there is one; make the folder."""
-        if not resume and (self.state_file.exists() or self.history_file.exists()):
-            raise CallError(
-                f"{self.folder}: a run is there already; add --resume, or choose another name"
-            )
         if self.state_file.exists():
             self._load()
         if _rank() == 0:
@@ -277,28 +316,47 @@ class _Run:
     def _load(self) -> None:
         try:
             tensors, about = checkpoint.read_tensors(self.state_file)
+            self._check(about["begun_with"])
+            checkpoint.check_finite(self.state_file, tensors)
+            self._restore(tensors)
+            self._recall(about)
+            self.step, self.since_best = int(about["step"]), int(about["since_best"])
+            self.sums = {name: float(total) for name, total in about["sums"].items()}
+            self.summed_steps = int(about["summed_steps"])
+            if not 0 <= self.step <= self.n_steps:
+                raise ValueError
+        except CallError:  # it is a run, and another one
+            raise
         except LoopError as error:
-            cause = str(error).removeprefix(f"{self.state_file}: ").partition("; ")[0]
-            raise self._damaged(self.state_file, cause) from error
-        if not isinstance(about, dict) or "begun_with" not in about:
-            raise self._damaged(self.state_file, "not the state of a run")
-        self._check(about["begun_with"])
-        self._restore(tensors)
-        self.step, self.history = about["step"], about["history"]
-        self.best = math.inf if about["best"] is None else about["best"]
-        self.since_best = about["since_best"]
-        self.sums, self.summed_steps = about["sums"], about["summed_steps"]
+            raise self._damaged(self.state_file, error) from error
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise self._damaged(self.state_file, "not the state of a run") from error
+
+    def _recall(self, found: dict[str, Any]) -> None:
+        """Take over the epochs that were, and the best of them."""
+        if not all(type(x) in (int, float) for record in found["history"] for x in record.values()):
+            raise ValueError("a history of what is no number")
+        self.history = found["history"]
+        self.best = math.inf if found["best"] is None else float(found["best"])
 
     @staticmethod
-    def _damaged(file: Path, cause: str) -> LoopError:
-        return LoopError(f"{file}: {cause}; delete it, and --resume goes on from what is left")
+    def _damaged(file: Path, cause: LoopError | str) -> LoopError:
+        name = files.printable(file)
+        said = str(cause).removeprefix(f"{name}: ").partition("; ")[0]
+        return LoopError(f"{name}: {said}; delete it, and --resume goes on from what is left")
 
     def _check(self, begun_with: dict[str, Any]) -> None:
         now = json.loads(json.dumps(self.begun_with()))
         if begun_with == now:
             return
         old, new = begun_with["settings"], now["settings"]
-        odd = [f"{k} {old[k]}, not {new[k]}" for k in new if old.get(k) != new[k]]
+        odd = [
+            f"{k} {configs.quoted(old.get(k))}, not {configs.quoted(new[k])}"
+            for k in new
+            if old.get(k) != new[k]
+        ]
+        before = begun_with.get("of", {})
+        odd += [OTHERS.get(k, f"another {k}") for k in now["of"] if before.get(k) != now["of"][k]]
         what = ", ".join(odd) or "another model or dataset"
         raise CallError(
             f"{self.folder}: the run was begun with {what}; resume it as it was begun, or choose "
@@ -308,21 +366,17 @@ class _Run:
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         self.objective.model.load_state_dict(model)
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, number, key = name.split(".")
-                state.setdefault(int(number), {})[key] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        under = "optimizer."
+        state = {n.removeprefix(under): t for n, t in tensors.items() if n.startswith(under)}
+        checkpoint.restore_optimizer(self.optimizer, state)
 
     def save(self) -> None:
         """Save the state, in one file, so that a kill leaves the old one or the new one."""
         if _rank() != 0:
             return
         tensors = {f"model.{n}": t for n, t in self.objective.model.state_dict().items()}
-        for number, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
+        state = checkpoint.optimizer_tensors(self.optimizer)
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
         about = {
             "begun_with": self.begun_with(),
             "step": self.step,
@@ -419,7 +473,8 @@ class _Watch:
         self.run, self.on_progress = run, on_progress
         self.began_s = self.saved_s = self.reported_s = time.monotonic()
         self.first_step = run.step
-        self.writer = _event_writer(events, run.step) if events else None
+        # What an interrupted run wrote of steps that come once more is void.
+        self.writer = event_writer()(events, purge_step=run.step + 1) if events else None
 
     def __enter__(self) -> _Watch:
         return self
@@ -617,13 +672,17 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _event_writer(folder: Path, step: int) -> Any:
+def event_writer() -> Any:
+    """What writes event files.
+
+    Raises:
+        ImportError: tensorboard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError("event files: pip install tensorboard, or leave --tensorboard") from error
-    # What an interrupted run wrote of steps that come once more is void.
-    return SummaryWriter(folder, purge_step=step + 1)
+    return SummaryWriter
 
 
 def _rank() -> int:

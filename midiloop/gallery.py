@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
 
 from midiloop import corpus, extract, pianoroll, plot, rules, score, store
 from midiloop.errors import CallError, LoopError, MidiError
-from midiloop.grid import LOOP, Roll
+from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
 from midiloop.plot import Picture
 
 DEFAULT_LOOPS = 12
 OPEN = extract.Settings(rules.PRESETS["open"])
+
+
+class Gallery(NamedTuple):
+    """Loops to draw, all of them on one grid."""
+
+    pictures: list[Picture]
+    grid: Grid
 
 
 def pictures(
@@ -20,39 +30,47 @@ def pictures(
     song: str = "*",
     split: str | None = None,
     limit: int | None = None,
-) -> list[Picture]:
+) -> Gallery:
     """Loops to draw: of a dataset from songs evenly spread over it, of each MIDI file its first.
 
     Raises:
         CallError: a source is neither a dataset nor a MIDI file.
-        LoopError: one cannot be read, or nothing matches.
+        LoopError: one cannot be read, nothing matches, or they lie on different grids.
     """
     found: list[Picture] = []
+    grids: set[Grid] = set()
     for source in sources:
         if not source.exists():
             raise CallError(f"{source}: no such file or folder; check the path")
         if source.is_dir():
             dataset = store.LoopDataset(source)
-            found += _of_batch(dataset.spread(limit or DEFAULT_LOOPS, song=song, split=split))
+            grids.add(dataset.grid)
+            spread = dataset.spread(limit or DEFAULT_LOOPS, per_song=1, song=song, split=split)
+            found += [picture for batch in spread for picture in _of_batch(batch)]
         elif source.name.lower().endswith(corpus.MIDI_SUFFIXES):
+            grids.add(LOOP)
             found.append(_of_midi(source))
         else:
             raise CallError(f"{source}: neither a loop dataset nor a MIDI file; give one of them")
     if not found:
         raise LoopError("no loop matches; widen the choice, 'midiloop inspect' shows what there is")
-    return found[:limit]
+    if len(grids) > 1:
+        both = " and ".join(sorted(map(str, grids)))
+        raise LoopError(f"loops of {both} do not go on one page; draw them apart")
+    return Gallery(found[:limit], grids.pop())
 
 
-def draw(found: Sequence[Picture], path: Path, *, columns: int = 3) -> None:
+def draw(found: Gallery, path: Path, *, columns: int = 3) -> None:
     """Draw one loop large, several as a contact sheet.
 
     Raises:
         LoopError: see `plot.draw`.
     """
-    if len(found) == 1:
-        plot.draw(found[0], path)
+    if len(found.pictures) == 1:
+        plot.draw(found.pictures[0], path, grid=found.grid)
     else:
-        plot.contact_sheet(found, path, columns=min(columns, len(found)))
+        columns = min(columns, len(found.pictures))
+        plot.contact_sheet(found.pictures, path, columns=columns, grid=found.grid)
 
 
 def _of_batch(batch: store.LoopBatch) -> list[Picture]:
@@ -64,7 +82,7 @@ def _of_batch(batch: store.LoopBatch) -> list[Picture]:
 
 
 def loop_of_midi(path: Path) -> Roll:
-    """The first loop of a MIDI file, by the rules `open`: bool (128, 93).
+    """A MIDI file of 8 bars, or else its first loop by the rules `open`: bool (128, 93).
 
     Raises:
         CallError: there is no such file.
@@ -73,6 +91,12 @@ def loop_of_midi(path: Path) -> Roll:
     if not path.is_file():
         raise CallError(f"{path}: no such file; give a MIDI file")
     try:
+        whole = score.read(path)
+        last = max(int(track.onsets.max()) for track in whole.tracks)
+        n_bars = last // (BEATS_PER_BAR * whole.ticks_per_quarter) + 1
+        if n_bars == LOOP.bars:
+            own = pianoroll.encode(whole, by_name=True)[: LOOP.steps]
+            return np.pad(own, ((0, LOOP.steps - len(own)), (0, 0)))
         song = extract.mine(path.name, path.read_bytes(), OPEN)
     except MidiError as error:
         raise LoopError(f"{path}: {error.reason}, {error.detail}; give another file") from error

@@ -28,13 +28,13 @@ from midiloop import checkpoint, data, fit, metrics, rules
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP, Roll
 from midiloop.models.form_prior import UNKNOWN, FormPrior
-from midiloop.models.layers import CodeModel, Model
+from midiloop.models.layers import CodeModel, Model, RollModel
 from midiloop.models.lstm_vae import VAE
 from midiloop.models.prior import Prior
 from midiloop.models.sampling import MIN_ROWS, check
 from midiloop.models.vq_vae import VQVAE
 from midiloop.store import LoopDataset
-from midiloop.train import FINGERPRINTS, MODELS, PRIOR
+from midiloop.train import FINGERPRINTS, MODELS, PRIOR, check_grid, knows
 
 SHIPPED = Path(__file__).parent / "pretrained"
 BATCH = 512
@@ -117,13 +117,27 @@ def load(folder: Path, device: torch.device | None = None) -> Generator:
     kinds = [kind for kind in MODELS if (folder / kind / "config.json").exists()]
     if not kinds:
         raise LoopError(f"{folder}: no model inside; give a folder that 'midiloop train' wrote")
-    model = checkpoint.load_model(folder / kinds[0], device).model
+    model, kind, _ = checkpoint.load_model(folder / kinds[0], device)
+    if not isinstance(model, RollModel):
+        raise LoopError(f"{folder / kinds[0]}: holds a {kind}; train it again")
+    if model.config.on(LOOP) != model.config:
+        raise LoopError(
+            f"{folder}: a model of loops on another grid than that of {LOOP.bars} bars and "
+            f"{LOOP.columns} columns, on which loops are written; give another run"
+        )
     known, _ = checkpoint.read_tensors(folder / FINGERPRINTS)
+    if known.keys() != {"loops"} or known["loops"].dtype != torch.int64:
+        raise LoopError(f"{folder / FINGERPRINTS}: no fingerprints of loops; train it again")
     if not isinstance(model, VQVAE):
         return Generator(folder.name, model, None, known["loops"])
     if not (folder / PRIOR / "config.json").exists():
         raise LoopError(f"{folder}: the VQ-VAE has no prior yet; train it with --stage prior")
-    prior = checkpoint.load_model(folder / PRIOR, device).model
+    prior, kind, _ = checkpoint.load_model(folder / PRIOR, device)
+    if not isinstance(prior, CodeModel) or not knows(prior.config, model.config):
+        raise LoopError(
+            f"{folder / PRIOR}: no prior of the codes of the VQ-VAE beside it; train it again, "
+            "with --stage prior"
+        )
     return Generator(folder.name, prior, model, known["loops"])
 
 
@@ -371,6 +385,8 @@ def _known(generator: Generator, rolls: Roll) -> Good:
 def reconstruction_error(generator: Generator, dataset: Path, split: str) -> float:
     """Share of cells that the latent gets wrong, mean over all loops of a split of a dataset."""
     model = generator.codec or generator.model
-    device = next(model.parameters()).device
-    loops = data.load(LoopDataset(dataset), split, device, distinct=False)
+    device, found = next(model.parameters()).device, LoopDataset(dataset)
+    assert isinstance(model, RollModel)  # as what has no codec is
+    check_grid(model.config, found.grid, dataset)
+    loops = data.load(found, split, device, distinct=False)
     return fit.mean_error(fit.Objective(model), loops)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from midiloop.errors import LoopError
 Roll = NDArray[np.bool_]
 
 BEATS_PER_BAR = 4
+MAX_CELLS = 1 << 20
 PITCH_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 
@@ -31,7 +33,7 @@ class Drum:
 
 
 KIT = (
-    Drum("kick", 35, (35, 36)),
+    Drum("kick", 36, (35, 36)),
     Drum("snare", 38, (37, 38, 39, 40)),
     Drum("closed hi-hat", 42, (42, 44)),
     Drum("low tom", 45, (41, 43, 45)),
@@ -59,6 +61,25 @@ class Grid:
     drums: tuple[Drum, ...] = field(default=KIT)
     lowest_pitch: int = 24
     highest_pitch: int = 107
+
+    def as_json(self) -> dict[str, Any]:
+        """All that `grid_from_json` needs, and the names of the columns for people."""
+        return {
+            "bars": self.bars,
+            "steps_per_beat": self.steps_per_beat,
+            "drums": [{"name": d.name, "pitch": d.pitch, "folds": [*d.folds]} for d in self.drums],
+            "lowest_pitch": self.lowest_pitch,
+            "highest_pitch": self.highest_pitch,
+            "columns": [*self.column_names],
+        }
+
+    def __str__(self) -> str:
+        """As in ``8 bars of 16 steps, 9 drums, bass C1 to B7``."""
+        lowest, highest = pitch_name(self.lowest_pitch), pitch_name(self.highest_pitch)
+        return (
+            f"{self.bars} bar{'s' * (self.bars != 1)} of {self.steps_per_bar} steps, "
+            f"{self.n_drums} drums, bass {lowest} to {highest}"
+        )
 
     @property
     def steps_per_bar(self) -> int:
@@ -135,7 +156,8 @@ class Grid:
 
     def unpack(self, packed: NDArray[np.uint8]) -> Roll:
         """Undo `pack`: bytes (…, packed_bytes) to bool (…, steps, columns)."""
-        cells = np.unpackbits(packed, axis=-1, count=self.steps * self.columns)
+        # told how many there are, NumPy takes seven times as long
+        cells = np.unpackbits(packed, axis=-1)[..., : self.steps * self.columns]
         return cells.view(np.bool_).reshape(*packed.shape[:-1], self.steps, self.columns)
 
     def fingerprints(self, packed: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -143,11 +165,60 @@ class Grid:
 
         Among a million different rolls two share one with a probability of 3e-8.
         """
-        digests = (hashlib.blake2b(roll, digest_size=8).digest() for roll in packed)
+        size, data = packed.shape[-1], packed.tobytes()
+        starts = range(0, len(data), size)
+        digests = [hashlib.blake2b(data[at : at + size], digest_size=8).digest() for at in starts]
         return np.frombuffer(b"".join(digests), dtype="<u8")
 
 
 LOOP = Grid()
+
+
+def grid_from_json(found: Any) -> Grid:
+    """The grid that `Grid.as_json` wrote.
+
+    Earlier versions wrote no drums and no pitches, but the names of the columns: those are looked
+    up in `KIT`.
+
+    Raises:
+        LoopError: it is no grid, or one of more than `MAX_CELLS` cells.
+    """
+    try:
+        if {"drums", "lowest_pitch", "highest_pitch"} & {*found}:
+            drums = tuple(
+                Drum(str(d["name"]), _whole(d["pitch"], 0, 127), _folds(d["folds"]))
+                for d in found["drums"]
+            )
+            lowest = _whole(found["lowest_pitch"], 0, 127)
+            highest = _whole(found["highest_pitch"], lowest, 127)
+        else:
+            kit = {drum.name: drum for drum in KIT}
+            names = found["columns"]
+            drums = tuple(kit[name] for name in names if name in kit)
+            pitches = {pitch_name(pitch): pitch for pitch in range(128)}
+            lowest, highest = pitches[names[len(drums)]], pitches[names[-1]]
+        bars = _whole(found["bars"], 1, MAX_CELLS)
+        steps_per_beat = _whole(found["steps_per_beat"], 1, MAX_CELLS)
+        grid = Grid(bars, steps_per_beat, drums, lowest, highest)
+        names_are_right = list(found["columns"]) == [*grid.column_names]
+    except (TypeError, KeyError, ValueError, IndexError, AttributeError):
+        raise LoopError("no grid of bars, steps and columns") from None
+    if not names_are_right or len(set(grid.column_names)) < grid.columns:
+        raise LoopError("a grid whose columns are not those of its drums and pitches")
+    if grid.steps * grid.columns > MAX_CELLS:
+        raise LoopError(f"a grid of over {MAX_CELLS:,} cells")
+    return grid
+
+
+def _folds(found: Any) -> tuple[int, ...]:
+    return tuple(_whole(pitch, 0, 127) for pitch in found)
+
+
+def _whole(number: Any, lowest: int, highest: int) -> int:
+    """A whole number in its bounds, or `ValueError`."""
+    if type(number) is not int or not lowest <= number <= highest:
+        raise ValueError(number)
+    return number
 
 
 def pitch_name(pitch: int) -> str:

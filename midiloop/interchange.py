@@ -155,4 +155,4 @@ def _library(name: str) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
             return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"{name} is missing: pip install 'midiloop[interchange]'") from error
+        raise ImportError(f"{name} is missing: pip install {name}") from error

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from midiloop import corpus, pianoroll, score, store
+from midiloop.bits import Bits
 from midiloop.errors import CallError, LoopError, MidiError
 from midiloop.evaluate import LoopSet
-from midiloop.grid import LOOP, Roll
+from midiloop.grid import LOOP, Grid, Roll
+
+READ_AT_A_TIME = 8_192
 
 
 def is_run(folder: Path) -> bool:
@@ -18,8 +21,11 @@ def is_run(folder: Path) -> bool:
     return any(folder.glob("*/config.json"))
 
 
-def opened(source: Path, split: str | None) -> Iterator[LoopSet]:
+def opened(source: Path, split: str | None, grid: Grid = LOOP) -> Iterator[LoopSet]:
     """Loops of a dataset, or of a folder of MIDI files, in pieces.
+
+    Args:
+        grid: that MIDI files are read on; a dataset has its own.
 
     Raises:
         CallError: it is neither, or files are asked for a split.
@@ -35,40 +41,40 @@ def opened(source: Path, split: str | None) -> Iterator[LoopSet]:
         raise CallError(f"{source}: neither a loop dataset nor MIDI files in it; give one of them")
     if split:
         raise CallError(f"{source}: a folder of MIDI files has no splits; leave --split out")
-    return of_midi(files)
+    return of_midi(files, grid)
 
 
 def of_dataset(path: Path, split: str | None) -> Iterator[LoopSet]:
     """Loops of a dataset, batch by batch, with their songs."""
     n_loops = 0
-    for batch in store.LoopDataset(path).select(split=split):
+    for batch in store.LoopDataset(path).batches(READ_AT_A_TIME, split=split):
         n_loops += len(batch)
-        yield LoopSet(batch.rolls, np.array(batch.md5s))
+        yield LoopSet(Bits(batch.packed, batch.grid), np.array(batch.md5s))
     if n_loops == 0:
         part = f" in split {split}" if split else ""
         raise LoopError(f"{path}: no loops{part}; 'midiloop inspect' shows what there is")
 
 
-def of_midi(files: list[Path]) -> Iterator[LoopSet]:
+def of_midi(files: list[Path], grid: Grid = LOOP) -> Iterator[LoopSet]:
     """Loops of MIDI files, one from each, which stand alone."""
     for file in files:
-        yield LoopSet(first_loop(file)[None])
+        yield LoopSet(first_loop(file, grid)[None])
 
 
-def first_loop(path: Path) -> Roll:
+def first_loop(path: Path, grid: Grid = LOOP) -> Roll:
     """The first loop's worth of a MIDI file; a last bar that is silent may lack.
 
     Raises:
         LoopError: the file cannot be read, or is shorter.
     """
     try:
-        roll = pianoroll.encode(score.read(path))[: LOOP.steps]
+        roll = pianoroll.encode(score.read(path), grid)[: grid.steps]
     except MidiError as error:
         raise LoopError(f"{path}: {error.reason}, {error.detail}; give another file") from error
-    n_bars = len(roll) // LOOP.steps_per_bar
-    if n_bars < LOOP.bars - 1 and score.end_of_tracks_quarters(path) < 4 * (LOOP.bars - 1):
+    n_bars = len(roll) // grid.steps_per_bar
+    if n_bars < grid.bars - 1 and score.end_of_tracks_quarters(path) < 4 * (grid.bars - 1):
         raise LoopError(
-            f"{path}: ends in bar {n_bars}, a loop has {LOOP.bars}; "
+            f"{path}: ends in bar {n_bars}, a loop has {grid.bars}; "
             "take it out of the folder, or make it longer"
         )
-    return np.pad(roll, ((0, LOOP.steps - len(roll)), (0, 0)))
+    return np.pad(roll, ((0, grid.steps - len(roll)), (0, 0)))

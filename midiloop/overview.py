@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midiloop import metrics
-from midiloop.grid import Roll
+from midiloop.bits import Bits
 from midiloop.store import LoopDataset
 
 TEMPO_EDGES_BPM = (0, 60, 70, 80, 90, 100, 110, 120, 130, 140, 150, 160, 180, 200, np.inf)
+READ_AT_A_TIME = 8_192
 DENSITY_EDGES = tuple(np.linspace(0, 1, 11).round(1).tolist())
 
 
@@ -54,16 +55,17 @@ def of(dataset: LoopDataset) -> Overview:
     tempo = np.zeros(len(TEMPO_EDGES_BPM) - 1, dtype=np.int64)
     density = np.zeros(len(DENSITY_EDGES) - 1, dtype=np.int64)
 
-    def rolls() -> Iterator[Roll]:
-        for batch in dataset.batches():
+    def loops() -> Iterator[Bits]:
+        for batch in dataset.batches(READ_AT_A_TIME):
             add(tempo, batch.tempos_bpm, TEMPO_EDGES_BPM)
-            add(density, metrics.note_density(batch.rolls, dataset.grid), DENSITY_EDGES)
-            yield batch.rolls
+            for bits in Bits(batch.packed, dataset.grid).pieces():
+                add(density, metrics.note_density(bits, dataset.grid), DENSITY_EDGES)
+                yield bits
 
     def add(counts: NDArray[np.int64], values: Any, edges: tuple[float, ...]) -> None:
         counts += np.histogram(values, edges)[0]
 
-    row = metrics.evaluate(rolls(), grid=dataset.grid) if len(dataset) else {}
+    row = metrics.evaluate(loops(), grid=dataset.grid) if len(dataset) else {}
     return Overview(
         dataset.manifest,
         row,

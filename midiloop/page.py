@@ -208,7 +208,7 @@ def opened(path: Path, width: float, height: float) -> Iterator[Page]:
     try:
         from matplotlib import style
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'midiloop[plot]'") from error
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
 
     suffix = path.suffix.lower()
     drawn = io.BytesIO()

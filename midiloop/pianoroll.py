@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 
 from midiloop.errors import LoopError
 from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
-from midiloop.score import Meter, Score, Tempo, Track
+from midiloop.score import Meter, Player, Score, Tempo, Track
 
 BASS_PROGRAMS = range(32, 40)
+_BASS_NAME = re.compile(r"bass(?!oon|et|[ _-]*drum|[ _-]*kick)", re.IGNORECASE)
 DRUM_VELOCITY = 100
 BASS_VELOCITY = 80
 DECODED_PROGRAM = 33  # electric bass (finger)
@@ -25,37 +27,53 @@ SILENT = 127  # in a line of pitches: no note; above every pitch, so that the lo
 PIECE_CELLS = 1 << 20
 
 
-def encode(score: Score, grid: Grid = LOOP) -> Roll:
-    """Quantise the drums and the bass of a whole song.
+def encode(
+    score: Score, grid: Grid = LOOP, *, by_name: bool = False, span: tuple[int, int] | None = None
+) -> Roll:
+    """Quantise the drums and the bass of a song.
 
     A tick becomes the nearest step, ties up. A drum note fills the step of its onset, a bass note
     all steps from its onset to its end, at least one; of several bass pitches the lowest stays.
 
+    Args:
+        by_name: see `bass_tracks`.
+        span: ticks from which, and to which, it is drawn; otherwise all.
+
     Returns:
-        bool (bars · steps a bar, columns), from tick 0 to the step on which the song ends, rounded
-        up to a bar.
+        bool (bars · steps a bar, columns), from the first tick to the step on which the last
+        stands, rounded up to a bar.
     """
-    n_steps = int(to_steps(np.array(score.length_ticks), score.ticks_per_quarter, grid))
+    first, last = span or (0, score.length_ticks)
+    n_steps = int(to_steps(np.array(last - first), score.ticks_per_quarter, grid))
     n_bars = -(-n_steps // grid.steps_per_bar)
     roll = np.zeros((n_bars * grid.steps_per_bar, grid.columns), dtype=np.bool_)
-    _draw_drums(roll, drum_tracks(score), score.ticks_per_quarter, grid)
-    _draw_bass(roll, bass_tracks(score), score.ticks_per_quarter, grid)
+    drawn = roll if last >= score.length_ticks else roll[:n_steps]
+    _draw_drums(drawn, drum_tracks(score), score.ticks_per_quarter, grid, first)
+    _draw_bass(drawn, bass_tracks(score, by_name=by_name), score.ticks_per_quarter, grid, first)
     return roll
 
 
-def is_drawn(program: int, is_drum: bool) -> bool:
-    """Whether `encode` looks at tracks of this program."""
-    return is_drum or program in BASS_PROGRAMS
+def is_drawn(player: Player, *, by_name: bool = False) -> bool:
+    """Whether `encode` may look at what it plays."""
+    return player.is_drum or player.program in BASS_PROGRAMS or (by_name and called_bass(player))
+
+
+def called_bass(player: Player) -> bool:
+    """Whether a track's name says that it is the bass: not the bass drum, nor a bassoon."""
+    return not player.is_drum and bool(_BASS_NAME.search(player.name))
 
 
 def drum_tracks(score: Score) -> list[Track]:
-    """All tracks on the drum channel."""
+    """All tracks of drums."""
     return [track for track in score.tracks if track.is_drum]
 
 
-def bass_tracks(score: Score) -> list[Track]:
-    """All tracks with a bass program."""
-    return [t for t in score.tracks if not t.is_drum and t.program in BASS_PROGRAMS]
+def bass_tracks(score: Score, *, by_name: bool = False) -> list[Track]:
+    """All tracks with a bass program; if none has, with ``by_name``, those that are called bass."""
+    found = [t for t in score.tracks if not t.is_drum and t.program in BASS_PROGRAMS]
+    if by_name and not found:
+        return [track for track in score.tracks if called_bass(track.player)]
+    return found
 
 
 def to_steps(ticks: NDArray[np.integer[Any]], tpq: int, grid: Grid = LOOP) -> NDArray[np.int64]:
@@ -63,21 +81,23 @@ def to_steps(ticks: NDArray[np.integer[Any]], tpq: int, grid: Grid = LOOP) -> ND
     return (2 * grid.steps_per_beat * ticks.astype(np.int64) + tpq) // (2 * tpq)
 
 
-def _draw_drums(roll: Roll, tracks: list[Track], tpq: int, grid: Grid) -> None:
+def _draw_drums(roll: Roll, tracks: list[Track], tpq: int, grid: Grid, first: int) -> None:
     for track in tracks:
         columns = grid.drum_columns[track.pitches]
-        steps = to_steps(track.onsets, tpq, grid)
-        kept = (columns >= 0) & (steps < len(roll))
+        steps = to_steps(track.onsets - first, tpq, grid)
+        kept = (columns >= 0) & (steps >= 0) & (steps < len(roll))
         roll[steps[kept], columns[kept]] = True
 
 
-def _draw_bass(roll: Roll, tracks: list[Track], tpq: int, grid: Grid) -> None:
+def _draw_bass(roll: Roll, tracks: list[Track], tpq: int, grid: Grid, first: int) -> None:
     if not tracks:
         return
     pitches = np.concatenate([track.pitches for track in tracks])
-    starts = to_steps(np.concatenate([track.onsets for track in tracks]), tpq, grid)
-    ends = to_steps(np.concatenate([track.ends for track in tracks]), tpq, grid)
-    lengths = np.minimum(np.maximum(ends, starts + 1), len(roll)) - starts
+    starts = to_steps(np.concatenate([track.onsets for track in tracks]) - first, tpq, grid)
+    ends = to_steps(np.concatenate([track.ends for track in tracks]) - first, tpq, grid)
+    ends = np.minimum(np.maximum(ends, starts + 1), len(roll))
+    starts = np.maximum(starts, 0)
+    lengths = ends - starts
     kept = (pitches >= grid.lowest_pitch) & (pitches <= grid.highest_pitch) & (lengths > 0)
     # From the highest pitch to the lowest, so that the lowest is drawn last.
     order = np.flatnonzero(kept)

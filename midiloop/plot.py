@@ -1,6 +1,6 @@
 """Pictures of loops: a drum lane above a bass lane, one loop large or many side by side.
 
-Everything drawn is a box or a text on a `Page`. Matplotlib comes with ``midiloop[plot]``; importing
+Everything drawn is a box or a text on a `Page`. Matplotlib comes with the extra ``plot``; importing
 this module does not load it.
 """
 

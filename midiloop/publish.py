@@ -64,15 +64,12 @@ def _write(
         "sources": [about["run"]],
         "rules": {"name": "generated"},
         "stride_bars": LOOP.bars,
-        "grid": {
-            "bars": LOOP.bars,
-            "steps_per_beat": LOOP.steps_per_beat,
-            "columns": list(LOOP.column_names),
-        },
+        "grid": LOOP.as_json(),
         "generator": about,
     }
     counts = Counts(len(songs), len(songs), Counter())
-    seal.seal([part], building / "dataset", provenance, counts, grid=LOOP, threads=1)
+    dataset = building / "dataset"
+    seal.seal([part], dataset, provenance, counts, grid=LOOP, threads=1, by_split=False)
     shutil.rmtree(building / "parts")
     pictured = importlib.util.find_spec("matplotlib") is not None
     if pictured:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +29,29 @@ class Rules:
         first_step_drums: drums that play on its first step.
         meter_required: a song that states no time signature is not used; otherwise it is in 4/4,
             as the MIDI standard says.
+        bars_by_meter: a time signature begins a bar, and all meters of four quarters will do
+            (2/2 and 8/8); what lies in others is left out. Otherwise a song is in 4/4 throughout,
+            from tick 0.
+        bass_by_name: where no track has a bass program, those that are called bass count.
     """
 
     name: str
     max_distance_cells: int = 2
     first_step_drums: tuple[str, ...] = ("kick", "crash")
     meter_required: bool = True
+    bars_by_meter: bool = False
+    bass_by_name: bool = False
 
 
 PRESETS = {
     "paper": Rules("paper"),
-    "open": Rules("open", first_step_drums=("kick",), meter_required=False),
+    "open": Rules(
+        "open",
+        first_step_drums=("kick",),
+        meter_required=False,
+        bars_by_meter=True,
+        bass_by_name=True,
+    ),
 }
 
 
@@ -65,6 +79,11 @@ def meter_problem(
         length_ticks: where the song ends; None where that is not known yet, and only what holds
             for any length is a problem.
     """
+    if rules.bars_by_meter:
+        at_start = {0: Meter(0, 4, 4)} | {meter.tick: meter for meter in meters}
+        if any(_four_quarters(meter) for meter in at_start.values()):
+            return None
+        return "not_4_4", f"{meters[0].numerator}/{meters[0].denominator}, and no bar of 4/4"
     end = 1 if length_ticks is None else length_ticks
     at_tick = {meter.tick: meter for meter in meters}
     in_force = [meter for meter in at_tick.values() if meter.tick < end]
@@ -74,6 +93,46 @@ def meter_problem(
     if rules.meter_required and not (meters if length_ticks is None else in_force):
         return "no_meter", "no time signature is stated; rules 'open' take that as 4/4"
     return None
+
+
+class Run(NamedTuple):
+    """Bars of four quarters in a row: where they begin and end, and the number of the first."""
+
+    start_tick: int
+    end_tick: int
+    first_bar: int
+
+
+def runs(
+    meters: Sequence[Meter], length_ticks: int, ticks_per_quarter: int, rules: Rules
+) -> list[Run]:
+    """Where loops may lie in a song, in order.
+
+    Args:
+        meters: in order of tick; of several at one tick the last counts.
+    """
+    if not rules.bars_by_meter:
+        return [Run(0, length_ticks, 0)]
+    at_tick = {0: Meter(0, 4, 4)} | {meter.tick: meter for meter in meters}
+    changes = [meter for meter in at_tick.values() if meter.tick < max(1, length_ticks)]
+    found, n_bars, goes_on = list[Run](), 0, False
+    for number, meter in enumerate(changes):
+        end = changes[number + 1].tick if number + 1 < len(changes) else length_ticks
+        bar_ticks = 4 * meter.numerator * ticks_per_quarter / meter.denominator
+        if _four_quarters(meter):
+            # A time signature that is stated again on a bar line changes nothing.
+            off_line = (meter.tick - found[-1].start_tick + 1) % bar_ticks if goes_on else bar_ticks
+            if goes_on and off_line <= 2:
+                found[-1] = found[-1]._replace(end_tick=end)
+            else:
+                found.append(Run(meter.tick, end, n_bars))
+        goes_on = _four_quarters(meter)
+        n_bars += ceil((end - meter.tick) / bar_ticks)
+    return found
+
+
+def _four_quarters(meter: Meter) -> bool:
+    return meter.numerator == meter.denominator
 
 
 def bar_distances_cells(

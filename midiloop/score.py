@@ -9,11 +9,10 @@ data bytes above 127 (clamped).
 
 from __future__ import annotations
 
-import io
-import itertools
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,12 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from midiloop import files
+from midiloop import channels, files
+from midiloop.channels import DRUM_CHANNEL
 from midiloop.corpus import MAX_FILE_BYTES
-from midiloop.errors import MidiError
+from midiloop.errors import LoopError, MidiError
 
 if TYPE_CHECKING:
-    from symusic.core import ScoreTick, TrackTick
+    from symusic.core import ScoreTick, TrackTick, TrackTickList
 
 REASONS = {
     "not_midi": "no MIDI header in the file",
@@ -34,6 +34,7 @@ REASONS = {
     "bad_header": "the header is not one of a standard MIDI file",
     "smpte_division": "time is counted in SMPTE frames, not in beats",
     "bad_division": "no ticks in a quarter note",
+    "format_2": "several patterns that no common time joins; each belongs into a file of its own",
     "bad_event": "an event that no MIDI file may hold",
     "bad_meter": "a time signature whose denominator is not a power of two from 1 to 128",
     "bad_tempo": "a tempo of zero microseconds a quarter note",
@@ -51,9 +52,9 @@ MAX_TRACKS = 16_000
 MAX_NOTES = 250_000
 MAX_BARS = 5_000
 
-DRUM_CHANNEL = 9
 DEFAULT_BPM = 120.0
 MICROSECONDS_PER_MINUTE = 60_000_000
+TEMPO_DECIMALS = 4
 NO_CONTROLS, NO_BENDS = np.zeros((0, 3), np.int32), np.zeros((0, 2), np.int32)
 END_OF_TRACK = b"\x00\xff\x2f\x00"
 
@@ -73,6 +74,14 @@ class Meter(NamedTuple):
     tick: int
     numerator: int
     denominator: int
+
+
+class Player(NamedTuple):
+    """What plays a track: a program, or a drum kit, and the track's name."""
+
+    program: int
+    is_drum: bool
+    name: str = ""
 
 
 class Track(NamedTuple):
@@ -97,6 +106,11 @@ class Track(NamedTuple):
     velocities: NDArray[np.int8]
     controls: NDArray[np.int32] = NO_CONTROLS
     bends: NDArray[np.int32] = NO_BENDS
+
+    @property
+    def player(self) -> Player:
+        """What plays it."""
+        return Player(self.program, self.is_drum, self.name)
 
     @property
     def n_notes(self) -> int:
@@ -127,6 +141,14 @@ class Score:
     meters: tuple[Meter, ...]
     length_ticks: int
 
+    def cut(self) -> Score:
+        """The same with no note beyond its end: in a loop they ring on into the next pass."""
+        tracks = [
+            track._replace(durations=np.minimum(track.durations, self.length_ticks - track.onsets))
+            for track in self.tracks
+        ]
+        return replace(self, tracks=tuple(tracks))
+
     @property
     def n_notes(self) -> int:
         """Notes in all tracks."""
@@ -146,7 +168,7 @@ def read(source: Path | str | bytes) -> Score:
         MidiError: the file holds no usable score; ``reason`` is one of `REASONS`.
         OSError: the path cannot be read.
     """
-    return parse(source).score()
+    return parse(source).merged().score()
 
 
 def parse(source: Path | str | bytes) -> Parsed:
@@ -163,13 +185,17 @@ def parse(source: Path | str | bytes) -> Parsed:
         data, size = source, len(source)
     if size > MAX_FILE_BYTES:
         raise MidiError("too_large", f"{size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
-    parsed = _parse(_unwrap(data))
+    data = _unwrap(data)
+    tracks = list(_track_chunks(data))
+    if data[9] == 2 and len(tracks) > 1:
+        raise MidiError("format_2", f"{len(tracks)} patterns; save each as a file of its own")
+    parsed = _parse(tracks, data)
     n_notes = parsed.note_num()
     if n_notes > MAX_NOTES:
         raise MidiError("too_many_notes", f"{n_notes:,} notes; at most {MAX_NOTES:,} are read")
     if n_notes == 0:
         raise MidiError("no_notes", "the file holds no complete note")
-    return Parsed(parsed, _meters(parsed))
+    return Parsed(parsed, _meters(parsed), tracks)
 
 
 def end_of_tracks_quarters(source: Path | str | bytes) -> float:
@@ -177,15 +203,13 @@ def end_of_tracks_quarters(source: Path | str | bytes) -> float:
 
     A score that was read ends with its last note, but a loop that ends in silence is longer.
     """
-    from mido import KeySignatureError, MidiFile
-
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
-        midi = MidiFile(file=io.BytesIO(data), clip=True)
-    except (OSError, EOFError, ValueError, LookupError, KeySignatureError):
-        return 0.0  # damaged in a way that `read` repairs
-    ticks = max((sum(message.time for message in track) for track in midi.tracks), default=0)
-    return float(ticks / midi.ticks_per_beat) if midi.ticks_per_beat > 0 else 0.0
+        data = _unwrap(data)
+        ticks = channels.end_ticks(_track_chunks(data))
+    except MidiError:
+        return 0.0
+    return ticks / int.from_bytes(data[12:14], "big")
 
 
 class Parsed(NamedTuple):
@@ -194,21 +218,40 @@ class Parsed(NamedTuple):
     Attributes:
         file: what the parser found.
         meters: in order of tick.
+        tracks: events of each, in bytes.
     """
 
     file: ScoreTick
     meters: tuple[Meter, ...]
+    tracks: list[bytes]
 
-    def instruments(self) -> set[tuple[int, bool]]:
-        """Program, and whether it is on the drum channel, of each track that has a note."""
-        return {(track.program, track.is_drum) for track in self.file.tracks if len(track.notes)}
+    def merged(self, wanted: range = range(128)) -> Parsed:
+        """The same with each note on the instrument that plays it, and with an end.
 
-    def score(self, keep: Callable[[int, bool], bool] = lambda *_: True) -> Score:
+        The parser looks at each track by itself, which is right for nine files of ten.
+
+        Args:
+            wanted: programs that matter, besides drums.
+        """
+        late = self.file.end() >= channels.LATE_TICKS
+        if late or channels.shared(self.tracks, wanted):
+            self.file.tracks = _merged(self.tracks, self.file.ticks_per_quarter)
+        return self
+
+    def instruments(self) -> set[Player]:
+        """What each track that has a note is played with."""
+        return {
+            Player(track.program, track.is_drum, track.name)
+            for track in self.file.tracks
+            if len(track.notes)
+        }
+
+    def score(self, keep: Callable[[Player], bool] = lambda _: True) -> Score:
         """The song, in arrays of our own.
 
         Args:
-            keep: says of a program, and of whether it is on the drum channel, if its tracks are
-                wanted. The song's length, and what is checked, are those of all notes.
+            keep: says of what plays a track if it is wanted. The song's length, and what is
+                checked, are those of all notes.
 
         Raises:
             MidiError: its ticks or its tempi cannot be true.
@@ -217,7 +260,7 @@ class Parsed(NamedTuple):
 
         tracks, rest = [], NoteTickList()
         for track in self.file.tracks:
-            if not keep(track.program, track.is_drum):
+            if not keep(Player(track.program, track.is_drum, track.name)):
                 rest.extend(track.notes)  # one array of all is quicker to make than many
             elif track.notes:
                 tracks.append(_track(track))
@@ -260,7 +303,7 @@ def _what_it_looks_like(data: bytes) -> str:
     return f"no MThd in {len(data):,} bytes; they begin with {data[:4]!r}"
 
 
-def _parse(data: bytes) -> ScoreTick:
+def _parse(tracks: list[bytes], data: bytes) -> ScoreTick:
     from symusic.core import ScoreTick  # slow to import, and only needed to read
 
     # The parser needs about 5 kB for each track, and makes a track of every channel and program
@@ -272,14 +315,54 @@ def _parse(data: bytes) -> ScoreTick:
             raise MidiError(
                 "too_many_tracks", f"up to {programs:,}; at most {MAX_TRACKS:,} are read"
             )
+    whole = _file_of([channels.closed(track) for track in tracks], data)
     try:
-        return ScoreTick.from_midi(data)
+        return ScoreTick.from_midi(whole)
     except RuntimeError:
-        tracks = list(_track_chunks(data))
+        pass
     try:
-        return ScoreTick.from_midi(_file_of(tracks, data), sanitize_data=True)
+        return ScoreTick.from_midi(whole, sanitize_data=True)
     except RuntimeError as error:
         raise MidiError("bad_event", _damaged_track(tracks, data)) from error
+
+
+def _merged(tracks: list[bytes], ticks_per_quarter: int) -> TrackTickList:
+    """What each instrument plays, where a track alone does not tell."""
+    from symusic.core import (
+        ControlChangeTickList,
+        NoteTickList,
+        PitchBendTickList,
+        TrackTick,
+        TrackTickList,
+    )
+
+    found, players = TrackTickList(), channels.instruments(tracks, ticks_per_quarter)
+    n_notes = sum(len(player.notes) for player in players)
+    if n_notes > MAX_NOTES:
+        raise MidiError("too_many_notes", f"{n_notes:,} notes; at most {MAX_NOTES:,} are read")
+    for played in players:
+        if played.notes.max() >= 1 << 31:
+            raise MidiError("tick_out_of_range", "notes later than 2^31 ticks")
+        onsets, ends, pitches, velocities = played.notes.T
+        track = TrackTick(played.name, played.program, played.is_drum)
+        track.notes = NoteTickList.from_numpy(
+            onsets.astype(np.int32),
+            (ends - onsets).astype(np.int32),
+            pitches.astype(np.int8),
+            velocities.astype(np.int8),
+        )
+        if len(played.controls):
+            times, numbers, values = played.controls.T
+            track.controls = ControlChangeTickList.from_numpy(
+                times.astype(np.int32), numbers.astype(np.uint8), values.astype(np.uint8)
+            )
+        if len(played.bends):
+            times, values = played.bends.T
+            track.pitch_bends = PitchBendTickList.from_numpy(
+                times.astype(np.int32), values.astype(np.int32)
+            )
+        found.append(track)
+    return found
 
 
 def _file_of(tracks: list[bytes], data: bytes) -> bytes:
@@ -351,7 +434,18 @@ def _tempos(parsed: ScoreTick) -> tuple[Tempo, ...]:
     if 0 in microseconds:
         raise MidiError("bad_tempo", "0 microseconds a quarter note")
     changes = zip(found["time"].tolist(), microseconds, strict=True)
-    return tuple(_in_order([Tempo(tick, MICROSECONDS_PER_MINUTE / us) for tick, us in changes]))
+    return tuple(_in_order([Tempo(tick, typed_bpm(us)) for tick, us in changes]))
+
+
+@lru_cache(maxsize=4096)
+def typed_bpm(microseconds: int) -> float:
+    """The tempo that its author typed: the shortest decimal of so many microseconds a quarter."""
+    exact = MICROSECONDS_PER_MINUTE / microseconds
+    for places in range(TEMPO_DECIMALS + 1):
+        short = round(exact, places)
+        if short > 0 and round(MICROSECONDS_PER_MINUTE / short) == microseconds:
+            return short
+    return exact
 
 
 def _meters(parsed: ScoreTick) -> tuple[Meter, ...]:
@@ -382,7 +476,7 @@ def to_bytes(score: Score) -> bytes:
     Raises:
         ValueError: the score holds what no MIDI file can.
     """
-    parts = zip(score.tracks, _channels(score.tracks), strict=True)
+    parts = zip(score.tracks, channels_of(score.tracks), strict=True)
     chunks = [
         _chunk(_conductor(score), score.length_ticks),
         *(_chunk(_events(track, channel), score.length_ticks) for track, channel in parts),
@@ -391,10 +485,23 @@ def to_bytes(score: Score) -> bytes:
     return header + b"".join(chunks)
 
 
-def _channels(tracks: Sequence[Track]) -> list[int]:
-    """The channel that each track is written on: drums on theirs, others on the rest in turn."""
-    pitched = itertools.cycle(channel for channel in range(16) if channel != DRUM_CHANNEL)
-    return [DRUM_CHANNEL if track.is_drum else next(pitched) for track in tracks]
+def channels_of(tracks: Sequence[Track]) -> list[int]:
+    """A channel for each track: 9 for drums, of one's own where there is room, else a program's.
+
+    Raises:
+        LoopError: the tracks have more than 15 programs.
+    """
+    free = [channel for channel in range(16) if channel != DRUM_CHANNEL]
+    melodic = [track.program for track in tracks if not track.is_drum]
+    keys = list(range(len(melodic))) if len(melodic) <= len(free) else melodic
+    own = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    if len(own) > len(free):
+        raise LoopError(
+            f"{len(own)} programs, and a MIDI file has channels for {len(free)}; "
+            "leave some instruments out"
+        )
+    assigned = iter(keys)
+    return [DRUM_CHANNEL if t.is_drum else free[own[next(assigned)]] for t in tracks]
 
 
 def _conductor(score: Score) -> Iterator[Event]:

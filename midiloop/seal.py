@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from midiloop import splits
+from midiloop import files, splits
 from midiloop.grid import Grid
+from midiloop.manifest import FORMAT, FORMAT_VERSION, fingerprint
 from midiloop.mined import Counts
 from midiloop.parts import Part, read
-from midiloop.splits import SongLoops
-from midiloop.store import FORMAT, FORMAT_VERSION, REJECTS, numbers, schema, strings
+from midiloop.splits import SPLITS, SongLoops
+from midiloop.store import REJECTS, numbers, schema, strings
 
 PARTS_PER_SHARD = 32
+WHOLE = "loops"  # what a shard of all splits is called
+HUGGING_FACE_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
 def seal(
@@ -33,6 +38,7 @@ def seal(
     *,
     grid: Grid,
     threads: int,
+    by_split: bool = True,
 ) -> dict[str, Any]:
     """Make the dataset ``out`` of the parts at ``paths``, in their order, and return its manifest.
 
@@ -41,90 +47,167 @@ def seal(
     Args:
         provenance: what the manifest says of where the loops come from.
         counts: of all parts together.
-        threads: shards that are written at one time.
+        threads: groups of parts that are written at one time.
+        by_split: each split has shards of its own; otherwise, and where there are no loops, a shard
+            is of all splits, and loops stay in order.
     """
-    building = paths[0].parent / "sealed"
-    shutil.rmtree(building, ignore_errors=True)
+    building, scratch = paths[0].parent / "sealed", paths[0].parent / "fingerprints"
+    for folder in (building, scratch):
+        shutil.rmtree(folder, ignore_errors=True)
     (building / "loops").mkdir(parents=True)
-    split_of, n_distinct = splits.assign(lambda: map(_song_loops, paths), counts.loops)
+    scratch.mkdir()
+    n_songs: list[int] = []
+    assigned = splits.assign(_song_loops(paths, n_songs), counts.loops, scratch)
+    shutil.rmtree(scratch)
     groups = [paths[at : at + PARTS_PER_SHARD] for at in range(0, len(paths), PARTS_PER_SHARD)]
-    shards = [building / "loops" / f"{number:05d}.parquet" for number in range(len(groups))]
+    ends = np.cumsum(n_songs)[PARTS_PER_SHARD - 1 : -1 : PARTS_PER_SHARD]
+    write = partial(
+        _write_shards,
+        building / "loops",
+        schema=schema(grid),
+        by_split=by_split and counts.loops > 0,
+    )
     with ThreadPoolExecutor(threads) as pool:
-        write = partial(_write_shard, split_of=split_of, schema=schema(grid))
-        by_split = list(pool.map(write, shards, groups))
+        of_groups = pool.map(write, range(len(groups)), groups, np.split(assigned.splits, ends))
+        # in the order of their names, in which other programs read them too
+        written = sorted(itertools.chain(*of_groups), key=lambda shard: shard.path)
+    shards = [_entry(*shard) for shard in written]
     _write_rejects(building / "rejects.parquet", groups)
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
+        "fingerprint": fingerprint(shard["sha256"] for shard in shards),
         **provenance,
         "counts": {
             "files": counts.songs + counts.rejects.total(),
             "songs": counts.songs,
             "loops": counts.loops,
-            "distinct_loops": n_distinct,
+            "distinct_loops": assigned.n_distinct,
             "rejects": dict(
                 sorted(counts.rejects.items(), key=lambda entry: (-entry[1], entry[0]))
             ),
-            "splits": {name: sum(shard[name] for shard in by_split) for name in splits.SPLITS},
+            "splits": {name: sum(loops_of[name] for _, loops_of in written) for name in SPLITS},
         },
-        "shards": [
-            {"file": f"loops/{path.name}", "loops": loops.total()}
-            for path, loops in zip(shards, by_split, strict=True)
-        ],
+        "shards": shards,
     }
+    (building / "README.md").write_text(_card(manifest))
     (building / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     building.rename(out)
     return manifest
 
 
-def _song_loops(path: Path) -> SongLoops:
-    part = read(path, 2)
-    return SongLoops(part.md5s, part.columns["song"], part.columns["fingerprint"])
+def _song_loops(paths: Sequence[Path], n_songs: list[int]) -> Iterator[SongLoops]:
+    """Songs and loops of each part; adds how many songs it has to ``n_songs``."""
+    for path in paths:
+        part = read(path, 2)
+        n_songs.append(len(part.md5s))
+        yield SongLoops(part.md5s, part.columns["song"], part.columns["fingerprint"])
 
 
 def _write_rejects(path: Path, groups: Sequence[Sequence[Path]]) -> None:
-    with pq.ParquetWriter(path, REJECTS, compression="zstd") as writer:
+    with pq.ParquetWriter(path, REJECTS, compression="zstd", write_page_checksum=True) as writer:
         for group in groups:
             rejects = [reject for part in group for reject in read(part, 0).rejects]
             columns = [strings([reject[field] for reject in rejects]) for field in range(3)]
             writer.write_table(pa.table(columns, REJECTS))
 
 
-def _write_shard(
-    path: Path, parts: Sequence[Path], *, split_of: dict[str, str], schema: pa.Schema
-) -> Counter[str]:
-    """Write one shard and return its loops by split."""
-    by_split: Counter[str] = Counter()
-    tables = [_table(read(part), split_of, schema, by_split) for part in parts]
-    pq.write_table(
-        pa.concat_tables(tables),
-        path,
-        compression="zstd",
-        use_dictionary=["song", "song_md5", "split"],
-        write_statistics=["song", "start_bar", "split"],
-    )
-    return by_split
+class Shard(NamedTuple):
+    """A shard that was written, and how many loops of each split are in it."""
+
+    path: Path
+    by_split: Counter[str]
+
+
+def _write_shards(
+    folder: Path,
+    number: int,
+    paths: Sequence[Path],
+    split_of_songs: NDArray[np.uint8],
+    *,
+    schema: pa.Schema,
+    by_split: bool,
+) -> list[Shard]:
+    """Write the loops of some parts: a shard for each split, or one for all.
+
+    A split that has no loops has no shard.
+    """
+    parts = [read(path) for path in paths]
+    of_parts = np.split(split_of_songs, np.cumsum([len(part.files) for part in parts])[:-1])
+    of_loops = [codes[part.columns["song"]] for part, codes in zip(parts, of_parts, strict=True)]
+    kinds = {name: [code] for code, name in enumerate(SPLITS)} if by_split else {WHOLE: [0, 1, 2]}
+    shards: list[Shard] = []
+    for name, wanted in kinds.items():
+        table = pa.concat_tables(
+            _table(part, np.flatnonzero(np.isin(codes, wanted)), codes, schema)
+            for part, codes in zip(parts, of_loops, strict=True)
+        )
+        if not table.num_rows and (number, name) != (0, WHOLE):
+            continue
+        path = folder / f"{name}-{number:05d}.parquet"
+        pq.write_table(
+            table,
+            path,
+            compression="zstd",
+            use_dictionary=["song", "song_md5", "split"],
+            write_statistics=["song", "start_bar", "split"],
+            write_page_checksum=True,
+        )
+        shards.append(Shard(path, Counter(table["split"].to_pylist())))
+    return shards
 
 
 def _table(
-    part: Part, split_of: dict[str, str], schema: pa.Schema, by_split: Counter[str]
+    part: Part, rows: NDArray[np.int64], codes: NDArray[np.uint8], schema: pa.Schema
 ) -> pa.Table:
-    """The rows of one part; adds its loops to ``by_split``."""
-    splits_of_songs = [split_of[md5] for md5 in part.md5s]
-    rolls, song = part.columns["roll"], part.columns["song"]
-    for split, n_loops in zip(
-        splits_of_songs, np.bincount(song, minlength=len(part.files)).tolist(), strict=True
-    ):
-        by_split[split] += n_loops
-    of_song = song.tolist()
+    """Some rows of a part; ``codes`` are the splits of all of them."""
+    rolls = np.ascontiguousarray(part.columns["roll"][rows])
+    of_song = part.columns["song"][rows].tolist()
     columns = {
         "roll": pa.FixedSizeBinaryArray.from_buffers(
             schema.field("roll").type, len(rolls), [None, pa.py_buffer(rolls)]
         ),
         "song": strings([part.files[index] for index in of_song]),
         "song_md5": strings([part.md5s[index] for index in of_song]),
-        "split": strings([splits_of_songs[index] for index in of_song]),
+        "split": strings([SPLITS[code] for code in codes[rows].tolist()]),
     }
     for name in ("start_bar", "tempo_bpm", "bar_distance_cells"):
-        columns[name] = numbers(part.columns[name], schema.field(name).type)
+        columns[name] = numbers(part.columns[name][rows], schema.field(name).type)
     return pa.table([columns[name] for name in schema.names], schema)
+
+
+def _entry(path: Path, by_split: Counter[str]) -> dict[str, Any]:
+    """What the manifest says of a shard."""
+    kind = path.name.partition("-")[0]
+    of_split = {"split": kind} if kind in SPLITS else {}
+    name, sha256 = f"loops/{path.name}", files.digest(path)
+    return {"file": name, **of_split, "loops": by_split.total(), "sha256": sha256}
+
+
+def _card(manifest: dict[str, Any]) -> str:
+    """A dataset card: its head says which shards are which split."""
+    there = {shard.get("split") for shard in manifest["shards"]}
+    patterns = {
+        name: f"{split}-*" for split, name in HUGGING_FACE_SPLITS.items() if split in there
+    } or {"train": "*"}
+    data_files = [
+        f"  - split: {name}\n    path: loops/{pattern}.parquet"
+        for name, pattern in patterns.items()
+    ]
+    return "\n".join(
+        [
+            "---",
+            "configs:",
+            "- config_name: default",
+            "  data_files:",
+            *data_files,
+            "---",
+            "",
+            "# Loops",
+            "",
+            f"{manifest['counts']['loops']:,} loops of bass and drums, written by midiloop "
+            f"{manifest['midiloop_version']}. `manifest.json` says how they were",
+            "found; midiloop's documentation, what the columns mean.",
+            "",
+        ]
+    )

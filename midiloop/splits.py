@@ -2,11 +2,15 @@
 
 So no loop stands on two sides. Where a group goes depends on the smallest MD5 in it alone: neither
 on names, nor on the order of files, nor on chance.
+
+All loops are read once, and sorted into files by their fingerprint; then each file is looked at by
+itself. Time grows with the loops, and memory with the songs, 12 bytes for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +19,14 @@ from numpy.typing import NDArray
 SPLITS = ("train", "valid", "test")
 VALID_FROM, TEST_FROM = 0.8, 0.9
 LOOPS_AT_A_TIME = 1 << 20
+RECORD = np.dtype([("fingerprint", "<u8"), ("song", "<i8")])
 
 
 class SongLoops(NamedTuple):
     """Loops of some songs, n of them.
 
     Attributes:
-        md5s: of the songs.
+        md5s: of the songs, each of which has a loop.
         songs: int (n,), index into ``md5s`` of each loop's song.
         fingerprints: uint64 (n,), see `Grid.fingerprints`.
     """
@@ -31,60 +36,107 @@ class SongLoops(NamedTuple):
     fingerprints: NDArray[np.uint64]
 
 
-def assign(read: Callable[[], Iterable[SongLoops]], n_loops: int) -> tuple[dict[str, str], int]:
-    """The split of each song by its MD5, and how many distinct loops there are.
+class Assigned(NamedTuple):
+    """What `assign` finds.
+
+    Attributes:
+        splits: uint8 (songs,), index into `SPLITS`; songs in the order in which they came.
+        n_distinct: how many distinct loops there are.
+    """
+
+    splits: NDArray[np.uint8]
+    n_distinct: int
+
+
+def assign(songs: Iterable[SongLoops], n_loops: int, folder: Path) -> Assigned:
+    """Decide on the split of each song.
 
     Args:
-        read: gives all loops of the corpus; called once for every `LOOPS_AT_A_TIME` of them, so
-            that memory grows with the songs and not with their loops.
-        n_loops: how many there are.
+        songs: all songs of the corpus with their loops, in pieces.
+        n_loops: how many loops there are.
+        folder: an empty one, for 16 bytes a loop.
     """
-    numbers: dict[str, int] = {}
-    links: set[tuple[int, int]] = set()
+    n_files = 1 + n_loops // LOOPS_AT_A_TIME
+    places = np.concatenate([np.zeros(0, np.uint32), *_sorted_into_files(songs, n_files, folder)])
+    root = np.arange(len(places))
     n_distinct = 0
-    n_pieces = 1 + n_loops // LOOPS_AT_A_TIME
-    for piece in range(n_pieces):
-        songs, loops = _loops_of_piece(read(), piece, n_pieces, numbers)
-        order = np.argsort(loops, kind="stable")
-        same = np.flatnonzero(np.diff(loops[order]) == 0)
-        n_distinct += len(loops) - len(same)
-        pairs = np.stack([songs[order[same]], songs[order[same + 1]]], axis=1)
-        links.update((one, other) for one, other in np.unique(pairs, axis=0).tolist())
-    names = list(numbers)
-    split_of = dict(zip(names, map(split_of_group, smallest_in_group(names, links)), strict=True))
-    return split_of, n_distinct
+    for number in range(n_files):
+        records = np.fromfile(_file(folder, number), RECORD)
+        records = records[np.argsort(records["fingerprint"], kind="stable")]
+        same = np.flatnonzero(np.diff(records["fingerprint"]) == 0)
+        n_distinct += len(records) - len(same)
+        join(root, records["song"][same], records["song"][same + 1])
+    roots = find(root, np.arange(len(root)))
+    lowest = places.copy()
+    np.minimum.at(lowest, roots, places)
+    return Assigned(split_of_place(lowest[roots]), n_distinct)
 
 
-def _loops_of_piece(
-    parts: Iterable[SongLoops], piece: int, n_pieces: int, numbers: dict[str, int]
-) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
-    """Song numbers and fingerprints of the loops that belong to a piece; numbers new songs."""
-    songs = [np.zeros(0, dtype=np.int32)]
-    loops = [np.zeros(0, dtype=np.uint64)]
-    for part in parts:
-        in_corpus = [numbers.setdefault(md5, len(numbers)) for md5 in part.md5s]
-        here = part.fingerprints % np.uint64(n_pieces) == piece
-        songs.append(np.array(in_corpus, dtype=np.int32)[part.songs[here]])
-        loops.append(part.fingerprints[here])
-    return np.concatenate(songs), np.concatenate(loops)
+def _sorted_into_files(
+    songs: Iterable[SongLoops], n_files: int, folder: Path
+) -> list[NDArray[np.uint32]]:
+    """Write every loop to the file that its fingerprint belongs to; the place of each song."""
+    places: list[NDArray[np.uint32]] = []
+    waiting: list[NDArray[np.void]] = []
+    n_songs = n_waiting = 0
+    for number in range(n_files):
+        _file(folder, number).touch()
+    for piece in songs:
+        records = np.empty(len(piece.songs), RECORD)
+        records["fingerprint"], records["song"] = piece.fingerprints, piece.songs + n_songs
+        places.append(places_of(piece.md5s))
+        waiting.append(records)
+        n_songs, n_waiting = n_songs + len(piece.md5s), n_waiting + len(records)
+        if n_waiting >= LOOPS_AT_A_TIME:
+            _write(waiting, n_files, folder)
+            waiting, n_waiting = [], 0
+    if waiting:
+        _write(waiting, n_files, folder)
+    return places
 
 
-def smallest_in_group(names: list[str], links: Iterable[tuple[int, int]]) -> Iterator[str]:
-    """For each name the smallest one that links lead to (union-find, the smaller name as root)."""
-    root = list(range(len(names)))
-
-    def find(node: int) -> int:
-        while root[node] != node:
-            root[node] = node = root[root[node]]
-        return node
-
-    for one, other in links:
-        low, high = sorted((find(one), find(other)), key=names.__getitem__)
-        root[high] = low
-    return (names[find(node)] for node in range(len(names)))
+def _write(waiting: list[NDArray[np.void]], n_files: int, folder: Path) -> None:
+    records = np.concatenate(waiting)
+    belongs = records["fingerprint"] % np.uint64(n_files)
+    order = np.argsort(belongs, kind="stable")
+    ends = np.cumsum(np.bincount(belongs.astype(np.int64), minlength=n_files))
+    for number, rows in enumerate(np.split(records[order], ends[:-1])):
+        with _file(folder, number).open("ab") as file:
+            file.write(rows.tobytes())
 
 
-def split_of_group(key: str) -> str:
-    """80 % train, 10 % valid, 10 % test, by a group's smallest MD5 (hexadecimal)."""
-    place = int(key[:8], 16) / 2**32
-    return "train" if place < VALID_FROM else "valid" if place < TEST_FROM else "test"
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.fingerprints"
+
+
+# Groups as trees: ``root[node]`` leads to a smaller node of the same group, or to itself.
+
+
+def find(root: NDArray[np.int64], nodes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The smallest node of the group of each of ``nodes``; shortens the ways there."""
+    found = root[nodes]
+    while (higher := root[found] != found).any():
+        found[higher] = root[found[higher]]
+    root[nodes] = found
+    return found
+
+
+def join(root: NDArray[np.int64], nodes: NDArray[np.int64], others: NDArray[np.int64]) -> None:
+    """Make one group of those of each node and its other."""
+    while True:
+        one, other = find(root, nodes), find(root, others)
+        apart = one != other
+        if not apart.any():
+            return
+        nodes, others = one[apart], other[apart]
+        np.minimum.at(root, np.maximum(nodes, others), np.minimum(nodes, others))
+
+
+def places_of(md5s: list[str]) -> NDArray[np.uint32]:
+    """Where each MD5 (hexadecimal) lies among all that there can be, uint32; order is kept."""
+    return np.array([int(md5[:8], 16) for md5 in md5s], dtype=np.uint32)
+
+
+def split_of_place(places: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """80 % train, 10 % valid, 10 % test, by the place of a group's smallest MD5: uint8."""
+    return np.digitize(places / 2**32, (VALID_FROM, TEST_FROM)).astype(np.uint8)

@@ -5,6 +5,7 @@ A run is a folder with one checkpoint a stage: ``RUN/vq-vae`` and ``RUN/prior``,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,10 +20,11 @@ from midiloop import checkpoint, data, files, fit, models
 from midiloop.data import PackedLoops
 from midiloop.errors import CallError, LoopError
 from midiloop.fit import Objective, Progress, Settings
+from midiloop.grid import Grid
 from midiloop.models.form_prior import FormPriorConfig
-from midiloop.models.layers import CodeModel
+from midiloop.models.layers import CodeModel, RollConfig
 from midiloop.models.prior import PriorConfig
-from midiloop.models.vq_vae import VQVAE
+from midiloop.models.vq_vae import VQVAE, VQVAEConfig
 from midiloop.store import LoopDataset
 
 MODELS = ("ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae")
@@ -138,17 +140,27 @@ def run_stages(
 
     Raises:
         CallError: see `fit.fit`.
-        LoopError: a split is empty, the first stage is missing, or the loss is not a number.
+        LoopError: a split is empty, the first stage is missing, or the loss is not a number;
+            or the dataset is on another grid than the model.
     """
-    if out.exists() and not out.is_dir():
-        raise CallError(f"{out}: a file; give the name of a folder")
-    files.check_parent(out)
+    _check_start(chosen, dataset, out, resume=resume, events=events)
     loops = {
         split: data.load(dataset, split, device, distinct=distinct) for split in ("train", "valid")
     }
-    about = {"rules": dataset.manifest["rules"]["name"], "counts": dataset.manifest["counts"]}
+    about = {
+        "settings": asdict(settings),
+        "data": {
+            "rules": dataset.manifest["rules"]["name"],
+            "counts": dataset.manifest["counts"],
+            "fingerprint": dataset.fingerprint,
+        },
+        "distinct": distinct,
+    }
     done = []
     for stage in chosen:
+        of = about
+        if stage.name == PRIOR:
+            of = {**about, "codec": checkpoint.identity(out / CODEC)}
         objective = _objective(stage, out, settings, loops["train"], device)
         result = fit.fit(
             objective,
@@ -157,7 +169,7 @@ def run_stages(
             loops["valid"],
             settings,
             out / stage.name,
-            about={"settings": asdict(settings), "data": about},
+            about=of,
             resume=resume,
             events=out / stage.name / "events" if events else None,
             on_progress=partial(on_progress, stage.name),
@@ -167,6 +179,36 @@ def run_stages(
         measure = "nats a loop" if stage.name == PRIOR else "reconstruction error"
         done.append(Trained(out / stage.name, measure, result))
     return done
+
+
+def _check_start(
+    chosen: Sequence[Stage], dataset: LoopDataset, out: Path, *, resume: bool, events: bool
+) -> None:
+    """Raise what would go wrong hours later, while nothing is lost yet."""
+    name = files.printable(out)
+    if os.path.lexists(out) and not out.is_dir():
+        raise CallError(f"{name}: a file; give the name of a folder")
+    files.check_parent(out)
+    files.check_writable(out)
+    for stage in chosen:
+        fit.check_folder(out / stage.name, resume=resume)
+        if isinstance(stage.config, RollConfig):
+            check_grid(stage.config, dataset.grid, dataset.path)
+    if PRIOR in {stage.name for stage in chosen} and CODEC not in {stage.name for stage in chosen}:
+        (prior,) = (stage.config for stage in chosen if stage.name == PRIOR)
+        _codec(out / CODEC, prior, torch.device("cpu"))
+    if events:
+        fit.event_writer()
+
+
+def check_grid(config: RollConfig, grid: Grid, where: Path) -> None:
+    """Raise `LoopError` unless loops of a grid are what a model takes."""
+    if config.on(grid) != config:
+        raise LoopError(
+            f"{files.printable(where)}: loops of {grid.bars} bars, {grid.steps} steps and "
+            f"{grid.columns} columns, and the model takes {config.bars}, {config.steps} and "
+            f"{config.columns}; extract the loops on the model's grid"
+        )
 
 
 def _objective(
@@ -187,10 +229,17 @@ def _codec(folder: Path, prior: PriorConfig | FormPriorConfig, device: torch.dev
     codec, kind, _ = checkpoint.load_model(folder, device)
     if not isinstance(codec, VQVAE):
         raise LoopError(f"{folder}: holds a {kind}; train it again, with --stage {CODEC}")
-    made = (codec.config.codebook_size, codec.config.n_streams, codec.config.code_steps)
-    if made != (prior.codebook_size, prior.streams, prior.code_steps):
+    if not knows(prior, codec.config):
         raise CallError(f"{folder}: trained with another preset; give the same one")
     return codec
+
+
+def knows(prior: PriorConfig | FormPriorConfig, codec: VQVAEConfig) -> bool:
+    """Whether a prior is one of codes such as those of a VQ-VAE."""
+    if isinstance(prior, FormPriorConfig) and (codec.span, codec.bars) != ("bar", prior.bars):
+        return False
+    made = (codec.codebook_size, codec.n_streams, codec.code_steps)
+    return made == (prior.codebook_size, prior.streams, prior.code_steps)
 
 
 @torch.no_grad()

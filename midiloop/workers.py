@@ -1,7 +1,8 @@
 """Run jobs of many items in worker processes, and lose no more than the item that kills one.
 
-A worker that dies or stands still costs the item it was on: the job starts again without it. The
-module knows nothing of music.
+A worker that dies or stands still may not be to blame, nor its item: whoever looks for memory kills
+any process. So the job is tried again, alone on the machine as far as this run goes, and only an
+item that ends its worker there as well is left out. The module knows nothing of music.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from midiloop.errors import LoopError
 
 POLL_S = 0.1
 MAX_FAILURES = 3
+# What ends a process from outside. It may have asked for too much memory, though.
+FROM_OUTSIDE = {-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")}
 BETWEEN_ITEMS = -1
+CRASHED, TIMEOUT = "crashed", "timeout"
 FORKSERVER = "forkserver" in multiprocessing.get_all_start_methods()
 
 Result = TypeVar("Result")
@@ -83,6 +87,8 @@ def run(
     warm_up(preload)
     crew: list[_Worker] = []
     waiting: deque[JobT] = deque()
+    suspects: deque[_Suspect] = deque()  # jobs whose worker was lost, to be tried alone
+    alone: _Suspect | None = None
     done: deque[tuple[JobT, Result]] = deque()
     more = True
     try:
@@ -94,23 +100,30 @@ def run(
                 job = next(jobs, None)
                 more = job is not None
                 waiting.extend([] if job is None else [job])
-            if waiting and len(busy) < workers:
+            if suspects and not busy:
+                alone = suspects.popleft()
+                _idle(crew, task).begin(alone.job)
+                continue
+            if waiting and not suspects and not alone and len(busy) < workers:
                 _idle(crew, task).begin(waiting.popleft())
                 continue
             while done:  # only now, so that no worker waits for what the caller does with them
                 yield done.popleft()
             if not busy and not more:
                 return
-            behind = more and len(waiting) < workers
+            behind = more and len(waiting) < wanted
             ready = wait([worker.connection for worker in busy], 0 if behind else POLL_S)
             on_tick(sum(worker.items_done for worker in busy))
             for worker in busy:
                 ended = worker.result() if worker.connection in ready else None
                 if ended is not None:
                     done.append(ended)
+                    alone = None
                 elif cause := worker.lost(item_timeout_s):
-                    waiting.appendleft(worker.blamed(cause))
-                    crew[crew.index(worker)] = worker.successor()
+                    worker.stop()
+                    suspects.append((alone or _Suspect(worker.job)).after(worker, cause))
+                    alone = None
+                    crew.remove(worker)
     finally:
         for worker in crew:
             worker.stop()
@@ -118,20 +131,51 @@ def run(
 
 def _idle(crew: list[_Worker], task: Task[Any]) -> _Worker:
     """A worker with nothing to do; a new one joins the crew where all are busy."""
-    for worker in crew:
-        if worker.job is None:
+    for worker in [worker for worker in crew if worker.job is None]:
+        if worker.process.is_alive():
             return worker
+        worker.stop()
+        crew.remove(worker)
     crew.append(_Worker(task))
     return crew[-1]
+
+
+class _Suspect(NamedTuple):
+    """A job that lost its worker, to be tried with nothing beside it.
+
+    Attributes:
+        item: the one it was on, last; `BETWEEN_ITEMS` where it was on none.
+        times: it did so there, one after the other.
+        left_out: items that are to blame.
+    """
+
+    job: Any
+    item: int = BETWEEN_ITEMS
+    times: int = 0
+    left_out: frozenset[int] = frozenset()
+
+    def after(self, worker: _Worker, cause: str) -> _Suspect:
+        """What is to be tried, now that a worker was lost on it for ``cause``."""
+        item, code = int(worker.at.value), worker.process.exitcode
+        times = self.times + 1 if item == self.item else 1
+        to_blame = item != BETWEEN_ITEMS and item not in self.left_out
+        patience = MAX_FAILURES if code in FROM_OUTSIDE and cause == CRASHED else 2
+        if to_blame and times >= patience:
+            job = self.job.without(item, cause)
+            return _Suspect(job, left_out=self.left_out | {item})
+        if times > MAX_FAILURES:
+            raise LoopError(
+                f"worker processes end again and again (exit code {code}); "
+                "free some memory, or run with fewer --workers"
+            )
+        return self._replace(item=item, times=times)
 
 
 class _Worker:
     """The parent's side of one worker process."""
 
-    def __init__(self, task: Task[Any], failures: int = 0, lost_item: int = BETWEEN_ITEMS) -> None:
+    def __init__(self, task: Task[Any]) -> None:
         context: Any = multiprocessing.get_context("forkserver" if FORKSERVER else "spawn")
-        self.task = task
-        self.failures, self.lost_item = failures, lost_item
         self.job: Any = None
         self.at = context.RawValue("i", BETWEEN_ITEMS)
         self.connection, child = context.Pipe()
@@ -160,42 +204,19 @@ class _Worker:
         if isinstance(outcome, BaseException):
             raise outcome
         job, self.job = self.job, None
-        self.failures, self.lost_item = 0, BETWEEN_ITEMS
         return job, outcome
 
     def lost(self, item_timeout_s: float) -> str | None:
         """Why the worker will not end its job, or None."""
         if not self.process.is_alive():
-            return "crashed"
+            return CRASHED
         # Only time in which this process ran too counts: a suspended laptop is not a hang.
         now, at = time.monotonic(), self.at.value
         awake_s, self.looked = min(now - self.looked, 10 * POLL_S), now
         if at != self.stands_at or at == BETWEEN_ITEMS:
             self.stands_at, self.stands_since = at, 0.0
         self.stands_since += awake_s
-        return "timeout" if self.stands_since > item_timeout_s else None
-
-    def blamed(self, cause: str) -> Any:
-        """The job to do again: without the item that the worker was on."""
-        self.stop()
-        item, before = int(self.at.value), self.lost_item
-        self.lost_item = item
-        if item not in (BETWEEN_ITEMS, before):
-            self.failures = 0
-            return self.job.without(item, cause)
-        # Not an item's fault: it was on none, or on the one that it was to leave out.
-        self.failures += 1
-        if self.failures >= MAX_FAILURES:
-            code = self.process.exitcode
-            raise LoopError(
-                f"worker processes end again and again (exit code {code}); "
-                "free some memory, or run with fewer --workers"
-            )
-        return self.job
-
-    def successor(self) -> _Worker:
-        """A new process in its place."""
-        return _Worker(self.task, self.failures, self.lost_item)
+        return TIMEOUT if self.stands_since > item_timeout_s else None
 
     def stop(self) -> None:
         self.process.kill()
@@ -234,6 +255,8 @@ def _serve(task: Task[Any], connection: Connection, at: Any) -> None:
             outcome = task(job, turn_to)
         except OSError as error:
             outcome = error
+        except MemoryError:  # as where the kernel ends it; a traceback would tell nobody anything
+            os._exit(1)
         at.value = BETWEEN_ITEMS
         try:
             connection.send(outcome)

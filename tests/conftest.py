@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 
+from audioloop import synth
 from handmade import groove
 from midiloop import corpus, extract, rules, score
 from midiloop.store import LoopDataset
+
+# Tests share the cores, and what they and the commands they start compute is the same on any
+# number of them. What they render is rendered with what pip brings, whatever else a system has.
+os.environ["OMP_NUM_THREADS"] = "1"
+if _font := synth.bundled_soundfont():
+    os.environ[synth.SOUNDFONT_VARIABLE] = str(_font)
 
 ROOT = Path(__file__).parents[1]
 CORPUS = Path(os.environ.get("MIDILOOP_CORPUS", ROOT.parent / "shared" / "corpus"))
@@ -57,6 +67,21 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> LoopDataset:
         (folder / f"s{number:02d}.mid").write_bytes(score.to_bytes(song))
     out = tmp_path_factory.mktemp("mined") / "loops"
     extract.run([folder], out, extract.Settings(rules.preset("open")), n_workers=1)
+    return LoopDataset(out)
+
+
+@pytest.fixture(scope="session")
+def reordered(dataset: LoopDataset, tmp_path_factory: pytest.TempPathFactory) -> LoopDataset:
+    """As many loops, songs and loops a split as `dataset` has, and yet another dataset."""
+    out = tmp_path_factory.mktemp("reordered") / "loops"
+    shutil.copytree(dataset.path, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    for shard in manifest["shards"]:
+        table = parquet.read_table(out / shard["file"])
+        parquet.write_table(table.take(list(range(len(table)))[::-1]), out / shard["file"])
+        shard.pop("sha256")  # as datasets of earlier versions are
+    del manifest["fingerprint"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
     return LoopDataset(out)
 
 

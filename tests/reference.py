@@ -40,22 +40,12 @@ class Unreadable(Exception):  # noqa: N818
     """Mido cannot read this file, or its time is not in ticks per quarter."""
 
 
-class Note(NamedTuple):
-    """One closed note; its program is the one in force at its onset."""
-
-    start: int
-    end: int
-    pitch: int
-    channel: int
-    program: int
-
-
 @dataclass
 class Song:
     """All that the rules look at, in ticks."""
 
     tpq: int
-    notes: list[Note] = field(default_factory=list)
+    notes: list["Note"] = field(default_factory=list)
     meters: list[tuple[int, int, int]] = field(default_factory=list)  # tick, numerator, denominator
 
 
@@ -69,33 +59,134 @@ class Reference:
     rolls: list[Cells] = field(default_factory=list)  # (step, column) of every cell that is on
 
 
+# The first byte of SysEx, and those from the third on.
+RESETS: dict[tuple[int, ...], str] = {
+    (0x43, 0x4C, 0, 0, 0x7E, 0): "XG",
+    (0x41, 0x42, 0x12, 0x40, 0, 0x7F, 0): "GS",
+    (0x7E, 9, 3): "GM2",
+    (0x7E, 9, 1): "GM",
+}
+DRUM_BANKS = {"XG": {126, 127}, "GM2": {120}}
+
+
+class Note(NamedTuple):
+    """One note, with what its channel plays at its onset."""
+
+    start: int
+    end: int
+    pitch: int
+    is_drum: bool
+    program: int
+
+
 def read(data: bytes) -> Song:
-    """Read the closed notes and the time signatures of a file."""
+    """Read the notes and the time signatures of a file as one stream of messages."""
     try:
         file = mido.MidiFile(file=BytesIO(data), clip=True)
     except Exception as error:  # mido has no exception of its own
         raise Unreadable(f"{type(error).__name__}: {error}") from error
     if file.ticks_per_beat <= 0:  # SMPTE is negative
         raise Unreadable(f"division {file.ticks_per_beat}")
+    if file.type == 2:
+        raise Unreadable("patterns")
     song = Song(file.ticks_per_beat)
-    for track in file.tracks:
-        tick = 0
-        program: dict[int, int] = defaultdict(int)
-        sounding: dict[tuple[int, int], deque[tuple[int, int]]] = defaultdict(deque)
+    stream: list[tuple[int, bool, int, int, int, mido.Message]] = []
+    ends: list[int] = []
+    for number, track in enumerate(file.tracks):
+        tick = port = 0
         for message in track:
             tick += message.time
-            if message.type == "time_signature":
-                song.meters.append((tick, message.numerator, message.denominator))
-            elif message.type == "program_change":
-                program[message.channel] = message.program
-            elif message.type in ("note_on", "note_off"):
-                opened = sounding[message.channel, message.note]
-                if message.type == "note_on" and message.velocity > 0:
-                    opened.append((tick, program[message.channel]))
-                elif opened:
-                    start, number = opened.popleft()  # the oldest
-                    song.notes.append(Note(start, tick, message.note, message.channel, number))
+            if message.type == "midi_port":
+                port = message.port
+            # A reset comes before what stands at its tick, on whichever track.
+            stream.append((tick, message.type != "sysex", number, len(stream), port, message))
+        ends.append(tick)
+    state = _State()
+    sounding: dict[tuple[int, int, int], list[_Sound]] = defaultdict(list)
+    for tick, _, number, _, port, message in sorted(stream, key=lambda row: row[:4]):
+        if message.type == "time_signature":
+            song.meters.append((tick, message.numerator, message.denominator))
+        elif message.type in ("note_on", "note_off"):
+            on = message.type == "note_on" and message.velocity > 0
+            played = state.played(port, message.channel) if on else None
+            sounding[port, message.channel, message.note].append(_Sound(tick, number, played))
+        else:
+            state.hear(port, message)
+    for (_, _, pitch), sounds in sounding.items():
+        song.notes += _notes(pitch, sounds, ends, max(1, song.tpq // 4))
     return song
+
+
+class _Sound(NamedTuple):
+    """A note that begins, with whether it is a drum and its program, or one that ends."""
+
+    tick: int
+    track: int
+    played: tuple[bool, int] | None
+
+
+class _State:
+    """What each channel of each port plays."""
+
+    def __init__(self) -> None:
+        self.system = "GM"
+        self.programs: dict[tuple[int, int], int] = {}
+        self.drums: dict[tuple[int, int], bool] = {}
+        self.banks: dict[tuple[int, int], int] = {}
+
+    def played(self, port: int, channel: int) -> tuple[bool, int]:
+        is_drum = self.drums.get((port, channel), channel == DRUM_CHANNEL)
+        return is_drum, self.programs.get((port, channel), 0)
+
+    def hear(self, port: int, message: mido.Message) -> None:
+        if message.type == "program_change":
+            key = port, message.channel
+            self.programs[key] = message.program
+            if self.system in DRUM_BANKS and key in self.banks:
+                self.drums[key] = self.banks[key] in DRUM_BANKS[self.system]
+        elif message.type == "control_change" and message.control == 0:
+            self.banks[port, message.channel] = message.value
+        elif message.type == "sysex":
+            self._system(port, list(message.data))
+
+    def _system(self, port: int, data: list[int]) -> None:
+        told = {(data[0], *data[2 : 2 + n]) for n in range(len(data))} if data else set()
+        reset = next((system for start, system in RESETS.items() if start in told), None)
+        if reset:
+            self.system, self.drums, self.banks = reset, {}, {}
+        if data[:1] == [0x41] and data[2:5] == [0x42, 0x12, 0x40] and len(data) > 7:
+            if data[5] & 0xF0 == 0x10 and data[6] == 0x15:
+                block = data[5] & 0x0F
+                channel = 9 if block == 0 else block - 1 if block < 10 else block
+                self.drums[port, channel] = data[7] > 0
+        elif data[:1] == [0x43] and data[2:4] == [0x4C, 8] and len(data) > 6 and data[5] == 7:
+            self.drums[port, data[4]] = data[6] > 0
+
+
+def _notes(pitch: int, sounds: list[_Sound], ends: list[int], hit: int) -> Iterator[Note]:
+    """Notes of one pitch: the oldest ends first; where ends are missing, with what comes next."""
+    waiting: deque[_Sound] = deque()
+    found: list[Note] = []
+    for sound in sounds:
+        if sound.played is not None:
+            waiting.append(sound)
+        elif waiting:
+            first = waiting.popleft()
+            assert first.played is not None
+            found.append(Note(first.tick, sound.tick, pitch, *first.played))
+    if not waiting:
+        yield from found
+        return
+    for sound, after in zip(sounds, [*sounds[1:], None], strict=True):
+        if sound.played is None:
+            continue
+        is_drum, program = sound.played
+        if after is not None and not (is_drum and after.played is not None):
+            end = after.tick
+        else:
+            end = max(ends[sound.track], sound.tick)
+            end = min(end, sound.tick + hit) if is_drum else end
+        yield Note(sound.tick, end, pitch, is_drum, program)
 
 
 def step_at(tick: int, tpq: int) -> int:
@@ -122,7 +213,7 @@ def find(song: Song, require_meter: bool, require_crash: bool, stride_bars: int 
     drums: set[tuple[int, int]] = set()  # step, column
     for note in song.notes:
         step = step_at(note.start, song.tpq)
-        if note.channel == DRUM_CHANNEL:
+        if note.is_drum:
             if note.pitch in COLUMN_OF_DRUM:
                 drums.add((step, COLUMN_OF_DRUM[note.pitch]))
         elif note.program in BASS_PROGRAMS and LOWEST_BASS <= note.pitch <= HIGHEST_BASS:

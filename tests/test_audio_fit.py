@@ -487,11 +487,24 @@ def test_settings_out_of_range(bad: dict[str, Any]) -> None:
 
 
 def test_settings_at_the_ends_of_their_ranges() -> None:
-    Settings(steps=1, batch=1, learning_rate=1, seed=2**63 - 1)
-    Settings(minutes=1e-3)
+    assert Settings(steps=1, batch=1, learning_rate=1, seed=2**63 - 1).minutes is None
+    assert Settings(minutes=1e-3).steps is None
 
 
 # From a dataset.
+
+
+def test_a_codec_does_not_go_on_with_another_dataset_of_the_same_size(
+    dataset: LoopDataset, reordered: LoopDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "N_VALID", 2)
+    settings = Settings(steps=1, batch=2, save_every_s=0)
+    given: dict[str, Any] = {"config": CONFIG, "lesson": LESSON, "device": CPU}
+    train.codec(dataset, tmp_path, settings, [bundled()], **given)
+    before = contents(tmp_path)
+    with pytest.raises(CallError, match="the run was begun with another dataset; resume it"):
+        train.codec(reordered, tmp_path, settings, [bundled()], resume=True, **given)
+    assert contents(tmp_path) == before
 
 
 def test_a_codec_is_trained_from_a_dataset_and_loads(
@@ -508,6 +521,7 @@ def test_a_codec_is_trained_from_a_dataset_and_loads(
     assert about["trained"]["steps"] == 3
     assert about["data"]["soundfonts"] == [bundled().name]
     assert about["data"]["rules"] == dataset.manifest["rules"]["name"]
+    assert about["data"]["fingerprint"] == dataset.fingerprint
     codec = coder.load(tmp_path)
     assert codec.config == CONFIG
     coding = coder.encoded(Wave(sound(0)[None], 32_000), codec)

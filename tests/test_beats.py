@@ -303,7 +303,7 @@ def test_without_librosa_the_remedy_is_named(
     monkeypatch.setattr(beats, "_beat_this", lambda: None)
     for module in ("librosa", "librosa.onset", "librosa.beat"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=r"tracking beats: pip install 'midiloop\[beats\]'"):
+    with pytest.raises(ImportError, match=r"tracking beats: pip install librosa"):
         beats.track(bursts(0.5 * np.arange(8), rng, 4.0))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audioloop import check, described, riff, wave
+from audioloop import check, described, riff, sources, wave
 from audioloop.label import Label
 from audioloop.riff import Acid, Chunk, Loop
 from audioloop.wave import Format, Wave
@@ -212,9 +212,8 @@ def test_tempo_in_the_name(loop: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("chunk", "cause"),
     [
-        (smpl(end=LENGTH + 1), "smpl loop: expected samples 0–32,000, found 0–32,001"),
-        (smpl(end=LENGTH // 2), "smpl loop: expected samples 0–32,000, found 0–16,000"),
-        (smpl(start=9), "smpl loop: expected samples 0–32,000, found 9–32,000"),
+        (smpl(end=LENGTH + 1), "smpl loop: expected a part of samples 0–32,000, found 0–32,001"),
+        (smpl(LENGTH), "smpl loop: expected a part of samples 0–32,000, found 32,000–32,000"),
         (smpl(kind=1), "smpl loop: expected one that plays forward, found kind 1"),
         (acid(119), "tempo: expected 120 bpm (acid chunk), found 119 bpm (acid chunk)"),
         (acid(beats=4), "acid chunks: expected the same, found 4 beats of 4/4 and 8 beats of 4/4"),
@@ -247,7 +246,9 @@ def retag(path: Path, **tags: str) -> None:
         ({"BPM": "nan"}, "BPM tag: expected a tempo, found 'nan'"),
         ({"BPM": "9e999"}, "BPM tag: expected a tempo, found '9e999'"),
         ({"LOOPLENGTH": "32001"}, "LOOPLENGTH tag: expected an end up to 32,000, found 32,001"),
-        ({"LOOPLENGTH": "16000"}, "LOOPLENGTH tag: expected 32,000 samples for 8 beats, found 16"),
+        ({"LOOPLENGTH": "15000"}, "length: expected whole beats at 120 bpm (BPM tag), found 3.75"),
+        ({"LOOPEND": "31000"}, "LOOPEND tag: expected an end at 32,000, found 31,000"),
+        ({"LOOPEND": "soon"}, "LOOPEND tag: expected a number of samples, found 'soon'"),
         ({"LOOPLENGTH": "0"}, "LOOPLENGTH tag: expected a number of samples, found 0"),
         ({"LOOPLENGTH": "-1"}, "LOOPLENGTH tag: expected a number of samples, found '-1'"),
         ({"LOOPSTART": "1.5"}, "LOOPSTART tag: expected a number of samples, found '1.5'"),
@@ -328,9 +329,6 @@ def test_a_file_that_is_no_wav_inside(tmp_path: Path, loop: Callable[..., Path])
     renamed = flac.rename(tmp_path / "a.wav")
     with pytest.raises(LoopError, match=r"a\.wav: no RIFF WAVE header; write it anew"):
         check.check(renamed)
-    soundfile.write(tmp_path / "b.wav", np.zeros(99), RATE, format="RF64")
-    with pytest.raises(LoopError, match="no RIFF WAVE header"):
-        check.check(tmp_path / "b.wav")
     soundfile.write(tmp_path / "c.wav", np.zeros((0, 2)), RATE)
     with pytest.raises(LoopError, match="no samples"):
         check.check(tmp_path / "c.wav")
@@ -350,20 +348,18 @@ def test_every_prefix_of_a_file_is_at_most_a_loop_error(form: Format, tmp_path: 
     data = path.read_bytes()
     for end in range(0, len(data), 1 if form.name == "wav" else 7):
         path.write_bytes(data[:end])
-        if form.name == "wav":
-            with pytest.raises(LoopError, match=r"^[^\n]*$"):
-                check.check(path)
-        else:
-            at_most_a_loop_error(path)
+        said = at_most_a_loop_error(path)
+        assert said or form.name != "wav", "what is missing is missed"
 
 
-def at_most_a_loop_error(path: Path) -> None:
-    said = []
+def at_most_a_loop_error(path: Path) -> list[str]:
+    said: list[str] = []
     try:
         said += texts(path)
     except LoopError as error:
         said.append(str(error))
     assert all("\n" not in text for text in said)
+    return said
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
@@ -415,23 +411,19 @@ def test_the_command_prints_a_line_a_file(
 
     bad, torn = header(acid(90), name="bad.wav"), tmp_path / "torn.wav"
     torn.write_bytes(good.read_bytes()[:999])
-    done = run(tmp_path, tmp_path / "none.wav")
+    done = run(tmp_path)
     assert done.exit_code == 1
     lines = done.output.splitlines()
-    assert len(lines) == 6
     assert lines[0].startswith(f"bad {bad}  length: expected ")
     assert lines[1].startswith(f"ok  {good}")
-    assert (
-        lines[3]
-        == f"bad {torn}  the header promises 128,144 bytes, the file has 999; write it anew"
-    )
-    assert lines[4] == f"bad {tmp_path / 'none.wav'}  No such file or directory"
-    assert lines[5] == "5 files, 3 of them bad"
+    assert f"bad {torn}  RIFF size: expected at most 991 bytes, found 128,136" in lines
+    assert lines[-1] == "4 files, 2 of them bad"
 
 
 def test_the_command_reports_json(loop: Callable[..., Path], tmp_path: Path) -> None:
     path = loop(name="x_90bpm")
-    done = run(path, tmp_path / "none.wav", "--json")
+    (tmp_path / "empty.wav").touch()
+    done = run(path, tmp_path / "empty.wav", "--json")
     assert done.exit_code == 1
     found = json.loads(done.output)
     assert found["bad"] == 2
@@ -439,9 +431,9 @@ def test_the_command_reports_json(loop: Callable[..., Path], tmp_path: Path) -> 
     assert found["files"][0]["disagrees"] == [
         {"what": "tempo", "expected": "120 bpm (acid chunk)", "found": "90 bpm (name)"}
     ]
-    assert found["files"][1]["error"] == "No such file or directory"
+    assert "write it anew" in found["files"][1]["error"]
 
 
 def test_a_folder_without_audio_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LoopError, match="no audio files"):
-        list(check.files([tmp_path]))
+        list(sources.audio([tmp_path]))

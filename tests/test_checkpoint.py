@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT
 from midiloop import checkpoint, models
 from midiloop.errors import LoopError
+from midiloop.files import digest
 from midiloop.models.form_prior import FormPriorConfig
 from midiloop.models.layers import Model
 from midiloop.models.prior import PriorConfig
@@ -163,7 +164,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "an empty config": (write(CONFIG, b""), CONFIG, "train it again"),
     "half a config": (cut(CONFIG, 0.5), CONFIG, "train it again"),
     "a config that is no text": (write(CONFIG, b"\xff\xfe\0"), CONFIG, "train it again"),
-    "a config that is a list": (write(CONFIG, b"[1]"), CONFIG, "not a checkpoint"),
+    "a config that is a list": (write(CONFIG, b"[1]"), CONFIG, "not an object"),
     "another format": (say(format="midiloop-loops"), CONFIG, "not a checkpoint"),
     "no format": (say(format=None), CONFIG, "not a checkpoint"),
     "another version": (say(format_version=99), CONFIG, "version 99, this midiloop reads 1"),
@@ -233,6 +234,73 @@ def test_a_write_that_fails_leaves_what_was_there(
             checkpoint.save_model(saved, "prior", models.build("prior", TINY), {"epoch": 4})
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert checkpoint.load_model(saved).about["epoch"] == 3
+
+
+# Weights are those that were saved.
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_every_byte_of_the_weights_that_changes_is_noticed(half: bool, tmp_path: Path) -> None:
+    checkpoint.save_model(tmp_path, "prior", models.build("prior", TINY), {}, half=half)
+    data = (tmp_path / WEIGHTS).read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    rng = torch.Generator().manual_seed(4)
+    for at in torch.randint(start, len(data), (30,), generator=rng).tolist():
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << at % 8
+        (tmp_path / WEIGHTS).write_bytes(flipped)
+        with pytest.raises(LoopError, match=r"SHA-256 is not the one that .*; copy both") as bad:
+            checkpoint.load_model(tmp_path)
+        assert str(bad.value).startswith(f"{tmp_path / WEIGHTS}: ")
+    (tmp_path / WEIGHTS).write_bytes(data)
+    checkpoint.load_model(tmp_path)
+
+
+def test_weights_of_another_run_of_the_same_sizes_are_noticed(saved: Path) -> None:
+    checkpoint.write_tensors(saved / WEIGHTS, models.build("prior", TINY).state_dict())
+    with pytest.raises(LoopError, match="SHA-256 is not the one"):
+        checkpoint.load_model(saved)
+
+
+def test_a_checkpoint_of_before_hashes_is_read(saved: Path) -> None:
+    say(**{checkpoint.SHA256: None})(saved)
+    assert checkpoint.load_model(saved).about["epoch"] == 3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_that_are_not_finite_are_one_line(value: float, half: bool, saved: Path) -> None:
+    model = models.build("prior", TINY)
+    model.state_dict()["head.weight"][1, 1] = value
+    checkpoint.save_model(saved, "prior", model, {}, half=half)
+    with pytest.raises(LoopError, match=r"not finite, in head.weight; copy the file anew"):
+        checkpoint.load_model(saved)
+
+
+def test_a_header_that_is_too_long_is_not_read(saved: Path) -> None:
+    data = (saved / WEIGHTS).read_bytes()
+    (saved / WEIGHTS).write_bytes((1 << 40).to_bytes(8, "little") + data[8:])
+    with pytest.raises(LoopError, match="a header of over 16 MiB; copy"):
+        checkpoint.load_model(saved)
+
+
+def test_an_identity_is_of_config_and_weights(saved: Path, tmp_path: Path) -> None:
+    known = checkpoint.identity(saved)
+    say(epoch=5)(saved)
+    assert checkpoint.identity(saved) == known
+    say_config(dropout=0.5)(saved)
+    assert checkpoint.identity(saved) != known
+    other = tmp_path / "other"
+    checkpoint.save_model(other, "prior", models.build("prior", TINY), {})
+    assert checkpoint.identity(other) != known
+
+
+def test_the_models_that_ship_name_their_hashes() -> None:
+    shipped = [*ROOT.glob("*/pretrained/*/config.json")]
+    assert len(shipped) == 5
+    for path in shipped:
+        about = checkpoint.read_config(path.parent)
+        assert about[checkpoint.SHA256] == digest(path.parent / WEIGHTS)
 
 
 # Nothing is unpickled.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from midiloop import compare, metrics, models
+from midiloop import checkpoint, compare, metrics, models
 from midiloop.compare import Comparison
 from midiloop.errors import CallError
 from midiloop.fit import Settings
@@ -51,6 +51,21 @@ def test_a_comparison_is_made_once(dataset: LoopDataset, tmp_path: Path) -> None
     again = compare.run(dataset, out, BUDGET, n=20, device=CPU, resume=True)
     assert again == found
     assert all(path.stat().st_mtime_ns == time for path, time in {**weights, **rows}.items())
+
+    # A row is of the models, the dataset and the wish that it says; others are measured anew.
+    folder = out / "runs" / "cnn-vae" / "cnn-vae"
+    model, kind, about = checkpoint.load_model(folder)
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    model.state_dict()["decoder.5.bias"].add_(3)
+    checkpoint.save_model(folder, kind, model, about)
+    changed = compare.run(dataset, out, BUDGET, n=20, device=CPU, resume=True)
+    assert changed.errors["cnn-vae"] > found.errors["cnn-vae"]
+    assert changed.rows["cnn-vae"] != found.rows["cnn-vae"]
+    same = set(found.rows) - {"cnn-vae"}
+    assert all(changed.rows[name] == found.rows[name] for name in same)
+    for name, data in kept.items():
+        (folder / name).write_bytes(data)
+    assert compare.run(dataset, out, BUDGET, n=20, device=CPU, resume=True) == found
 
     text = (out / "report.md").read_text()
     assert text.count("| VQ-VAE temp 1.5") == 2  # tables 3 and 4

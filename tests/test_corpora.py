@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from midiloop import corpus, extract, rules, store
 
+# Python 3.11.4 brought the filter, and 3.12 warns where none is named.
+SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 OPEN = extract.Settings(rules.preset("open"))
 
 
@@ -27,7 +31,9 @@ def test_every_file_that_is_wrong_on_purpose_ends_as_loops_or_as_a_reject(
     assert not with_loops & set(rejects)
     assert result.manifest["counts"]["files"] == 666
     assert {reject.reason for reject in rejects.values()} <= set(extract.REASONS)
-    assert not {"crashed", "timeout"} & {reject.reason for reject in rejects.values()}
+    assert not {"crashed", "timeout", "internal_error"} & {
+        reject.reason for reject in rejects.values()
+    }
     # what the folders' names promise
     by_folder = {
         folder: Counter(r.reason for f, r in rejects.items() if f"/{folder}/" in f)
@@ -52,11 +58,10 @@ def test_the_archive_and_its_folder_give_the_same_loops(
     archive: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """On the whole corpus: read from the archive, and unpacked; figures as counted beforehand."""
-    import tarfile
 
     source = archive("dev.tar.xz")
     with tarfile.open(source) as packed:
-        packed.extractall(tmp_path / "unpacked", filter="data")
+        packed.extractall(tmp_path / "unpacked", **SAFELY)
     extract.run([source], tmp_path / "a", OPEN, n_workers=2)
     extract.run([tmp_path / "unpacked"], tmp_path / "b", OPEN, n_workers=2)
     one, other = store.LoopDataset(tmp_path / "a"), store.LoopDataset(tmp_path / "b")
@@ -74,5 +79,6 @@ def test_the_archive_and_its_folder_give_the_same_loops(
 
     assert rows(one) == rows(other)
     assert sorted(one.rejects()) == sorted(other.rejects())
-    # 44,683 windows in the files that the parser reads as they are, the rest in repaired ones
-    assert 44_683 <= len(one) < 45_000
+    # 44,683 windows in the files that the parser reads as they are, in bars from the file's start;
+    # the rest in repaired ones, after pickups, and of a bass that is one by its name
+    assert 44_683 <= len(one) < 48_000

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from handmade import groove, random_rolls
 from midiloop import data, extract, rules, score
@@ -76,6 +77,49 @@ def test_a_split_holds_its_loops_in_order_each_once_or_as_often_as_it_comes(
         assert len(first) < len(stored)
         once = data.load(dataset, split, CPU)
         np.testing.assert_array_equal(once.packed.numpy(), stored[first])
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_a_data_loader_gives_every_loop_once(dataset: LoopDataset, n_workers: int) -> None:
+    loops = data.load(dataset, "train", CPU)
+    rolls = loops.rolls(slice(None))
+    in_order = DataLoader(loops, batch_size=5, num_workers=n_workers)
+    torch.testing.assert_close(torch.cat([*in_order]), rolls)
+    generator = torch.Generator().manual_seed(0)
+    shuffled = DataLoader(
+        loops, batch_size=5, shuffle=True, num_workers=n_workers, generator=generator
+    )
+    found = torch.cat([*shuffled])
+    assert not torch.equal(found, rolls)
+    assert sorted(roll.numpy().tobytes() for roll in found) == sorted(
+        roll.numpy().tobytes() for roll in rolls
+    )
+
+
+def test_loops_are_indexed_as_sequences_are(dataset: LoopDataset) -> None:
+    loops = data.load(dataset, "train", CPU)
+    rolls = loops.rolls(slice(None))
+    assert loops[0].dtype == torch.uint8
+    for index in (0, 3, -1, np.int64(2), slice(1, 4), slice(None, None, 2)):
+        torch.testing.assert_close(loops[index], rolls[index])
+    for index in (len(loops), -len(loops) - 1):
+        with pytest.raises(IndexError):
+            loops[index]
+    torch.testing.assert_close(torch.stack([loops[at] for at in range(len(loops))]), rolls)
+
+
+def test_loops_of_another_grid_are_loaded_on_it(tmp_path: Path) -> None:
+    grid = Grid(steps_per_beat=3, lowest_pitch=28, highest_pitch=60)
+    (tmp_path / "one.mid").write_bytes(score.to_bytes(groove(8)))
+    settings = extract.Settings(rules.preset("open"), grid=grid)
+    extract.run([tmp_path / "one.mid"], tmp_path / "loops", settings, n_workers=1)
+    found = LoopDataset(tmp_path / "loops")
+    assert found.grid == grid
+    batch = next(found.batches())
+    expected = np.stack(extract.loops(groove(8), settings))
+    np.testing.assert_array_equal(batch.rolls, expected)
+    loops = data.load(found, batch.splits[0], CPU, distinct=False)
+    np.testing.assert_array_equal(loops.rolls(slice(None)).numpy(), expected)
 
 
 def test_a_split_without_loops_is_named_with_the_remedy(tmp_path: Path) -> None:

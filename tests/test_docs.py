@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
 
 from conftest import ROOT
 from midiloop import extract, store
@@ -38,3 +41,57 @@ def test_links_inside_the_repository_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+# What golden values are made with, in environments of their own.
+ELSEWHERE = """
+    auraloss audiocraft av colorlog dora-search flashy hydra-core julius num2words omegaconf
+    retrying spacy submitit torchaudio torchmetrics treetable
+"""
+HINT = re.compile(r"""pip install\b((?:[ \t]+(?:'[^'\n]*'|[^\s`'",;:()\\]+))+)""")
+
+
+def texts() -> Iterator[tuple[Path, str]]:
+    """Every text of the repository, with its lines that go on joined."""
+    for top in ROOT.iterdir():
+        if top.name == "build" or (top.name.startswith(".") and top.name != ".ci"):
+            continue
+        for path in [top] if top.is_file() else sorted(top.rglob("*")):
+            if path.suffix in (".py", ".md", ".toml", ".sh", ".cff", ".txt", "") and path.is_file():
+                yield path, path.read_text().replace("\\\n", " ")
+
+
+def asked_for(text: str) -> Iterator[str]:
+    """What each `pip install` in a text would fetch, without versions."""
+    for hint in HINT.finditer(text):
+        words = hint[1].split()
+        for before, word in zip(["", *words], words, strict=False):
+            if not word.startswith("-") and before not in ("-c", "-r", "-e"):
+                yield re.split("[=<>~]", word.strip("'"))[0]
+
+
+def libraries(extras: dict[str, list[str]], dependencies: list[str]) -> set[str]:
+    """Names that are those of the libraries themselves; ours is none, until it is published."""
+    named = [*dependencies, *(name for names in extras.values() for name in names)]
+    named += re.findall(r"^[^#\n]+", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    names = {re.split(r"[\[=<>;\s]", name)[0].lower() for name in named}
+    return (names | set(ELSEWHERE.split())) - {"midiloop", "audioloop"}
+
+
+def test_nobody_is_told_to_install_a_stranger() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    known = libraries(extras, project["dependencies"])
+    found = set()
+    for path, text in texts():
+        needed = re.findall(r'needs\("([^"]+)"\)', text) if path.suffix == ".py" else []
+        for name in [*asked_for(text), *needed]:
+            found.add(name)
+            if clone := re.fullmatch(r"\.(?:\[([a-z,]+)\])?", name):
+                of_ours = set((clone[1] or "models").split(","))
+                assert of_ours <= set(extras), f"{path}: pip install {name}"
+            elif not re.search(r"[{$]|\.whl", name):  # said elsewhere in the same code
+                assert name.lower() in known, f"{path}: pip install {name}"
+        if path.name not in ("pyproject.toml", Path(__file__).name):
+            assert not re.search(r"\b(?:midiloop|audioloop)\[[a-z]", text), f"{path}: an extra"
+    assert {"librosa", "soxr", ".[plot,models,audio]"} <= found

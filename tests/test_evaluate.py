@@ -191,6 +191,19 @@ def test_mmd2_leaves_out_pairs_of_one_song() -> None:
 # Laws
 
 
+def test_wasserstein_by_song_is_that_of_its_loops(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = rng.integers(0, 9, 60) / 7, rng.normal(0.5, 1, 80).round(1)
+    songs, others = rng.integers(0, 12, 60), rng.integers(0, 15, 80)
+    weights, other_weights = rng.integers(1, 4, (5, 12)), rng.integers(1, 4, (5, 15))
+    expected = evaluate.wasserstein(a, b, weights[:, songs], other_weights[:, others])
+    for at_a_time in (4_096, 7, 1):
+        monkeypatch.setattr(evaluate, "PAIRS_AT_A_TIME", at_a_time)
+        found = evaluate.wasserstein(a, b, weights, other_weights, songs, others)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_wasserstein_is_that_of_scipy(rng: np.random.Generator) -> None:
     for round_to in (0, 9):
         a, b = rng.normal(size=50).round(round_to), rng.gamma(2, size=80).round(round_to)
@@ -319,6 +332,8 @@ def test_the_order_of_loops_does_not_matter(rng: np.random.Generator) -> None:
     _, expected = compared(loops, reference)
     mixed, others = rng.permutation(80), rng.permutation(50)
     assert loops.songs is not None
+    assert isinstance(loops.rolls, np.ndarray)
+    assert isinstance(reference.rolls, np.ndarray)
     again, _ = compared(
         LoopSet(loops.rolls[mixed], loops.songs[mixed]), LoopSet(reference.rolls[others])
     )
@@ -341,7 +356,7 @@ def test_a_profile_does_not_depend_on_the_pieces(
     rolls = random_rolls(rng, 20)
     songs = np.array([f"song {n % 6}" for n in range(20)])
     whole = evaluate.profile([LoopSet(rolls, songs)])
-    monkeypatch.setattr(evaluate, "ROLLS_AT_A_TIME", 3)
+    monkeypatch.setattr(evaluate, "LOOPS_AT_A_TIME", 3)
     pieces = evaluate.profile([LoopSet(rolls[:7], songs[:7]), LoopSet(rolls[7:], songs[7:])])
     assert whole.n_songs == 6
     assert whole.by_song
@@ -470,7 +485,11 @@ def test_a_midi_file_is_its_first_eight_bars(place: Path, tmp_path: Path) -> Non
 
 BAD = {
     "no reference": (2, ["evaluate", "loops"], "--reference"),
-    "nothing there": (2, ["evaluate", "none", "--reference", "loops"], "none: no such folder"),
+    "nothing there": (
+        2,
+        ["evaluate", "none", "--reference", "loops"],
+        "none: no such file or folder",
+    ),
     "a file": (2, ["evaluate", "files/0.MID", "--reference", "loops"], "no such folder"),
     "an empty folder": (2, ["evaluate", "empty", "--reference", "loops"], "neither"),
     "files with a split": (

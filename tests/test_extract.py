@@ -139,8 +139,9 @@ def test_loops_lie_in_order_with_what_they_are(songs: Path, mined: Path) -> None
             assert hashlib.md5(data).hexdigest() == batch.md5s[at]
             assert batch.distances_cells[at] == 0
             assert batch.tempos_bpm[at] == 120
-            rows.append((batch.songs[at], start))
+            rows.append((batch.splits[at], batch.songs[at], start))
     assert rows == sorted(rows)
+    assert len({split for split, _, _ in rows}) == 3
     assert len(rows) == len(store.LoopDataset(mined))
 
 
@@ -310,7 +311,7 @@ def test_files_that_kill_hang_or_exhaust_are_rejected_by_name(
     assert rejects == {
         "b.mid": ("crashed", extract.REASONS["crashed"]),
         "c.mid": ("timeout", extract.REASONS["timeout"]),
-        "d.mid": ("crashed", "MemoryError: no memory for this one"),
+        "d.mid": ("internal_error", "MemoryError: no memory for this one"),
     }
 
 
@@ -386,7 +387,7 @@ def test_places_that_cannot_be_written_are_named(songs: Path, tmp_path: Path) ->
     with pytest.raises(CallError, match="no such folder"):
         extract.run([songs], tmp_path / "none" / "loops")
     (tmp_path / "loops.partial").write_text("a file in the way")
-    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+    with pytest.raises(CallError, match="is in the way"):
         extract.run([songs], tmp_path / "loops")
 
 
@@ -425,3 +426,79 @@ def test_batches_depend_on_the_corpus_alone(songs: Path) -> None:
     assert [batch.number for batch in cut] == list(range(10))
     small: Callable[[int], corpus.Item] = lambda n: corpus.Item(f"{n}", 1 << 20, 0.0, data=b"")  # noqa: E731
     assert [len(b.items) for b in extract.batches(small(n) for n in range(10))] == [2] * 5
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("left", ["thesis.txt", ".hidden", "folder/thesis.txt", "plan.json"])
+def test_somebody_else_s_folder_is_refused_and_left_as_it_was(
+    left: str, resume: bool, songs: Path, tmp_path: Path
+) -> None:
+    precious = tmp_path / "loops.partial" / left
+    precious.parent.mkdir(parents=True)
+    precious.write_text('{"precious": true}')
+    with pytest.raises(CallError, match="is in the way"):
+        extract.run([songs], tmp_path / "loops", n_workers=1, resume=resume)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [precious]
+    assert precious.read_text() == '{"precious": true}'
+
+
+def test_a_file_that_was_written_since_is_mined_anew(songs: Path, tmp_path: Path) -> None:
+    changing = tmp_path / "songs"
+    shutil.copytree(songs, changing)
+    interrupt(changing, tmp_path / "loops", 128)
+    first = changing / "0" / "000.mid"
+    size = first.stat().st_size
+    other = scores.to_bytes(groove(20, pitches=[33, 28, 36, 31]))
+    first.write_bytes(other[:size].ljust(size, b"\0"))
+    extract.run([changing], tmp_path / "loops", n_workers=1, resume=True)
+    extract.run([changing], tmp_path / "whole", n_workers=1)
+    assert digest(tmp_path / "loops") == digest(tmp_path / "whole")
+
+
+def test_workers_that_are_killed_from_outside_cost_nothing(
+    songs: Path, mined: Path, tmp_path: Path
+) -> None:
+    process = start(songs, tmp_path / "loops", "--workers", "2")
+    killed, rng = 0, random.Random(3)
+    while process.poll() is None and killed < 3:
+        time.sleep(0.01)
+        # Not the process that workers are copies of, nor the one that counts what they share.
+        workers = [child for child in family(process) if child.ppid() != process.pid]
+        if workers and list(tmp_path.glob("loops.partial/*.part")):
+            with suppress(psutil.NoSuchProcess):
+                rng.choice(workers).kill()
+                killed += 1
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert digest(tmp_path / "loops") == digest(mined)
+
+
+def test_what_a_worker_was_lost_on_is_said_and_tried_again(
+    songs: Path, mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(extract, "mine_batch", deadly)
+        result = extract.run([songs], tmp_path / "loops", n_workers=2)
+    assert [(reject.file, reject.reason) for reject in result.lost] == [("0/003.mid", "crashed")]
+    again = extract.run([songs], tmp_path / "loops", n_workers=2, resume=True)
+    assert again.lost == []
+    assert digest(tmp_path / "loops") == digest(mined)
+    assert [path.name for path in tmp_path.iterdir()] == ["loops"]
+
+
+MINE_BATCH = extract.mine_batch
+
+
+def deadly(
+    batch: extract.Batch,
+    turn_to: Callable[[int], None],
+    *,
+    settings: extract.Settings,
+    folder: Path,
+) -> object:
+    """As `extract.mine_batch`, but one file ends the process that reads it."""
+    for at, item in enumerate(batch.items):
+        if item.name == "0/003.mid" and not item.problem:
+            turn_to(at)
+            os._exit(3)
+    return MINE_BATCH(batch, turn_to, settings=settings, folder=folder)

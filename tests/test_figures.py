@@ -140,6 +140,9 @@ def test_histories_of_every_kind(tmp_path: Path, history: History) -> None:
         {"run": history, "夜 $x_1$": falling(3)}, tmp_path / "a.svg", title="A title " * 40
     )
     figures.curves({"": history}, tmp_path / "b.png")
+    drawn = outlines(tmp_path / "a.svg")
+    assert all(drawn[f"fill {colour}"] >= 1 for colour in figures.COLOURS[:2]), "a dot for each run"
+    assert (tmp_path / "b.png").read_bytes().startswith(SIGNATURES[".png"])
 
 
 def test_many_runs_keep_their_names_apart(tmp_path: Path) -> None:
@@ -240,6 +243,10 @@ def test_codes_of_every_size(tmp_path: Path, steps: int, size: int) -> None:
     grid = np.full((2, steps), size - 1, np.int32)
     titles = ["夜 $x_1$", "a long title " * 20, ""]
     figures.codes([grid, grid[:1], grid], titles, tmp_path / "a.svg", codebook_size=size)
+    drawn = outlines(tmp_path / "a.svg")
+    # Of two streams the first is the drums'; one stream alone has a colour of its own.
+    assert drawn[f"fill {DRUMS}"] == drawn[f"fill {BASS}"] == 2 * steps + 1, "and the legend"
+    assert drawn[f"fill {plot.INK}"] == steps, "a loop of one stream"
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,21 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
 
     with files.locked(tmp_path), pytest.raises(CallError, match="another run is at work"):
         second()
+    assert not list(tmp_path.iterdir())
     second()
+
+
+def test_what_a_killed_run_left_half_written_is_removed_by_the_next(tmp_path: Path) -> None:
+    with files.replacing(tmp_path / "model.safetensors") as temporary:
+        temporary.write_bytes(b"whole")
+        left = tmp_path / temporary.name.replace(temporary.name[1:9], "0" * 8)
+        left.write_bytes(b"half")
+    theirs = tmp_path / ".0123.tmp"
+    theirs.write_bytes(b"precious")
+    with files.locked(tmp_path):
+        assert not left.exists()
+    assert theirs.exists()
+    assert (tmp_path / "model.safetensors").read_bytes() == b"whole"
 
 
 @pytest.mark.parametrize(

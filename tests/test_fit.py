@@ -238,7 +238,44 @@ def test_a_run_that_is_killed_ten_times_ends_bit_for_bit_as_one_that_was_not(
     # it did go on where it was, and some kills fell into a write
     left = json.loads(done.stdout)
     assert all(STATE in names for names in left[-5:])
-    assert any(name.endswith(".tmp") for names in left for name in names)
+    assert any(".tmp" in name for names in left for name in names)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {}, {"begun_with": 5}, {"begun_with": {}}, {"step": -1}, {"step": 10**9}, {"step": "x"},
+        {"step": None}, {"history": 5}, {"history": [5]}, {"history": [{"error": "x"}]},
+        {"best": []}, {"since_best": None}, {"sums": [1]}, {"sums": {"loss": "x"}},
+        {"summed_steps": None},
+    ],
+)  # fmt: skip
+def test_a_state_that_is_odd_is_one_line(odd: dict[str, Any], tmp_path: Path) -> None:
+    run_until(1, tmp_path)
+    tensors, about = checkpoint.read_tensors(tmp_path / STATE)
+    checkpoint.write_tensors(tmp_path / STATE, tensors, {**about, **odd} if odd else {})
+    with pytest.raises(LoopError, match=r"state.safetensors: .*; delete it, and --resume") as bad:
+        run(tmp_path, resume=True)
+    assert "\n" not in str(bad.value)
+
+
+@pytest.mark.parametrize("change", ["shape", "name", "nan", "optimizer"])
+def test_tensors_of_a_state_that_are_odd_are_one_line(change: str, tmp_path: Path) -> None:
+    run_until(1, tmp_path)
+    tensors, about = checkpoint.read_tensors(tmp_path / STATE)
+    name = next(n for n in tensors if n.startswith("model.") and tensors[n].dim() > 1)
+    moment = next(n for n in tensors if n.endswith("exp_avg") and tensors[n].dim() > 1)
+    if change == "nan":
+        tensors[name].fill_(float("nan"))
+    elif change == "name":
+        tensors["model.other"] = tensors.pop(name)
+    else:
+        key = name if change == "shape" else moment
+        tensors[key] = tensors[key][:1].repeat(2, *[1] * (tensors[key].dim() - 1))[..., :1]
+    checkpoint.write_tensors(tmp_path / STATE, tensors, about)
+    with pytest.raises(LoopError, match=r"state.safetensors: .*; delete it, and --resume") as bad:
+        run(tmp_path, resume=True)
+    assert "\n" not in str(bad.value)
 
 
 def test_a_finished_run_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -302,7 +302,7 @@ def test_bad_calls_end_in_one_line(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     (tmp_path / "no.mid").write_bytes(b"no")
     cases = {
-        (tmp_path / "nowhere",): (1, "no such folder"),
+        (tmp_path / "nowhere",): (2, "no such file or folder"),
         (tmp_path,): (1, "no model inside"),
         (broken,): (1, "model.safetensors"),
         (run, "--like", tmp_path / "no.mid"): (1, "not_midi"),

@@ -78,7 +78,11 @@ def test_what_is_no_whole_bars_is_cut_and_says_so(seconds: float, bars: int, sav
     assert loop.label.tempo_bpm == 120
     assert len(loop.wave) == bars * 2 * RATE
     np.testing.assert_array_equal(loop.wave.samples, read_all(loop.source)[:, : len(loop.wave)])
-    assert loop.notes == (f"{bars} bars at 120 bpm",)
+    said = f"{'1 bar' if bars == 1 else f'{bars} bars'} at 120 bpm"
+    if len(loop.wave) < round(seconds * RATE):
+        said += f": the first {len(loop.wave):,} samples of {round(seconds * RATE):,}, "
+        said += "the rest is left out"
+    assert loop.notes == (said,)
 
 
 def read_all(path: Path) -> np.ndarray[Any, Any]:
@@ -171,7 +175,7 @@ BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "no numbers": (no_numbers, {"bpm": 240}, "no numbers; export it again"),
     "no audio": (lambda path: path.write_bytes(b"RIFF"), {}, "write it anew"),
     "too many bars": (short, {"bars": 64}, "64 bars in 1.00 s are 15360 bpm.*with --bars"),
-    "too slow": (short, {"bars": 1, "bpm": None, "of": 30}, "1 bars in 30.00 s are 8 bpm"),
+    "too slow": (short, {"bars": 1, "bpm": None, "of": 30}, "1 bar in 30.00 s are 8 bpm"),
     "less than a bar": (short, {"bpm": 120, "of": 0.9}, "0.9 s at 120 bpm hold no whole bars"),
 }
 
@@ -194,11 +198,13 @@ def test_without_a_tracker_it_says_what_to_do(
     saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(_: Wave) -> Pulse:
-        raise ImportError("tracking beats: pip install 'midiloop[beats]'", name="librosa")
+        raise ImportError("tracking beats: pip install librosa", name="librosa")
 
     monkeypatch.setattr("audioloop.beats.track", absent)
+    torn = saved("dub.wav", 5.0)  # no loop that was cut well: its end and its beginning are apart
+    soundfile.write(torn, np.linspace(-0.5, 0.5, 5 * RATE), RATE)
     with pytest.raises(LoopError, match=r"dub.wav: tracking beats: pip install"):
-        read(saved("dub.wav", 5.0))
+        read(torn)
 
 
 def test_beats_are_tracked_where_no_tempo_is_known(font: synth.SoundFont, tmp_path: Path) -> None:
@@ -226,3 +232,79 @@ def test_of_a_folder_midi_is_taken_or_else_audio(saved: Saved, tmp_path: Path) -
         list(given.files([tmp_path / "empty"]))
     assert given.needs_font([sound, tmp_path / "b.MID"])
     assert not given.needs_font([sound])
+
+
+# A tempo that nothing states.
+
+
+def heard(monkeypatch: pytest.MonkeyPatch, tempo_bpm: float | None) -> None:
+    def track(_: Wave) -> Pulse:
+        if tempo_bpm is None:
+            raise LoopError("no beats: what there is has no even pulse; give the tempo with --bpm")
+        return Pulse(60 / tempo_bpm, 0.0, 4, "librosa")
+
+    monkeypatch.setattr("audioloop.beats.track", track)
+
+
+def smooth(path: Path) -> Path:
+    """As long as before, and whole periods of a tone: a loop that was cut well."""
+    n_samples = soundfile.info(path).frames
+    turns = 2 * np.pi * 100 * np.arange(n_samples) / n_samples
+    soundfile.write(path, 0.5 * np.sin(turns), RATE)
+    return path
+
+
+@pytest.mark.parametrize("bars", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("tempo_bpm", [82.0, 97.0, 120.0, 133.7])
+def test_the_length_of_a_loop_says_its_tempo_where_none_is_heard(
+    bars: int, tempo_bpm: float, saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard(monkeypatch, None)
+    loop = read(smooth(saved("dub.wav", bars * 240 / tempo_bpm)))
+    assert len(loop.wave) == round(bars * 240 / tempo_bpm * RATE), "all of it stays"
+    assert loop.label.bars == bars
+    assert loop.label.tempo_bpm == pytest.approx(tempo_bpm, rel=1e-4)
+    assert "by its length" in loop.notes[-1]
+
+
+@pytest.mark.parametrize("tempo_bpm", [75.0, 90.0, 150.0, 170.0])
+@pytest.mark.parametrize("times", [0.98, 2.02, 0.49, 4 / 3, 2 / 3])
+def test_what_is_heard_chooses_among_the_lengths(
+    tempo_bpm: float, times: float, saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard(monkeypatch, tempo_bpm * times)
+    seconds = 4 * 240 / tempo_bpm
+    loop = read(smooth(saved("dub.wav", seconds)))
+    assert len(loop.wave) == round(seconds * RATE)
+    octave = np.log2(loop.label.tempo_bpm / (tempo_bpm * times))
+    assert abs(octave) <= 0.51, "of all whole bars, those nearest to what is heard"
+
+
+def test_the_length_of_what_is_no_loop_says_nothing(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torn = saved("dub.wav", 8.0)
+    soundfile.write(torn, np.linspace(-0.5, 0.5, 8 * RATE), RATE)
+    heard(monkeypatch, None)
+    with pytest.raises(LoopError, match="no even pulse; give the tempo with --bpm"):
+        read(torn)
+    heard(monkeypatch, 133.0)
+    loop = read(torn)  # 17.7 beats
+    assert len(loop.wave) < 8 * RATE
+    assert f"of {8 * RATE:,}, the rest is left out" in loop.notes[-1]
+    heard(monkeypatch, None)
+    for seconds in (0.5, 60.0):
+        with pytest.raises(LoopError, match="no even pulse"):
+            read(smooth(saved("long.wav", seconds)))
+
+
+def test_bars_and_a_tempo_that_are_both_told_are_both_heeded(saved: Saved) -> None:
+    path = saved("dub_90bpm.wav", 9.0)
+    loop = read(path, bpm=120, bars=2)
+    assert (loop.label.tempo_bpm, loop.label.bars, len(loop.wave)) == (120, 2, 4 * RATE)
+    assert "the first 32,000 samples of 72,000, the rest is left out" in loop.notes[-1]
+    with pytest.raises(LoopError, match=r"8 bars at 120 bpm are 16.00 s, and it lasts 9.00 s"):
+        read(path, bpm=120, bars=8)
+    nearly = read(saved("nearly.wav", 8.02), bpm=120, bars=4)
+    assert len(nearly.wave) == round(8.02 * RATE), "a tempo that is rounded cuts nothing off"
+    assert nearly.label.tempo_bpm == pytest.approx(119.7, abs=0.01)

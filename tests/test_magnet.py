@@ -692,6 +692,6 @@ def test_a_text_model_that_is_not_there_is_one_error(
 
 def test_without_transformers_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"pip install 'midiloop\[published\]'"):
+    with pytest.raises(ImportError, match=r"pip install transformers"):
         TextModel()
     assert checkpoint.TEXT_MODEL == "t5-base"

@@ -395,7 +395,7 @@ def test_the_command_says_what_the_library_finds(folder: Path) -> None:
 
 def test_the_command_shows_tables(folder: Path) -> None:
     files = [str(folder / name) for name in ("four.wav", "two.wav")]
-    code, out, _ = seam_of(files[0], "--bars", "4", *ears(folder))
+    code, out, _ = seam_of(files[0], "--bars", "4", "--explain", *ears(folder))
     assert code == 0
     assert re.search(r"^perplexity \d+\.\d+, of all codebooks \d", out, re.MULTILINE)
     assert re.search(r"^difference nats -?\d\.\d+, of all", out, re.MULTILINE)
@@ -404,13 +404,14 @@ def test_the_command_shows_tables(folder: Path) -> None:
     lines = out.splitlines()
     assert code == 0
     assert re.search(r"bars +perplexity +all +at bars +all +apart +all +file$", lines[0])
-    assert len(lines) == 6
-    assert re.match(r"perplexity at seams .* ± .*, of all codebooks .* ± ", lines[3])
-    assert re.match(r"perplexity at other bar lines .* ± ", lines[4])
-    assert re.match(r"seam less other bar lines, mean of 2 in nats: [+-]0\.\d+ \([+-]", lines[5])
+    assert len(lines) == 7
+    assert lines[3].startswith("2 files, ")
+    assert re.match(r"perplexity at seams .* ± .*, of all codebooks .* ± ", lines[4])
+    assert re.match(r"perplexity at other bar lines .* ± ", lines[5])
+    assert re.match(r"seam less other bar lines, mean of 2 in nats: [+-]0\.\d+ \([+-]", lines[6])
     code, out, _ = seam_of(*files, *ears(folder))  # of which no bars are known
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[3:]] == ["perplexity"]
+    assert [line.split()[0] for line in out.splitlines()[4:]] == ["perplexity"]
 
 
 def test_without_it_nothing_is_said_of_it(folder: Path) -> None:
@@ -438,13 +439,16 @@ def test_a_model_of_another_codec_is_one_line(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--model", "run"], "give --perplexity as well"),
+        (["--model", "RUN"], "give --perplexity as well"),
         (["--encodec", "x", "--perplexity"], "give --musicgen as well"),
-        (["--model", "run", "--musicgen", "x", "--perplexity"], "give one"),
-        (["--codec", "run", "--encodec", "x", "--perplexity"], "give one"),
+        (["--model", "RUN", "--musicgen", "x", "--perplexity"], "give one"),
+        (["--codec", "RUN", "--encodec", "x", "--perplexity"], "give one"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(args: list[str], words: str) -> None:
-    code, _, err = seam_of("loop.wav", *args)
+def test_options_that_do_not_go_together_are_refused(
+    args: list[str], words: str, folder: Path
+) -> None:
+    named = [str(folder) if word == "RUN" else word for word in args]
+    code, _, err = seam_of(str(folder / "four.wav"), *named)
     assert code == 2
     assert words in err

@@ -66,12 +66,17 @@ def models(filler: Filler, tmp_path_factory: pytest.TempPathFactory) -> list[str
     options = []
     folder = tmp_path_factory.mktemp("models")
     parts: dict[str, Any] = {
-        "masked": filler.masked, "causal": filler.causal, "codec": filler.codec,
+        "masked": filler.masked, "codec": filler.codec, "causal": filler.causal,
     }  # fmt: skip
     for kind, model in parts.items():
         checkpoint.save_model(folder / kind, kind, model, {})
         options += [f"--{kind}", str(folder / kind)]
-    return options
+    return options[:4]  # the causal model is asked for with some options only
+
+
+def with_causal(models: list[str]) -> list[str]:
+    """The options and the causal model's."""
+    return [*models, "--causal", str(Path(models[1]).with_name("causal"))]
 
 
 def tones(n_samples: int, rate: int = RATE, channels: int = 1) -> Wave:
@@ -117,7 +122,7 @@ def test_every_sample_is_there(tempo_bpm: float, rate: int, filler: Filler) -> N
 @pytest.mark.parametrize(
     ("part", "anew"),
     [
-        (Part(), {3, 4}), (Part(0.25), {2, 3, 4}), (Part(0), {1, 2, 3, 4}), (Part(0.9), {}),
+        (Part(), {3, 4}), (Part(0.25), {2, 3, 4}), (Part(0), {1, 2, 3, 4}), (Part(1), {}),
         (Part(mask="even"), {2, 4}), (Part(mask="odd"), {1, 3}), (Part(mask="last"), {4}),
         (Part(mask="2, 4"), {2, 4}), (Part(1.0, "1-2,4"), {1, 2, 4}), (Part(mask="3-3"), {3}),
     ],
@@ -369,12 +374,12 @@ def test_a_taste_out_of_range_is_a_wrong_call(change: dict[str, Any]) -> None:
 def test_models_of_another_codec_are_refused(models: list[str], tmp_path: Path) -> None:
     torch.manual_seed(5)
     checkpoint.save_model(tmp_path, coder.KIND, Codec(CODEC), {})
-    masked, causal = Path(models[1]), Path(models[3])
+    masked, codec, causal = (Path(path) for path in with_causal(models)[1::2])
     with pytest.raises(LoopError, match="the codes of another codec"):
         fill.load(masked, causal, tmp_path)
-    found = fill.load(masked, None, Path(models[5]))
+    found = fill.load(masked, None, codec)
     assert found.causal is None
-    assert fill.load(masked, causal, Path(models[5])).causal is not None
+    assert fill.load(masked, causal, codec).causal is not None
 
 
 @pytest.mark.parametrize("form", [Format(), Format("flac", "16"), Format("ogg", "lossy")])
@@ -455,7 +460,7 @@ def test_midi_is_written_beside_what_was_made_of_it(
 ) -> None:
     out = tmp_path / "out"
     options = ["--bpm", 120, "--mask", "onsets", "--kit", 25, "--variations", 2, "--json"]
-    done = audioloop("refine", song, "-o", out, *options, "--rescoring", 0.5, *models)
+    done = audioloop("refine", song, "-o", out, *options, "--rescoring", 0.5, *with_causal(models))
     assert (done.returncode, done.stderr) == (0, "")
     stems = ["dub-v1_120bpm", "dub-v2_120bpm"]
     assert names(out) == sorted(f"{stem}.{end}" for stem in stems for end in ("mid", "wav"))
@@ -477,18 +482,17 @@ def test_a_bad_file_costs_itself(loop: Path, models: list[str], tmp_path: Path) 
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
     wave.write(tmp_path / "silent.wav", Wave(np.zeros((1, RATE), np.float32), RATE), None, Format())
     soundfile.write(tmp_path / "nan.wav", np.full(RATE, np.nan), RATE, subtype="FLOAT")
-    bad = [tmp_path / f"{name}.wav" for name in ("missing", "broken", "silent", "nan")]
-    done = audioloop("refine", *bad[:2], loop, *bad[2:], "-o", out, "--json", *models)
+    bad = [tmp_path / f"{name}.wav" for name in ("broken", "silent", "nan")]
+    done = audioloop("refine", *bad[:1], loop, *bad[1:], "-o", out, "--json", *models)
     assert done.returncode == 1
     lines = done.stderr.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 3
     for line, path in zip(lines, bad, strict=True):
         assert line.startswith(f"audioloop: error: {path}: ")
         assert line.count(path.name) == 1
-    assert "No such file or directory; check the path" in lines[0]
     found = json.loads(done.stdout)
     assert len(found["loops"]) == 1
-    assert len(found["failed"]) == 4
+    assert len(found["failed"]) == 3
     assert names(out) == ["dub_197bpm.wav"]
 
 
@@ -523,6 +527,7 @@ def test_what_cannot_be_written_leaves_nothing_half_done(
 def test_a_wrong_call_is_one_line_before_anything_is_read(
     option: list[str], loop: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "none").mkdir()
     models = ["--masked", tmp_path / "none"]
     done = audioloop("refine", loop, "-o", tmp_path / "out", *option, *models)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -538,21 +543,23 @@ def test_keeping_all_leaves_nothing_to_do(loop: Path, models: list[str], tmp_pat
 
 def test_models_that_are_not_there_are_one_line(loop: Path, tmp_path: Path) -> None:
     done = audioloop("refine", loop, "-o", tmp_path / "out", "--masked", tmp_path / "none")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "none" in done.stderr
 
 
 def test_a_loop_comes_of_nothing_but_a_kit_and_a_tempo(models: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     said = ["--kit", 25, "--bpm", 297.3, "--bars", 3, "--seed", 7, "--variations", 2]
-    done = audioloop("generate", "-o", out, *said, "--primed", *models)
+    done = audioloop("generate", "-o", out, *said, "--primed", *with_causal(models))
     assert (done.returncode, done.stderr) == (0, "")
     assert names(out) == ["seed-7-v1_297bpm.wav", "seed-7-v2_297bpm.wav"]
     length = Label(297.3, 3).samples(RATE)
     for name in names(out):
         assert len(wave.read(out / name)) == length
         assert sound(out / name) == []
-    again = audioloop("generate", "-o", tmp_path / "b", *said[:-1], 1, "--primed", *models)
+    again = audioloop(
+        "generate", "-o", tmp_path / "b", *said[:-1], 1, "--primed", *with_causal(models)
+    )
     assert again.returncode == 0
     first = (out / "seed-7-v1_297bpm.wav").read_bytes()
     assert (tmp_path / "b" / "seed-7_297bpm.wav").read_bytes() == first
@@ -565,12 +572,10 @@ def test_loops_are_written_of_notes_and_a_bad_file_costs_itself(
     folder.mkdir()
     (folder / "broken.mid").write_bytes(b"MThd")
     (folder / "dub.mid").write_bytes(song.read_bytes())
-    missing = tmp_path / "none.mid"
     said = ["--bpm", 300, "--kit", 25, "--json"]
-    done = audioloop("generate", missing, song, folder, "-o", out, *said, *models)
+    done = audioloop("generate", song, folder, "-o", out, *said, *models)
     assert done.returncode == 1
-    assert "none.mid: No such file or directory; check the path" in done.stderr.splitlines()[0]
-    assert "broken.mid: " in done.stderr.splitlines()[1]
+    assert "broken.mid: " in done.stderr.splitlines()[0]
     assert names(out) == [
         "dub-2_300bpm.mid",
         "dub-2_300bpm.wav",

@@ -21,7 +21,7 @@ from audioloop.synth import BLOCK, NOTE_OFF, NOTE_ON, SoundFont
 from audioloop.wave import Format, Wave
 from conftest import ROOT
 from handmade import BAR, HAT, KICK, SNARE, STEP, TPQ, track
-from midiloop import pianoroll, score
+from midiloop import files, pianoroll, score
 from midiloop.errors import CallError, LoopError
 from midiloop.score import Meter, Score, Tempo
 from midiloop.store import LoopDataset
@@ -217,11 +217,24 @@ def test_both_ways_to_a_library_are_at_hand() -> None:
     assert any("pygame" not in library for library in found)
 
 
-def test_without_a_library_both_remedies_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("system", "remedy"),
+    [
+        ("linux", r"pip install pygame-ce, .*libfluidsynth3"),
+        ("darwin", r"pip install pygame-ce, .*brew install fluid-synth"),
+        ("win32", rf"unpack a release of FluidSynth .*{synth.LIBRARY_VARIABLE} .*\.dll"),
+        ("freebsd14", "pip install pygame-ce"),
+    ],
+)
+def test_without_a_library_the_remedies_of_the_system_are_named(
+    system: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(synth, "libraries", list)
+    monkeypatch.setattr(sys, "platform", system)
     monkeypatch.delitem(sys.modules, "fluidsynth", raising=False)
-    with pytest.raises(ImportError, match=r"pip install pygame-ce .*libfluidsynth3"):
+    with pytest.raises(ImportError, match=remedy) as bad:
         synth.load()
+    assert ("pip install" in str(bad.value)) == (system != "win32")  # its wheel holds none
 
 
 # Level, parts and effects.
@@ -302,18 +315,18 @@ def test_a_tempo_is_the_one_that_was_typed(bpm: float) -> None:
     assert found == pytest.approx(bpm, abs=1e-9 if round(bpm, 2) == bpm else 2e-3)
 
 
-def test_the_root_is_what_the_bass_begins_with_and_holds() -> None:
+def test_the_root_is_what_the_bass_holds_longest() -> None:
     assert piece.root(song()) == 40 % 12
     assert piece.root(replace(song(), tracks=song().tracks[:1])) is None
     wanders = track([(0, STEP, 40), (STEP, BAR, 45)], program=33)
-    assert piece.root(replace(song(), tracks=(wanders,))) is None
+    assert piece.root(replace(song(), tracks=(wanders,))) == 45 % 12
 
 
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
         ({"tracks": ()}, "no notes"),
-        ({"length_ticks": 3 * BAR + 7, "tracks": (track([(0, 3 * BAR + 7, 40)]),)}, "--bars 4"),
+        ({"length_ticks": 3 * BAR + STEP, "tracks": (track([(3 * BAR, STEP, 40)]),)}, "--bars 4"),
         ({"length_ticks": 65 * BAR}, "at most 64"),
         ({"tempos": (Tempo(0, 120), Tempo(BAR, 90))}, "its tempo changes on quarter note 5"),
         ({"tempos": (Tempo(0, 700),)}, "out of range"),
@@ -337,8 +350,23 @@ def test_bars_and_bpm_settle_what_a_file_leaves_open() -> None:
 # Soundfonts.
 
 
-def test_a_soundfont_is_found() -> None:
-    assert synth.soundfont().is_file()
+def test_the_soundfont_is_that_named_then_a_system_s_then_the_one_of_pip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named, other = tmp_path / "named.sf2", tmp_path / synth.SOUNDFONT_NAMES[0]
+    for path in (named, other):
+        path.symlink_to(bundled())
+    monkeypatch.setenv(synth.SOUNDFONT_VARIABLE, str(named))
+    monkeypatch.setattr(synth, "SOUNDFONT_FOLDERS", (str(tmp_path),))
+    assert synth.soundfont(bundled()) == bundled()
+    assert synth.soundfont() == named
+    monkeypatch.delenv(synth.SOUNDFONT_VARIABLE)
+    assert synth.soundfont() == other
+    other.unlink()
+    assert synth.soundfont() == bundled()
+    monkeypatch.setattr(synth, "bundled_soundfont", lambda: None)
+    with pytest.raises(LoopError, match="pip install pretty_midi"):
+        synth.soundfont()
 
 
 @pytest.mark.parametrize(
@@ -454,7 +482,7 @@ def test_a_crash_takes_its_own_loop_and_no_other(
         result = batch.run(batch.items([midis]), tmp_path / "out", settings(), n_workers=2)
     assert len(result.made) == 11
     assert [(Path(f.source).name[:3], f.cause[:17]) for f in result.failed] == [
-        ("l05", "FluidSynth crashe")
+        ("l05", "its process ended")
     ]
 
 
@@ -585,3 +613,28 @@ def test_passes_of_one_file_are_cut_at_the_tempo(font: SoundFont) -> None:
     once = render.loop(loop, font).mix.samples
     shortest = min(part.shape[1] for part in [*passes, once])
     assert all(level_db(part[:, :shortest], once[:, :shortest]) < -20 for part in passes)
+
+
+def test_a_loop_is_whole_when_all_of_its_files_are_there(midis: Path, tmp_path: Path) -> None:
+    out, found = tmp_path / "out", batch.items([midis])
+    made = batch.run(found, out, settings(sound=Sound(stems=True)))
+    before = contents(out)
+    for name in (made.made[0].files[-1], made.made[1].files[1], made.made[2].files[0]):
+        (out / name).unlink()
+    batch.run(found, out, settings(sound=Sound(stems=True)), resume=True)
+    assert contents(out) == before
+
+
+def test_two_renders_do_not_work_in_one_folder(midis: Path, tmp_path: Path) -> None:
+    found, out = batch.items([midis]), tmp_path / "out"
+    out.mkdir()
+    with files.locked(out), pytest.raises(CallError, match="another run is at work here"):
+        batch.run(found, out, settings())
+    assert not list(out.iterdir())
+
+
+def test_a_render_of_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "bad.mid").write_bytes(b"no music")
+    result = batch.run(batch.items([tmp_path / "bad.mid"]), tmp_path / "out", settings())
+    assert len(result.failed) == 1
+    assert not (tmp_path / "out").exists()

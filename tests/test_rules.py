@@ -71,11 +71,11 @@ NOTES = track([(0, 8 * BAR, 60)])
         ([(0, 3, 4)], "not_4_4", "not_4_4"),
         ([(0, 3, 4), (0, 4, 4)], None, None),  # replaced at its own tick: never in force
         ([(0, 4, 4), (0, 3, 4)], "not_4_4", "not_4_4"),
-        ([(0, 4, 4), (BAR, 7, 8)], "not_4_4", "not_4_4"),
-        ([(0, 4, 4), (8 * BAR - 1, 3, 4)], "not_4_4", "not_4_4"),
+        ([(0, 4, 4), (BAR, 7, 8)], "not_4_4", None),
+        ([(0, 4, 4), (8 * BAR - 1, 3, 4)], "not_4_4", None),
         ([(0, 4, 4), (8 * BAR, 3, 4)], None, None),  # after the last note
         ([(8 * BAR, 4, 4)], "no_meter", None),
-        ([(0, 2, 2)], "not_4_4", "not_4_4"),
+        ([(0, 2, 2)], "not_4_4", None),
         ([(BAR, 4, 4)], None, None),
     ],
 )

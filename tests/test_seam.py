@@ -368,7 +368,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_command_shows_one_seam_and_draws_it(folder: Path) -> None:
     picture = folder / "seam.png"
-    run = CliRunner().invoke(seams.seam, [str(folder / "loop_120bpm.wav"), "-o", str(picture)])
+    run = CliRunner().invoke(
+        seams.seam, [str(folder / "loop_120bpm.wav"), "-o", str(picture), "--explain"]
+    )
     assert run.exit_code == 0, run.output
     assert re.search(r"^seam +1 ", run.output, re.MULTILINE)
     for text in (*seam.MEANING.values(), *seam.CONTROLS.values()):
@@ -377,7 +379,8 @@ def test_the_command_shows_one_seam_and_draws_it(folder: Path) -> None:
 
 
 def test_the_command_goes_on_after_a_bad_file(folder: Path) -> None:
-    files = [str(folder / name) for name in ("silence.wav", "loop_120bpm.wav", "none.wav")]
+    (folder / "empty.wav").touch()
+    files = [str(folder / name) for name in ("silence.wav", "loop_120bpm.wav", "empty.wav")]
     out = folder / "pictures"
     run = CliRunner().invoke(seams.seam, [*files, "--bars", "8", "--json", "-o", str(out)])
     assert run.exit_code == 1

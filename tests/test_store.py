@@ -40,9 +40,10 @@ def packed(dataset: store.LoopDataset) -> list[bytes]:
 
 
 def test_pandas_polars_duckdb_and_hugging_face_open_it_as_it_is(
-    dataset: store.LoopDataset, tmp_path: Path
+    dataset: store.LoopDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shards = str(dataset.path / "loops")
+    monkeypatch.chdir(dataset.path.parent)
+    shards = "loops/loops"
     expected = packed(dataset)
     songs = [song for batch in dataset.batches() for song in batch.songs]
     columns = store.schema().names
@@ -64,10 +65,15 @@ def test_pandas_polars_duckdb_and_hugging_face_open_it_as_it_is(
     assert relation.fetchall() == [(song, 1488) for song in songs]
 
     load_dataset = importlib.import_module("datasets").load_dataset
-    loaded = load_dataset("parquet", data_dir=shards, split="train", cache_dir=str(tmp_path))
-    assert loaded.column_names == columns
-    assert list(loaded["song"]) == songs
-    assert list(loaded["roll"]) == expected
+    for folder in ("loops", shards, str(dataset.path)):
+        loaded = load_dataset(folder, cache_dir=str(tmp_path))
+        assert list(loaded) == ["train", "validation", "test"]
+        assert loaded["train"].column_names == columns
+        for split, rows in zip(splits.SPLITS, loaded.values(), strict=True):
+            assert set(rows["split"]) == {split}
+        in_order = [loaded[split] for split in ("test", "train", "validation")]
+        assert [song for rows in in_order for song in rows["song"]] == songs
+        assert [roll for rows in in_order for roll in rows["roll"]] == expected
 
 
 def test_rejects_open_in_pandas(dataset: store.LoopDataset) -> None:
@@ -85,34 +91,56 @@ def test_no_loop_stands_on_two_sides(dataset: store.LoopDataset) -> None:
     assert len(side) == dataset.manifest["counts"]["distinct_loops"]
 
 
-def test_songs_linked_by_others_are_one_group() -> None:
-    names = ["d", "b", "c", "a", "e"]
-    links = [(0, 1), (1, 2)]  # d-b, b-c: one group, whose smallest name is b
-    assert list(splits.smallest_in_group(names, links)) == ["b", "b", "b", "a", "e"]
+def groups_by_hand(corpus: list[splits.SongLoops]) -> list[set[str]]:
+    """MD5s of songs that share loops, however far apart, group by group."""
+    songs = [
+        (md5, {*piece.fingerprints[piece.songs == number].tolist()})
+        for piece in corpus
+        for number, md5 in enumerate(piece.md5s)
+    ]
+    groups: list[tuple[set[str], set[int]]] = []
+    for md5, loops in songs:
+        near = [group for group in groups if group[1] & loops or md5 in group[0]]
+        groups = [group for group in groups if group not in near]
+        names, prints = zip(*near, ({md5}, loops), strict=True)
+        groups.append((set().union(*names), set().union(*prints)))
+    return [names for names, _ in groups]
 
 
-def test_groups_do_not_depend_on_how_many_loops_fit_into_memory(
-    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("loops_at_a_time", [1 << 20, 17, 1])
+def test_groups_are_those_found_by_hand_however_many_loops_fit_into_memory(
+    loops_at_a_time: int,
+    rng: np.random.Generator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    corpus = []
-    for _ in range(5):
-        md5s = [f"{rng.integers(2**62):016x}" for _ in range(8)]
-        songs = rng.integers(0, 8, 40)
-        corpus.append(splits.SongLoops(md5s, songs, rng.integers(0, 300, 40).astype(np.uint64)))
-    whole = splits.assign(lambda: corpus, 200)
-    monkeypatch.setattr(splits, "LOOPS_AT_A_TIME", 17)
-    assert splits.assign(lambda: corpus, 200) == whole
-    assert whole[1] == len({f for part in corpus for f in part.fingerprints.tolist()})
+    monkeypatch.setattr(splits, "LOOPS_AT_A_TIME", loops_at_a_time)
+    for round_number in range(5):
+        corpus = []
+        for _ in range(5):
+            md5s = [f"{rng.integers(2**62):016x}" for _ in range(8)]
+            songs = np.concatenate([np.arange(8), rng.integers(0, 8, 12)])
+            prints = rng.integers(0, 40 << round_number, 20).astype(np.uint64)
+            corpus.append(splits.SongLoops(md5s, songs, prints))
+        same = corpus[0].md5s[0], corpus[0].fingerprints[corpus[0].songs == 0]
+        corpus.append(splits.SongLoops([same[0]], np.zeros(len(same[1]), np.int64), same[1]))
+        folder = tmp_path / str(round_number)
+        folder.mkdir()
+        found = splits.assign(iter(corpus), 100 + len(same[1]), folder)
+        by_md5 = {md5: min(group) for group in groups_by_hand(corpus) for md5 in group}
+        smallest = [by_md5[md5] for piece in corpus for md5 in piece.md5s]
+        expected = splits.split_of_place(splits.places_of(smallest))
+        np.testing.assert_array_equal(found.splits, expected)
+        assert found.n_distinct == len({p for piece in corpus for p in piece.fingerprints.tolist()})
 
 
 def test_groups_divide_as_80_10_10() -> None:
     rng = np.random.default_rng(0)
-    counts = Counter(splits.split_of_group(rng.bytes(16).hex()) for _ in range(20_000))
-    assert abs(counts["train"] / 20_000 - 0.8) < 0.01
-    assert abs(counts["valid"] / 20_000 - 0.1) < 0.01
-    assert splits.split_of_group("00" * 16) == "train"
-    assert splits.split_of_group("cc" + "cd" * 15) == "valid"
-    assert splits.split_of_group("ff" * 16) == "test"
+    md5s = [rng.bytes(16).hex() for _ in range(20_000)]
+    counts = np.bincount(splits.split_of_place(splits.places_of(md5s))) / 20_000
+    np.testing.assert_allclose(counts, [0.8, 0.1, 0.1], atol=0.01)
+    edges = splits.places_of(["00" * 16, "cc" + "cd" * 15, "ff" * 16])
+    assert splits.split_of_place(edges).tolist() == [0, 1, 2]
 
 
 def test_a_choice_narrows_what_is_read(dataset: store.LoopDataset) -> None:
@@ -134,12 +162,48 @@ def test_a_choice_narrows_what_is_read(dataset: store.LoopDataset) -> None:
 
 
 def test_a_spread_takes_one_loop_a_song_from_first_to_last(dataset: store.LoopDataset) -> None:
-    spread = dataset.spread(6)
+    songs = list(dict.fromkeys(song for batch in dataset.batches() for song in batch.songs))
+    spread = store.LoopBatch.joined([*dataset.spread(6)])
     assert len(spread) == len(set(spread.songs)) == 6
-    assert spread.songs[-1] == "same.mid" or spread.songs[0] == "same.mid"
+    assert (spread.songs[0], spread.songs[-1]) == (songs[0], songs[-1])
     assert set(spread.start_bars.tolist()) == {0}
-    assert len(dataset.spread(1000)) == 41
-    assert len(dataset.spread(5, song="none")) == 0
+    assert sum(map(len, dataset.spread(1000, per_song=1))) == 41
+    assert list(dataset.spread(5, song="none")) == []
+
+
+def test_a_spread_of_more_loops_than_songs_takes_as_many_of_each(
+    dataset: store.LoopDataset,
+) -> None:
+    def songs(n: int) -> Counter[str]:
+        return Counter(song for batch in dataset.spread(n) for song in batch.songs)
+
+    there = Counter(song for batch in dataset.batches() for song in batch.songs)
+    for n in (41, 50, 70, len(dataset), len(dataset) + 9):
+        found = songs(n)
+        assert found.total() == min(n, len(dataset))
+        most = max(found.values())
+        assert all(found[song] >= min(most - 1, there[song]) for song in there)
+    prints = [row.tobytes() for b in dataset.spread(30, distinct=True) for row in b.packed]
+    assert len(set(prints)) == len(prints) == 30
+
+
+def test_a_fingerprint_is_that_of_the_loops_and_older_datasets_have_it_too(
+    dataset: store.LoopDataset, tmp_path: Path
+) -> None:
+    assert dataset.fingerprint == dataset.manifest["fingerprint"]
+    assert len(bytes.fromhex(dataset.fingerprint)) == 16
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(dataset.path, copy)
+    older = {key: value for key, value in dataset.manifest.items() if key != "fingerprint"}
+    older["shards"] = [
+        {key: value for key, value in shard.items() if key != "sha256"} for shard in older["shards"]
+    ]
+    (copy / "manifest.json").write_text(json.dumps(older))
+    assert store.LoopDataset(copy).fingerprint == dataset.fingerprint
+    song = score.to_bytes(groove(8, pitches=[30, 31, 32, 33]))
+    (tmp_path / "one.mid").write_bytes(song)
+    extract.run([tmp_path / "one.mid"], tmp_path / "other", OPEN, n_workers=1)
+    assert store.LoopDataset(tmp_path / "other").fingerprint != dataset.fingerprint
 
 
 def test_a_folder_that_is_no_dataset_is_refused(dataset: store.LoopDataset, tmp_path: Path) -> None:
@@ -163,10 +227,10 @@ def test_a_folder_that_is_no_dataset_is_refused(dataset: store.LoopDataset, tmp_
 def test_a_missing_or_damaged_shard_is_named(dataset: store.LoopDataset, tmp_path: Path) -> None:
     copy = tmp_path / "loops"
     shutil.copytree(dataset.path, copy)
-    shard = copy / "loops" / "00000.parquet"
+    shard = copy / "loops" / "train-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:300])
-    with pytest.raises(LoopError, match=r"00000\.parquet"):
+    with pytest.raises(LoopError, match=r"train-00000\.parquet"):
         list(store.LoopDataset(copy).batches())
     shard.unlink()
-    with pytest.raises(LoopError, match=r"00000\.parquet"):
+    with pytest.raises(LoopError, match=r"train-00000\.parquet"):
         list(store.LoopDataset(copy).batches())

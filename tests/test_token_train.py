@@ -459,6 +459,54 @@ def test_both_kinds_are_trained_from_a_dataset_on_the_same_loops(
 
 
 @pytest.mark.usefixtures("_few_and_no_workers")
+def test_what_is_kept_is_of_the_dataset_and_the_soundfont_that_were_asked_for(
+    dataset: LoopDataset, reordered: LoopDataset, codec: Path, tmp_path: Path
+) -> None:
+    settings = Settings(steps=1, batch=1)
+    given: dict[str, Any] = {"n_loops": 2, "codec": codec, "config": CONFIG, "device": CPU}
+    token_train.tokens("causal", dataset, tmp_path / "run", settings, bundled(), **given)
+    about = checkpoint.read_config(tmp_path / "run")
+    assert about["data"]["fingerprint"] == dataset.fingerprint
+    again = {**given, "resume": True}
+    with pytest.raises(CallError, match="holds loops that were coded otherwise"):
+        token_train.tokens("causal", reordered, tmp_path / "run", settings, bundled(), **again)
+    elsewhere = {**again, "folder": tmp_path / "coded"}
+    with pytest.raises(CallError, match="the run was begun with another dataset; resume it"):
+        token_train.tokens("causal", reordered, tmp_path / "run", settings, bundled(), **elsewhere)
+    font = tmp_path / bundled().name  # of the same name and size
+    data = bytearray(bundled().read_bytes())
+    data[data.index(b"INAM") + 8] ^= 1
+    font.write_bytes(data)
+    with pytest.raises(CallError, match="holds loops that were coded otherwise"):
+        token_train.tokens("causal", dataset, tmp_path / "run", settings, font, **again)
+    token_train.tokens("causal", dataset, tmp_path / "run", settings, bundled(), **again)
+
+
+@pytest.mark.parametrize("empty", ["train", "valid"])
+def test_an_empty_split_is_seen_before_anything_is_rendered(
+    empty: str, dataset: LoopDataset, codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    select = LoopDataset.select
+
+    def less(self: LoopDataset, **asked: Any) -> Iterator[Any]:
+        return iter(()) if asked.get("split") == empty else select(self, **asked)
+
+    def rendered(*_: Any, **__: Any) -> None:
+        raise AssertionError("rendered")
+
+    monkeypatch.setattr(LoopDataset, "select", less)
+    monkeypatch.setattr(workers, "run", rendered)
+    given: dict[str, Any] = {"n_loops": 2, "codec": codec, "config": CONFIG, "device": CPU}
+    settings = Settings(steps=1, batch=1)
+    with pytest.raises(LoopError, match=f"no loop is in the {empty} split"):
+        token_train.tokens("masked", dataset, tmp_path / "run", settings, bundled(), **given)
+    odd = {**given, "config": replace(CONFIG, heads=5)}
+    with pytest.raises(CallError, match="no masked can be made of these sizes"):
+        token_train.tokens("masked", dataset, tmp_path / "run", settings, bundled(), **odd)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("_few_and_no_workers")
 def test_loops_are_kept_beside_the_run_unless_said_otherwise(
     dataset: LoopDataset, codec: Path, tmp_path: Path
 ) -> None:

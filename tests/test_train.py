@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import pytest
 import torch
 
 from handmade import groove
-from midiloop import checkpoint, data, extract, models, score, train
+from midiloop import checkpoint, data, extract, models, rules, score, train
 from midiloop.errors import CallError, LoopError
 from midiloop.fit import Settings
-from midiloop.grid import LOOP
+from midiloop.grid import LOOP, Grid
 from midiloop.models.form_prior import FormPriorConfig
 from midiloop.models.prior import Prior, PriorConfig
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
@@ -246,7 +247,8 @@ def test_a_packed_run_is_the_same_in_16_bits(dataset: LoopDataset, tmp_path: Pat
     assert packed[train.FINGERPRINTS] == whole[train.FINGERPRINTS]
     for stage in ("vq-vae", "prior"):
         one, other = (checkpoint.load_model(tmp_path / n / stage) for n in ("run", "packed"))
-        assert one.about == other.about
+        said = [{**about, checkpoint.SHA256: ""} for about in (one.about, other.about)]
+        assert said[0] == said[1]
         for name, tensor in one.model.state_dict().items():
             found = other.model.state_dict()[name]
             torch.testing.assert_close(found, tensor, rtol=1e-3, atol=1e-4)
@@ -342,14 +344,86 @@ def test_the_command_writes_event_files_where_it_says(dataset: LoopDataset, tmp_
         assert list((tmp_path / "run" / stage / "events").iterdir())
 
 
+# What is kept must be what was asked.
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_does_not_go_on_with_another_dataset_of_the_same_size(
+    dataset: LoopDataset, reordered: LoopDataset, tmp_path: Path
+) -> None:
+    assert len(dataset) == len(reordered)
+    trained(dataset, tmp_path / "run")
+    before = contents(tmp_path)
+    for more, says in (
+        ({"dataset": reordered}, "another dataset"),
+        ({"dataset": dataset, "distinct": False}, "repeats of loops counted otherwise"),
+    ):
+        with pytest.raises(CallError, match=f"the run was begun with .*{says}; resume it as"):
+            trained(out=tmp_path / "run", resume=True, **more)
+    assert contents(tmp_path) == before
+    trained(dataset, tmp_path / "run", resume=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_prior_does_not_go_on_with_the_codes_of_another_vq_vae(
+    dataset: LoopDataset, tmp_path: Path
+) -> None:
+    trained(dataset, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "vq-vae")
+    trained(dataset, tmp_path / "run", only="vq-vae", settings=replace(SETTINGS, seed=5))
+    with pytest.raises(CallError, match="begun with the codes of another VQ-VAE"):
+        trained(dataset, tmp_path / "run", only="prior", resume=True)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_card_says_which_dataset_and_which_codes(dataset: LoopDataset, tmp_path: Path) -> None:
+    trained(dataset, tmp_path / "run")
+    for stage in ("vq-vae", "prior"):
+        about = checkpoint.read_config(tmp_path / "run" / stage)
+        assert about["data"]["fingerprint"] == dataset.fingerprint
+    assert about["codec"] == checkpoint.identity(tmp_path / "run" / "vq-vae")
+
+
+# What can be known at the start is checked there.
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_of_a_later_stage_is_seen_before_the_first_is_trained(
+    dataset: LoopDataset, tmp_path: Path
+) -> None:
+    trained(dataset, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "vq-vae")
+    with pytest.raises(CallError, match=r"run/prior: a run is there already"):
+        trained(dataset, tmp_path / "run")
+    assert not (tmp_path / "run" / "vq-vae").exists()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_loops_on_another_grid_are_refused_before_anything_is_learned(
+    dataset: LoopDataset, tmp_path: Path
+) -> None:
+    other = tmp_path / "loops"
+    songs = [tmp_path / f"{number}.mid" for number in range(3)]
+    for song in songs:
+        song.write_bytes(score.to_bytes(groove(8)))
+    settings = extract.Settings(rules.preset("open"), grid=Grid(bars=4))
+    extract.run(songs, other, settings, n_workers=1)
+    done = call("vq-vae", other, "-o", tmp_path / "run")
+    assert done.exit_code == 1
+    assert done.output.count("\n") == 1
+    assert "loops of 4 bars, 64 steps and 93 columns, and the model takes 8, 128" in done.output
+    assert not (tmp_path / "run").exists()
+
+
 BAD: dict[str, tuple[list[str], int, str]] = {
     "no dataset": (["vq-vae", "{out}", "-o", "{out}/run"], 1, "midiloop extract"),
-    "a missing dataset": (["vq-vae", "{out}/none", "-o", "{out}/run"], 1, "midiloop extract"),
+    "a missing dataset": (["vq-vae", "{out}/none", "-o", "{out}/run"], 2, "no such file or folder"),
     "no cuda": (["vq-vae", "{loops}", "-o", "{out}/run", "--device", "cuda"], 2, "--device cpu"),
     "no mps": (["vq-vae", "{loops}", "-o", "{out}/run", "--device", "mps"], 2, "--device cpu"),
     "out in no folder": (["vq-vae", "{loops}", "-o", "{out}/none/run"], 2, "make it first"),
     "out is a file": (["vq-vae", "{loops}", "-o", "{out}/file"], 2, "name of a folder"),
-    "a stage of out is a file": (["cnn-vae", "{loops}", "-o", "{out}/odd"], 1, "cnn-vae"),
+    "a stage of out is a file": (["cnn-vae", "{loops}", "-o", "{out}/odd"], 2, "cnn-vae"),
     "no out": (["vq-vae", "{loops}"], 2, "--out"),
     "no such model": (["gan", "{loops}", "-o", "{out}/run"], 2, "gan"),
     "no such preset": (["cnn-vae", "{loops}", "-o", "{out}/run", "--preset", "bars"], 2, "small"),

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,14 @@ class Numbers:
     number: int
     items: tuple[int, ...]
     lost: tuple[str, ...] = ()
+    notes: Path = Path("none")
 
     def without(self, item: int, cause: str) -> Numbers:
         items = (*self.items[:item], 0, *self.items[item + 1 :])
         return replace(self, items=items, lost=(*self.lost, f"{item} {cause}"))
 
 
-SEGFAULT, HANG, KILLED, FULL_DISK, DEADLY = -1, -2, -3, -4, -5
+SEGFAULT, HANG, KILLED, FULL_DISK, DEADLY, NO_MEMORY = -1, -2, -3, -4, -5, -6
 
 
 def double(job: Numbers, turn_to: Callable[[int], None]) -> list[int]:
@@ -39,6 +41,8 @@ def double(job: Numbers, turn_to: Callable[[int], None]) -> list[int]:
             time.sleep(60)
         if item == KILLED:
             os.kill(os.getpid(), signal.SIGKILL)
+        if item == NO_MEMORY:
+            raise MemoryError
         if item == FULL_DISK:
             raise OSError(errno.ENOSPC, "No space left on device", "disk")
     if DEADLY in job.items[:1] and len(job.items) == 2:
@@ -77,6 +81,64 @@ def test_a_worker_that_dies_costs_the_item_it_was_on(n_workers: int) -> None:
         1: ([10], ()),
         2: ([0], ("0 crashed",)),
     }
+
+
+def once(folder: Path, how: int, job: Numbers, turn_to: Callable[[int], None]) -> list[int]:
+    """As `double`, but something ends the process on the second item, one time only."""
+    for at, _ in enumerate(job.items):
+        turn_to(at)
+        if at == 1 and not (folder / str(job.number)).exists():
+            (folder / str(job.number)).touch()
+            os.kill(os.getpid(), how)
+    return [2 * item for item in job.items]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+@pytest.mark.parametrize("n_workers", [1, 3])
+def test_what_befell_a_worker_once_is_no_item_s_fault(
+    how: signal.Signals, n_workers: int, tmp_path: Path
+) -> None:
+    jobs = [Numbers(n, (n, n, n)) for n in range(7)]
+    done = workers.run(
+        partial(once, tmp_path, how), iter(jobs), workers=n_workers, item_timeout_s=5,
+        on_tick=lambda _: None,
+    )  # fmt: skip
+    assert {job.number: (result, job.lost) for job, result in done} == {
+        n: ([2 * n] * 3, ()) for n in range(7)
+    }
+
+
+def test_an_item_that_lacks_memory_is_lost_without_a_traceback(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert run([Numbers(0, (1, NO_MEMORY, 3))], 2) == {0: ([2, 0, 6], ("1 crashed",))}
+    assert capfd.readouterr().err == ""
+
+
+def count_others(job: Numbers, turn_to: Callable[[int], None]) -> int:
+    """How many other jobs are in work; the first try of a job that falls ends its process."""
+    turn_to(0)
+    mine, fallen = job.notes / f"at work {job.number}", job.notes / f"fallen {job.number}"
+    mine.touch()
+    time.sleep(0.05)
+    others = len(list(job.notes.glob("at work *"))) - 1
+    mine.unlink()
+    if job.items[0] == SEGFAULT and not fallen.exists():
+        fallen.touch()
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return others
+
+
+def test_what_ended_a_worker_is_tried_while_no_other_works(tmp_path: Path) -> None:
+    """Else one that takes all the memory would cost its neighbours their items."""
+    jobs = [Numbers(n, (SEGFAULT if n in (3, 4, 9) else n,), (), tmp_path) for n in range(16)]
+    done = workers.run(
+        count_others, iter(jobs), workers=3, item_timeout_s=5, on_tick=lambda _: None
+    )
+    others = {job.number: n for job, n in done}
+    assert [others[n] for n in (3, 4, 9)] == [0, 0, 0]
+    assert max(others.values()) > 0
+    assert len(others) == 16
 
 
 def test_an_item_that_hangs_is_cut_off() -> None:

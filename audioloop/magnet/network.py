@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audioloop.circular import near
+from midiloop.configs import Codebooks, CodebookSize, Depth, Frames, Heads, Widening, Width
 
 PERIOD = 10_000.0
 
@@ -46,14 +47,14 @@ class MagnetConfig:
         text_dim: of the states of a text.
     """
 
-    dim: int = 1024
-    heads: int = 16
-    layers: int = 24
-    widening: int = 4
-    codebooks: int = 4
-    codebook_size: int = 2048
-    context: int | None = 5
-    text_dim: int = 768
+    dim: Width = 1024
+    heads: Heads = 16
+    layers: Depth = 24
+    widening: Widening = 4
+    codebooks: Codebooks = 4
+    codebook_size: CodebookSize = 2048
+    context: Frames | None = 5
+    text_dim: Width = 768
 
     @property
     def gap(self) -> int:

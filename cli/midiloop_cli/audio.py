@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from midiloop_cli import report
-from midiloop_cli.symbolic import PATH, json_option
+from midiloop_cli import options, report
+from midiloop_cli.symbolic import INPUT, PATH, json_option
 
 if TYPE_CHECKING:
     from audioloop.batch import Result
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def sound_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of how a loop is to sound."""
-    for option in (
+    sound = (
         click.option(
             "--repeat", type=click.IntRange(1, 1000), default=1, show_default=True,
             help="Passes in one file.",
@@ -41,40 +41,57 @@ def sound_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="DB", help="Bring the largest sample to this, in dB of full scale.",
         ),
         click.option(
-            "--reverb", type=click.FloatRange(0, 1), default=0.0, help="A room, round the circle."
+            "--reverb", type=click.FloatRange(0, 1), default=0.0, show_default=True,
+            help="How much of a room is heard, 0 to 1."
         ),
-        click.option("--chorus", type=click.FloatRange(0, 1), default=0.0, help="The same."),
+        click.option(
+            "--chorus", type=click.FloatRange(0, 1), default=0.0, show_default=True,
+            help="How much of a chorus is heard, 0 to 1.",
+        ),
         click.option("--kit", type=click.IntRange(0, 127), help="Drum kit, as in 25 for an 808."),
         click.option(
             "--bass", type=click.IntRange(0, 127), help="General MIDI program of the bass, from 0."
         ),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for option in reversed(sound):  # as decorators: the last is applied first
         command = option(command)
     return command
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, type=PATH, metavar="MIDI|FOLDER|LOOPS...")
+@click.argument("sources", nargs=-1, required=True, type=INPUT, metavar="MIDI|FOLDER|LOOPS...")
 @click.option("-o", "--out", required=True, type=PATH, help="New folder for the files.")
 @click.option(
-    "--format", "form", type=click.Choice(["wav", "flac", "ogg"]), default="wav", show_default=True
-)
+    "--format", "form", type=click.Choice(["wav", "flac", "ogg"]), default="wav", show_default=True,
+    help="Format of the audio files.",
+)  # fmt: skip
 @click.option(
-    "--depth", type=click.Choice(["16", "24", "float"]), help="Of a sample; default: 24 bit."
+    "--depth", type=click.Choice(["16", "24", "float"]), help="Bits of a sample; default: 24."
 )
-@click.option("--rate", type=click.IntRange(1), default=44_100, show_default=True, metavar="HZ")
+@click.option("--rate", type=click.IntRange(1), default=44_100, show_default=True, metavar="HZ",
+    help="Samples a second.",
+)  # fmt: skip
 @click.option("--bpm", type=click.FloatRange(20, 400), help="Tempo, in place of each loop's own.")
 @click.option("--bars", type=click.IntRange(1, 64), help="Length of MIDI files that do not say it.")
-@click.option("--sf2", type=PATH, help="SoundFont; default: a system's FluidR3, else a small one.")
+@click.option("--sf2", type=INPUT, help="SoundFont; default: a system's FluidR3, else a small one.")
 @sound_options
 @click.option(
     "--name-template", "template", default="default", show_default=True,
-    help="default, audacity, splice, or a text with {name}, {number}, {bpm}, {exact_bpm}, {bars}, "
-    "{part}, {root}, {meter}.",
+    help="How files are named: default, audacity, splice, or a text with {name}, {number}, {bpm}, "
+    "{exact_bpm}, {bars}, {part}, {root}, {meter}.",
 )  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="At most so many loops.")
-@click.option("--split", type=click.Choice(["train", "valid", "test"]), help="Of a dataset.")
-@click.option("--workers", "n_workers", type=click.IntRange(1, 256), help="Processes.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "valid", "test"]),
+    help="Loops of one split of a dataset.",
+)
+@click.option(
+    "--workers",
+    "n_workers",
+    type=click.IntRange(1, 256),
+    help="Processes that render; default: all usable cores.",
+)
 @click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
 @json_option
 def render(
@@ -88,22 +105,24 @@ def render(
     n_workers: int | None,
     resume: bool,
     as_json: bool,
-    **options: Any,
+    **settings: Any,
 ) -> None:
     """Render MIDI loops to audio that repeats without a seam, exactly as long as its bars.
 
     Beside each audio file lies a MIDI file of the same name that ends at the bar line.
     """
+    if not any(source.is_dir() for source in sources):
+        options.refuse("chooses loops of a dataset, and none was given", "split")
     from audioloop import batch, synth
     from audioloop.render import Sound
     from audioloop.wave import Format
 
     kept = ("rate", "bpm", "bars", "template")
-    settings = batch.Settings(
+    wanted = batch.Settings(
         synth.soundfont(sf2).resolve(),
         form=Format(form, depth or ("lossy" if form == "ogg" else "24")),
-        sound=Sound(**{name: value for name, value in options.items() if name not in kept}),
-        **{name: options[name] for name in kept},
+        sound=Sound(**{name: value for name, value in settings.items() if name not in kept}),
+        **{name: settings[name] for name in kept},
     )
     items = batch.items(sources, limit=limit, split=split)
     began_s = time.monotonic()
@@ -111,27 +130,27 @@ def render(
         result = batch.run(
             items,
             out,
-            settings,
+            wanted,
             n_workers=n_workers,
             resume=resume,
             on_progress=report.steps(count),
         )
     took_s = time.monotonic() - began_s
-    click.echo(report.to_json(_as_json(result)) if as_json else _summary(result, out, took_s))
+    report.echo(report.to_json(_as_json(result)) if as_json else _summary(result, out, took_s))
     for name, cause in result.failed:
-        click.echo(f"audioloop: error: {name}: {cause}", err=True)
+        report.error("audioloop", f"{name}: {cause}")
     sys.exit(1 if result.failed else 0)
 
 
 def _summary(result: Result, out: Path, took_s: float) -> str:
     total_s = sum(made.duration_s for made in result.made)
     speed = f", {total_s / took_s:,.0f} times real time" if len(result.made) >= 100 else ""
-    noun = "loop" if len(result.made) == 1 else "loops"
-    lines = [f"{len(result.made):,} {noun} in {out}   {total_s:,.1f} s of audio{speed}"]
+    made_here = report.counted(len(result.made), "loop")
+    lines = [f"{made_here} in {report.plain(out)}   {total_s:,.1f} s of audio{speed}"]
     if len(result.made) <= 12:
         lines += [
-            f"{made.files[0]}   {report.bars(made.label.bars)} at {made.label.tempo_bpm:g} bpm, "
-            f"{made.samples:,} samples"
+            f"{report.plain(made.files[0])}   {report.bars(made.label.bars)} "
+            f"at {made.label.tempo_bpm:g} bpm, {report.counted(made.samples, 'sample')}"
             for made in result.made
         ]
     held = [made.held_back_db for made in result.made if made.held_back_db > 0.05]

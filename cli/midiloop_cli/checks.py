@@ -11,61 +11,68 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from midiloop import files
 from midiloop_cli import report
-from midiloop_cli.symbolic import PATH, json_option
+from midiloop_cli.symbolic import INPUT, json_option
 
 if TYPE_CHECKING:
     from audioloop.check import Checked
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, type=PATH, metavar="FILE|FOLDER...")
+@click.argument("sources", nargs=-1, required=True, type=INPUT, metavar="FILE|FOLDER...")
 @json_option
 def check(sources: tuple[Path, ...], as_json: bool) -> None:
     """Compare header, tags, name and samples of loops, and say what disagrees.
 
     Length against tempo and bars, loop points, seam, clipping, silence; of anyone's loops.
     """
-    from audioloop import check
+    from audioloop.sources import audio
 
     rows = []
-    for path in check.files(sources):
+    for path in audio(sources):
         row = _row(path)
         rows.append(row)
         if not as_json:
-            click.echo(_line(row))
+            report.echo(_line(row))
     bad = sum(not row["ok"] for row in rows)
     if as_json:
-        click.echo(report.to_json({"files": rows, "bad": bad}))
+        report.echo(report.to_json({"files": rows, "bad": bad}))
     elif len(rows) > 1:
-        click.echo(f"{len(rows):,} files, " + (f"{bad:,} of them bad" if bad else "all right"))
+        report.echo(
+            f"{report.counted(len(rows), 'file')}, "
+            + (f"{bad:,} of them bad" if bad else "all right")
+        )
     sys.exit(1 if bad else 0)
 
 
 def _row(path: Path) -> dict[str, Any]:
     """What is known of a file, or why nothing is."""
     from audioloop import check
+    from audioloop.sources import blamed
     from midiloop.errors import LoopError
 
+    name = files.printable(path)
     try:
-        checked = check.examined(path)
+        with blamed(path):
+            checked = check.examined(path)
     except LoopError as error:
-        return {"file": str(path), "ok": False, "error": str(error).removeprefix(f"{path}: ")}
-    except OSError as error:
-        return {"file": str(path), "ok": False, "error": error.strerror or str(error)}
-    return {"file": str(path), "ok": not checked.findings, **_facts(checked)}
+        return {"file": name, "ok": False, "error": str(error).removeprefix(f"{name}: ")}
+    return {"file": name, "ok": not checked.findings, **_facts(checked)}
 
 
 def _facts(checked: Checked) -> dict[str, Any]:
-    found = checked.described
+    found, seam = checked.described, checked.seam
     return {
         "tempo_bpm": found.tempo_bpm,
         "bars": found.bars,
         "beats": found.beats,
         "meter": list(found.meter),
         "samples": len(found.wave),
+        "loop": list(found.extent[:2]),
         "rate": found.wave.rate,
-        "jump": None if checked.jump is None else round(checked.jump, 2),
+        "jump": seam and round(seam.jump, 2),
+        "step": seam and round(seam.step, 6),
         "disagrees": [finding._asdict() for finding in checked.findings],
         "notes": checked.notes,
     }
@@ -74,11 +81,12 @@ def _facts(checked: Checked) -> dict[str, Any]:
 def _line(row: dict[str, Any]) -> str:
     """One line for a file that is all right, else one for each thing that disagrees."""
     if "error" in row:
-        return f"bad {row['file']}  {row['error']}"
+        return f"bad {report.plain(row['file'])}  {row['error']}"
     if row["ok"]:
-        return f"ok  {row['file']}  {', '.join(_summary(row))}"
+        return f"ok  {report.plain(row['file'])}  {', '.join(_summary(row))}"
     return "\n".join(
-        f"bad {row['file']}  {found['what']}: expected {found['expected']}, found {found['found']}"
+        f"bad {report.plain(row['file'])}  {found['what']}: "
+        f"expected {found['expected']}, found {found['found']}"
         for found in row["disagrees"]
     )
 

@@ -14,7 +14,7 @@ import click
 
 from midiloop_cli import report
 from midiloop_cli.learned import device_option
-from midiloop_cli.symbolic import PATH, json_option
+from midiloop_cli.symbolic import INPUT, PATH, json_option, seed_option
 
 if TYPE_CHECKING:
     from audioloop.coder import Coder
@@ -24,18 +24,20 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", type=click.Choice(["codec", "masked", "causal"]))
-@click.argument("dataset", type=PATH, metavar="LOOPS")
+@click.argument("dataset", type=INPUT, metavar="LOOPS")
 @click.option("-o", "--out", required=True, type=PATH, metavar="RUN", help="Folder for the run.")
 @click.option("--minutes", type=float, help="How long to train, over all sessions.")
 @click.option("--steps", type=click.IntRange(1), help="How many steps to train, instead.")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Excerpts.")
-@click.option("--learning-rate", type=float, default=1e-3, show_default=True)
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True,
+    help="The largest, after the warm-up.",
+)  # fmt: skip
 @click.option(
-    "--sf2", "soundfonts", type=PATH, multiple=True,
+    "--sf2", "soundfonts", type=INPUT, multiple=True,
     help="SoundFont to render with; several take turns for a codec. Default: a system's FluidR3.",
 )  # fmt: skip
 @click.option(
-    "--begin-with", type=PATH, metavar="RUN", help="A model that is to learn more, from here on."
+    "--begin-with", type=INPUT, metavar="RUN", help="A model that is to learn more, from here on."
 )
 @click.option(
     "--lesson", "changes", multiple=True, metavar="NAME=VALUE",
@@ -55,13 +57,13 @@ if TYPE_CHECKING:
     help="Where those are, or will be, for several runs; default: in RUN.",
 )  # fmt: skip
 @click.option(
-    "--codec", "run", type=PATH, metavar="RUN", help="Whose codes masked or causal learn."
+    "--codec", "run", type=INPUT, metavar="RUN", help="Whose codes masked or causal learn."
 )
 @click.option(
     "--precision", type=click.Choice(["float32", "bfloat16"]),
     help="Of what masked or causal compute; default: float32.",
 )  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@seed_option
 @click.option(
     "--workers", "n_workers", type=click.IntRange(1, 256), default=1, show_default=True,
     help="Processes that render.",
@@ -132,7 +134,7 @@ def train(
             )  # fmt: skip
     last = {"folder": str(out), "steps": result.steps, "minutes": result.took_s / 60}
     figures = {**result.history[-1], **last}
-    click.echo(report.to_json(figures) if as_json else _trained(model, figures))
+    report.echo(report.to_json(figures) if as_json else _trained(model, figures))
 
 
 def _only(fits: bool, options: dict[str, Any], who: str) -> None:
@@ -143,7 +145,8 @@ def _only(fits: bool, options: dict[str, Any], who: str) -> None:
 
 
 def _trained(model: str, figures: dict[str, Any]) -> str:
-    begin = f"{figures['folder']}: {figures['steps']:,} steps in {figures['minutes']:.1f} minutes; "
+    steps = report.counted(figures["steps"], "step")
+    begin = f"{report.plain(figures['folder'])}: {steps} in {figures['minutes']:.1f} minutes; "
     if model == "codec":
         return begin + (
             f"on songs not learned from, SI-SDR {figures['si_sdr_db']:.2f} dB from the latent, "
@@ -156,12 +159,13 @@ def _trained(model: str, figures: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE|FOLDER...")
+@click.argument("files", nargs=-1, required=True, type=INPUT, metavar="FILE|FOLDER...")
 @click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="For what comes back.")
-@click.option("--codec", "run", type=PATH, metavar="RUN", help="A codec that you trained.")
+@click.option("--codec", "run", type=INPUT, metavar="RUN", help="A codec that you trained.")
 @click.option(
     "--encodec", metavar="NAME",
-    help="A published EnCodec of 32 kHz instead, as a folder or a name on Hugging Face.",
+    help="A published EnCodec of 32 kHz instead, as a folder or as NAME or NAME@REVISION of "
+    "Hugging Face.",
 )  # fmt: skip
 @json_option
 def reconstruct(
@@ -171,12 +175,13 @@ def reconstruct(
 
     For each file: DIR/NAME_latent.wav, DIR/NAME_codes.wav, and NAME.png with their spectra.
     """
-    from audioloop import check, reconstruct
+    from audioloop import reconstruct
+    from audioloop.sources import audio
 
     if run and encodec:
         raise click.UsageError("--codec and --encodec are two codecs; give one.")
     codec = _codec(run, encodec)
-    sources = list(check.files(files))
+    sources = list(audio(files))
 
     shown: list[Reconstructed] = []
 
@@ -184,20 +189,26 @@ def reconstruct(
         if as_json or isinstance(outcome, Exception):
             return  # errors come with the others, at the end
         if not shown:
-            click.echo(HEADER)
+            report.echo(HEADER)
         shown.append(outcome)
         _show(outcome)
 
-    done, failed = reconstruct.run(sources, out, codec, on_file=show)
+    with report.counting("files", len(sources)) as count:
+
+        def finished(outcome: Reconstructed | LoopError) -> None:
+            show(outcome)
+            count()
+
+        done, failed = reconstruct.run(sources, out, codec, on_file=finished)
     found = reconstruct.as_json(done, failed, codec.config)
     if done:
         reconstruct.write_record(out, found)
     if as_json:
-        click.echo(report.to_json(found))
+        report.echo(report.to_json(found))
     elif done:
-        click.echo(_summed(reconstruct.summary(done, codec.config), len(done), out))
+        report.echo(_summed(reconstruct.summary(done, codec.config), len(done), out))
     for error in failed:
-        click.echo(f"audioloop: error: {error}", err=True)
+        report.error("audioloop", error)
     sys.exit(1 if failed else 0)
 
 
@@ -219,9 +230,11 @@ HEADER = (
 
 def _show(outcome: Reconstructed) -> None:
     for way, figures in outcome.figures.items():
-        click.echo(_line(outcome.source.stem if way == "latent" else "", way, figures))
+        report.echo(
+            _line(report.plain(outcome.source.stem) if way == "latent" else "", way, figures)
+        )
     for note in outcome.notes:
-        click.echo(f"{'':<32} {note}")
+        report.echo(f"{'':<32} {note}")
 
 
 def _line(name: str, way: str, figures: Figures) -> str:
@@ -242,5 +255,5 @@ def _summed(found: Summary, n_files: int, out: Path) -> str:
     ]
     used = ", ".join(f"{share:.0%}" for share in found.use)
     lines.append(f"codes: {found.kilobits_per_s:g} kbit/s; of each codebook in use: {used}")
-    lines.append(f"sounds and pictures: {out}")
+    lines.append(f"sounds and pictures: {report.plain(out)}")
     return "\n".join(lines)

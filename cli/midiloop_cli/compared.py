@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from midiloop_cli import report
-from midiloop_cli.symbolic import PATH, json_option
+from midiloop_cli.symbolic import INPUT, PATH, json_option, seed_option
 
 if TYPE_CHECKING:
     from audioloop.summed import Comparison
@@ -28,10 +28,10 @@ def steps_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[i
 
 
 @click.command()
-@click.argument("dataset", type=PATH, metavar="LOOPS")
+@click.argument("dataset", type=INPUT, metavar="LOOPS")
 @click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="Folder for it all.")
 @click.option("--items", type=int, default=100, show_default=True, help="Loops of the test split.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@seed_option
 @click.option(
     "--window-s", type=float, default=12.0, show_default=True, metavar="S",
     help="Of the ways that have a window; loops last from a third of it to two thirds.",
@@ -42,16 +42,16 @@ def steps_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[i
 )  # fmt: skip
 @click.option(
     "--free-steps", callback=steps_of, metavar="N,N,N,N",
-    help="The same, where no notes are.  [default: 40,8,6,6]",
+    help="Of each codebook, where no notes are told.  [default: 40,8,6,6]",
 )  # fmt: skip
 @click.option(
     "--rescoring", type=float, default=0.0, show_default=True, metavar="WEIGHT",
     help="The causal model's say in what is kept, from 0 to 1.",
 )  # fmt: skip
-@click.option("--masked", type=PATH, metavar="RUN", help="A masked model that you trained.")
-@click.option("--causal", type=PATH, metavar="RUN", help="A causal model that you trained.")
-@click.option("--codec", type=PATH, metavar="RUN", help="The codec that they learned from.")
-@click.option("--sf2", type=PATH, help="SoundFont; default: a system's FluidR3, else a small one.")
+@click.option("--masked", type=INPUT, metavar="RUN", help="A masked model that you trained.")
+@click.option("--causal", type=INPUT, metavar="RUN", help="A causal model that you trained.")
+@click.option("--codec", type=INPUT, metavar="RUN", help="The codec that they learned from.")
+@click.option("--sf2", type=INPUT, help="SoundFont; default: a system's FluidR3, else a small one.")
 @click.option("--keep-audio", is_flag=True, help="Write the loops of the first 3 items as WAV.")
 @click.option(
     "--workers", "n_workers", type=click.IntRange(1, 256), default=1, show_default=True,
@@ -97,11 +97,11 @@ def compare(
     try:
         pictures = ", ".join(map(str, compare_figure.draw(found, out)))
     except ImportError:
-        pictures = "none; for some: pip install 'midiloop[plot]'"
+        pictures = "none; for some: pip install matplotlib"
     shown = report.to_json(compare_tables.as_json(found)) if as_json else _summary(found)
-    click.echo(shown)
+    report.echo(shown)
     if not as_json:
-        click.echo(f"tables: {out / 'compare.md'}   pictures: {pictures}")
+        report.echo(f"tables: {report.plain(out / 'compare.md')}   pictures: {pictures}")
 
 
 def _summary(found: Comparison) -> str:

@@ -11,14 +11,15 @@ from typing import Any
 
 import click
 
-from midiloop_cli import report
-from midiloop_cli.symbolic import PATH, json_option
+from midiloop_cli import options, report
+from midiloop_cli.symbolic import INPUT, PATH, TOP_P, json_option, seed_option
 
 device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
     default="auto",
     show_default=True,
+    help="Where to compute; auto: a GPU where there is one.",
 )
 precision_option = click.option(
     "--precision",
@@ -32,7 +33,7 @@ split_choice = click.Choice(["train", "valid", "test"])
 
 @click.command()
 @click.argument("model", type=click.Choice(["ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae"]))
-@click.argument("dataset", type=PATH, metavar="LOOPS")
+@click.argument("dataset", type=INPUT, metavar="LOOPS")
 @click.option("-o", "--out", required=True, type=PATH, metavar="RUN", help="Folder for the run.")
 @click.option(
     "--preset",
@@ -48,8 +49,12 @@ split_choice = click.Choice(["train", "valid", "test"])
     type=click.Choice(["vq-vae", "prior"]),
     help="Of vq-vae: train the one or the other; default: both.",
 )
-@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True)
-@click.option("--batch", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True,
+    help="Passes over the loops at most.",
+)  # fmt: skip
+@click.option("--batch", type=click.IntRange(1), default=256, show_default=True,
+    help="Loops a step.",
+)  # fmt: skip
 @click.option(
     "--micro-batch",
     type=click.IntRange(1),
@@ -57,8 +62,12 @@ split_choice = click.Choice(["train", "valid", "test"])
     show_default=True,
     help="Loops in memory at a time; a larger batch adds up its gradients.",
 )
-@click.option("--learning-rate", type=float, default=1e-3, show_default=True)
-@click.option("--final-learning-rate", type=float, default=5e-6, show_default=True)
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True,
+    help="At the first step.",
+)  # fmt: skip
+@click.option("--final-learning-rate", type=float, default=5e-6, show_default=True,
+    help="At the last step.",
+)  # fmt: skip
 @click.option(
     "--patience",
     type=click.IntRange(0),
@@ -74,7 +83,7 @@ split_choice = click.Choice(["train", "valid", "test"])
     help="Move each bass up or down at random, so many semitones at most.",
 )
 @click.option("--repeats", is_flag=True, help="Learn from each loop as often as it comes.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@seed_option
 @device_option
 @precision_option
 @click.option("--compile", "compiled", is_flag=True, help="Through torch.compile.")
@@ -118,11 +127,11 @@ def train(
     if int(os.environ.get("RANK", "0")):
         return  # the first of several processes reports for all
     found = {stage.folder.name: stage.as_json() for stage in trained}
-    click.echo(report.to_json(found) if as_json else report.trained(trained))
+    report.echo(report.to_json(found) if as_json else report.trained(trained))
 
 
 @click.command()
-@click.argument("run", type=PATH, required=False)
+@click.argument("run", type=INPUT, required=False)
 @click.option("-n", "n", type=click.IntRange(1), default=8, show_default=True, help="Loops.")
 @click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="New folder.")
 @click.option(
@@ -134,16 +143,18 @@ def train(
 )
 @click.option(
     "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=TOP_P,
     default=1.0,
     show_default=True,
     help="Draw each code among the likeliest that hold this probability.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--bpm", type=click.FloatRange(4, 1000), default=120.0, show_default=True)
+@seed_option
+@click.option("--bpm", type=click.FloatRange(4, 1000), default=120.0, show_default=True,
+    help="Tempo of the MIDI files.",
+)  # fmt: skip
 @click.option("--copy-latents", is_flag=True, help="Copy bar 1's first half to bar 5, in codes.")
 @click.option("--pattern", metavar="ABABABCD", help="Which bars are the same: a letter for each.")
-@click.option("--like", type=PATH, metavar="MIDI", help="Vary the first loop of this file.")
+@click.option("--like", type=INPUT, metavar="MIDI", help="Vary the first loop of this file.")
 @click.option(
     "--keep",
     default="1-4",
@@ -172,6 +183,8 @@ def generate(
 
     RUN is a folder that train wrote; without it the model that comes with midiloop is used.
     """
+    if like is None:
+        options.refuse("says what stays of --like; give --like as well", "keep")
     from midiloop import files, gallery, generate, publish
 
     files.check_free(out)
@@ -183,7 +196,7 @@ def generate(
     about = {"run": run.name if run else "midiloop", "tried": drawn.tried, **wish, "must": names}
     found = publish.write(drawn.rolls, out, tempo_bpm=bpm, seed=wanted.seed, about=about)
     shown = {name: path and str(path) for name, path in found._asdict().items()}
-    click.echo(
+    report.echo(
         report.to_json({"loops": wanted.n, "tried": drawn.tried, **shown})
         if as_json
         else report.generated(found, wanted.n, drawn.tried if names or wanted.novel else None)
@@ -191,11 +204,15 @@ def generate(
 
 
 @click.command()
-@click.argument("dataset", type=PATH, metavar="LOOPS")
+@click.argument("dataset", type=INPUT, metavar="LOOPS")
 @click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="Folder for it all.")
-@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True)
-@click.option("--batch", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True,
+    help="Passes over the loops at most.",
+)  # fmt: skip
+@click.option("--batch", type=click.IntRange(1), default=256, show_default=True,
+    help="Loops a step.",
+)  # fmt: skip
+@seed_option
 @click.option(
     "-n", "n", type=click.IntRange(1), default=20_000, show_default=True, help="Loops of each."
 )
@@ -226,18 +243,18 @@ def compare(
             on_progress=live,
         )
     name = "report.json" if as_json else "report.md"
-    click.echo((out / name).read_text().rstrip())
+    report.echo((out / name).read_text().rstrip())
 
 
 @click.command()
-@click.argument("source", type=PATH, required=False, metavar="[LOOPS|DIR|RUN]")
-@click.option("--reference", required=True, type=PATH, help="Loop dataset to compare with.")
+@click.argument("source", type=INPUT, required=False, metavar="[LOOPS|DIR|RUN]")
+@click.option("--reference", required=True, type=INPUT, help="Loop dataset to compare with.")
 @click.option("--split", type=split_choice, help="Of LOOPS; default: all of them.")
 @click.option("--reference-split", type=split_choice, help="Of the reference; default: all of it.")
 @click.option(
     "-n", "n", type=click.IntRange(1), default=20_000, show_default=True, help="Loops of a RUN."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@seed_option
 @json_option
 def evaluate(
     source: Path | None,
@@ -256,11 +273,16 @@ def evaluate(
     """
     import numpy as np
 
-    from midiloop import evaluate, loopsets
+    from midiloop import evaluate, loopsets, store
 
-    error = None
-    if source and not loopsets.is_run(source):
-        loops = loopsets.opened(source, split)
+    of_run = source is None or loopsets.is_run(source)
+    if of_run:
+        options.refuse("chooses loops of a dataset, and the source is a run", "split")
+    else:
+        options.refuse("is for what a run writes, and the source is no run", "n")
+    error, grid = None, store.LoopDataset(reference).grid
+    if source and not of_run:
+        loops = loopsets.opened(source, split, grid)
     else:
         from midiloop import generate
 
@@ -269,10 +291,11 @@ def evaluate(
         with report.counting("loops", n) as count:
             drawn = generate.draw(generator, generate.Wish(n, seed=seed), on_loops=count)
         loops = iter([evaluate.LoopSet(drawn.rolls)])
-    found = evaluate.compare_profiles(
-        evaluate.profile(loops),
-        evaluate.profile(loopsets.of_dataset(reference, reference_split)),
-        np.random.default_rng(seed),
-    )
+    with report.counting("measuring", None):
+        found = evaluate.compare_profiles(
+            evaluate.profile(loops, grid),
+            evaluate.profile(loopsets.of_dataset(reference, reference_split), grid),
+            np.random.default_rng(seed),
+        )
     shown = {"reconstruction_error": error, **found.as_json(), "seed": seed}
-    click.echo(report.to_json(shown) if as_json else report.evaluation(found, error))
+    report.echo(report.to_json(shown) if as_json else report.evaluation(found, error))

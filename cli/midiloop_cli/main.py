@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from midiloop import __version__
 from midiloop.errors import CallError, LoopError
-from midiloop_cli import audio, checks, codecs, compared, learned, remade, seams, symbolic
+from midiloop_cli import audio, checks, codecs, compared, learned, remade, report, seams, symbolic
 
 MODELS_NEED = ("torch", "safetensors", "einops")
+INTERRUPTED = 130  # as shells count: 128 and the number of SIGINT
 
 
 class OneLineErrors(click.Group):
@@ -21,15 +22,18 @@ class OneLineErrors(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         """Run, and exit with the code that the outcome asks for."""
+        report.never_fail_to_encode()
         try:
             code = super().main(args, *more, **{**options, "standalone_mode": False})
+            sys.stdout.flush()  # a reader that has gone is noticed here, and not at exit
         except click.UsageError as error:
             place = error.ctx.command_path if error.ctx else self.name
-            self._fail(2, f"{error.format_message()} See '{place} --help'.")
+            message = " ".join(error.format_message().split())
+            self._fail(2, f"{message} See '{place} --help'.")
         except CallError as error:
             self._fail(2, str(error))
         except ImportError as error:
-            extra = f"{error.name} is not installed; pip install 'midiloop[models]'"
+            extra = f"{error.name} is not installed: pip install {error.name}"
             self._fail(1, extra if error.name in MODELS_NEED else str(error))
         except LoopError as error:
             self._fail(1, str(error))
@@ -38,14 +42,31 @@ class OneLineErrors(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except OSError as error:
-            place = f"{error.filename}: " if error.filename else ""
-            self._fail(1, f"{place}{error.strerror or error}; mend that and run it again")
+            self._fail(1, report.os_error(error))
+        except UnicodeEncodeError as error:  # as of PyArrow, which takes no other names
+            self._fail(2, f"{error.object}: a name that is not UTF-8; rename it")
+        except MemoryError:
+            self._fail(1, "there is too little memory; free some, or run it on less at a time")
         except (KeyboardInterrupt, click.Abort):
-            self._fail(1, "interrupted; long runs go on with --resume")
+            self._interrupted()
         sys.exit(code if isinstance(code, int) else 0)
 
-    def _fail(self, code: int, message: str) -> None:
-        click.echo(f"{self.name}: error: " + " ".join(message.split()), err=True)
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an interrupt is told here, for click would print an empty line first."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            self._interrupted()
+
+    def _interrupted(self) -> NoReturn:
+        self._fail(INTERRUPTED, "interrupted; runs with --resume go on where they stopped")
+
+    def _fail(self, code: int, message: str) -> NoReturn:
+        report.error(self.name, message)
+        try:
+            sys.stdout.flush()
+        except OSError:  # of a full disk: said already, and Python would say it again as it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(code)
 
 

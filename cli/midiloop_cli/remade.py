@@ -15,7 +15,8 @@ import click
 
 from midiloop_cli import report
 from midiloop_cli.learned import device_option
-from midiloop_cli.symbolic import PATH, json_option
+from midiloop_cli.options import refuse
+from midiloop_cli.symbolic import INPUT, PATH, TOP_P, json_option, seed_option
 
 if TYPE_CHECKING:
     from audioloop.fill import Taste
@@ -27,40 +28,46 @@ if TYPE_CHECKING:
 def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of how codes are drawn, and by which models."""
     options = (
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
-        click.option("--variations", type=click.IntRange(1, 1000), default=1, show_default=True),
+        seed_option,
         click.option(
-            "--temperature", type=float,
-            help="Lower is tamer, higher is wilder. Else 0.8 with notes (codebooks after the first "
-            "are then the likeliest, whatever this is), 1 without, 3 for a text.",
+            "--variations", type=click.IntRange(1, 1000), default=1, show_default=True,
+            help="How many loops to write from each source.",
         ),
         click.option(
-            "--top-p", type=float,
-            help="The nucleus that codes are drawn from. Else 1 without notes, 0.9 otherwise.",
+            "--temperature", type=click.FloatRange(0, 100),
+            help="Lower is tamer, higher is wilder; of the first codebook. Default: 0.8 with "
+            "notes, 1 without, 3 for a text.",
         ),
         click.option(
-            "--guidance", type=float,
-            help="How strictly what is told is followed. Else, with notes, 1 with candidates and "
-            "1.5 with one; 3 without notes, 10 for a text.",
+            "--top-p", type=TOP_P,
+            help="Draw tokens among the likeliest that hold this probability. Default: 0.9 with "
+            "notes, 1 without, 0.9 for a text.",
         ),
         click.option(
-            "--shuffling", type=float, metavar="WEIGHT",
-            help="How much chance decides of what is kept at first, from 0 to 1.",
+            "--guidance", type=click.FloatRange(0, 100),
+            help="How strictly notes, kit, tempo or text are followed. Default: 1 with notes, 1.5 "
+            "with notes and one candidate, 4 without notes, 10 for a text.",
         ),
         click.option(
-            "--rescoring", type=float, metavar="WEIGHT",
-            help="The causal model's say in what is kept, from 0 to 1.",
+            "--shuffling", type=click.FloatRange(0, 1), metavar="WEIGHT",
+            help="How much chance decides of what is kept at first, from 0 to 1. Default: 1; 0 for "
+            "a text.",
         ),
         click.option(
-            "--candidates", type=int, metavar="N",
-            help="1 to 16 drafts: on goes the one that the notes say most about. Else 4.",
+            "--rescoring", type=click.FloatRange(0, 1), metavar="WEIGHT",
+            help="The causal model's say in what is kept, from 0 to 1. Default: 0.",
         ),
-        click.option("--masked", type=PATH, metavar="RUN", help="A masked model that you trained."),
-        click.option("--causal", type=PATH, metavar="RUN", help="A causal model that you trained."),
-        click.option("--codec", type=PATH, metavar="RUN", help="The codec that they learned from."),
+        click.option(
+            "--candidates", type=click.IntRange(1, 16), metavar="N",
+            help="Drafts of each loop, 1 to 16, of which the one that fits the notes best is kept. "
+            "Default: 4.",
+        ),
+        click.option("--masked", type=INPUT, metavar="RUN", help="A masked model of your own."),
+        click.option("--causal", type=INPUT, metavar="RUN", help="A causal model of your own."),
+        click.option("--codec", type=INPUT, metavar="RUN", help="The codec they learned from."),
         click.option(
             "--format", "form", type=click.Choice(["wav", "flac", "ogg"]), default="wav",
-            show_default=True,
+            show_default=True, help="Format of the audio files.",
         ),
         device_option,
         json_option,
@@ -77,7 +84,7 @@ def _taste(options: dict[str, Any], usual: Taste) -> Taste:
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, type=PATH, metavar="MIDI|AUDIO|FOLDER...")
+@click.argument("sources", nargs=-1, required=True, type=INPUT, metavar="MIDI|AUDIO|FOLDER...")
 @click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="For what is made.")
 @click.option(
     "--keep", type=click.FloatRange(0, 1), default=0.5, show_default=True,
@@ -90,7 +97,7 @@ def _taste(options: dict[str, Any], usual: Taste) -> Taste:
 @click.option("--free", is_flag=True, help="Do not tell the model the notes of MIDI files.")
 @click.option("--bpm", type=click.FloatRange(20, 400), help="Tempo, where no file says it.")
 @click.option("--bars", type=click.IntRange(1, 1024), help="Bars, where no file says it.")
-@click.option("--sf2", type=PATH, help="SoundFont for MIDI files.")
+@click.option("--sf2", type=INPUT, help="SoundFont for MIDI files.")
 @click.option("--kit", type=click.IntRange(0, 127), help="Drum kit for MIDI files.")
 @click.option("--bass", type=click.IntRange(0, 127), help="Program of the bass for MIDI files.")
 @taste_options
@@ -115,6 +122,10 @@ def refine(
 
     A MIDI file is rendered first; audio is read, its tempo known from the file or tracked.
     """
+    if mask is not None:
+        refuse("--mask says what is made anew, and --keep what stays; give one", "keep")
+    if not options["rescoring"]:
+        refuse("is asked only with --rescoring", "causal")
     from audioloop import fill, given, synth
     from audioloop import refine as making
     from audioloop.render import Sound
@@ -124,33 +135,38 @@ def refine(
     part = making.Part(keep, mask)
     taste = _taste(options, fill.TASTE)  # out of range: an error before anything is read
     paths = list(given.files(sources))
+    if not given.needs_font(paths):
+        refuse("is for MIDI files, and none was given", "sf2", "kit", "bass", "free")
+    if free or not given.needs_font(paths):
+        refuse("are compared by the notes, and no notes are used", "candidates")
     font = synth.SoundFont(synth.soundfont(sf2), given.RATE) if given.needs_font(paths) else None
     sound = Sound(kit=kit, bass=bass)
     done: list[Written] = []
     failed: list[LoopError] = []
-    for outcome in making.run(
-        paths,
-        out,
-        _filler(options, device),
-        lambda path: given.read(path, font, sound, bpm=bpm, bars=bars),
-        part,
-        variations=variations,
-        taste=taste,
-        free=free,
-        form=Format(form, "lossy" if form == "ogg" else "24"),
-    ):
-        if isinstance(outcome, LoopError):
-            failed.append(outcome)
-            continue
-        done += outcome
-        if not as_json:
-            for line in _lines(outcome, out):
-                click.echo(line)
+    with report.counting("files", len(paths)) as count:
+        for outcome in making.run(
+            paths,
+            out,
+            _filler(options, device),
+            lambda path: given.read(path, font, sound, bpm=bpm, bars=bars),
+            part,
+            variations=variations,
+            taste=taste,
+            free=free,
+            form=Format(form, "lossy" if form == "ogg" else "24"),
+        ):
+            count()
+            if isinstance(outcome, LoopError):
+                failed.append(outcome)
+                continue
+            done += outcome
+            if not as_json:
+                report.echo("\n".join(_lines(outcome, out)))
     _end(done, failed, as_json)
 
 
 @click.command()
-@click.argument("sources", nargs=-1, type=PATH, metavar="[MIDI|FOLDER]...")
+@click.argument("sources", nargs=-1, type=INPUT, metavar="[MIDI|FOLDER]...")
 @click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="For what is made.")
 @click.option("--bpm", type=click.FloatRange(20, 400), help="Tempo; default: the file's, or 120.")
 @click.option("--bars", type=click.IntRange(1, 64), help="Bars; default: the file's, or 4.")
@@ -167,7 +183,7 @@ def refine(
 @click.option("--primed", is_flag=True, help="Let the causal model write the first half.")
 @click.option("--text", help="Words for a published MAGNeT, see --magnet.")
 @click.option(
-    "--magnet", type=PATH, metavar="FOLDER", help="Of a facebook/magnet-*, with state_dict.bin."
+    "--magnet", type=INPUT, metavar="FOLDER", help="Of a facebook/magnet-*, with state_dict.bin."
 )
 @click.option("--encodec", metavar="NAME", help="Its codec, as a folder or a name.")
 @click.option("--t5", metavar="NAME", help="The model of texts that it reads, likewise.")
@@ -194,28 +210,41 @@ def generate(
         raise click.UsageError("--text and --magnet go together: words, and who reads them.")
     if text is not None and sources:
         raise click.UsageError("--text and MIDI files are two ways to say what to write; give one.")
-    for name in ("kit", "bass", "primed", "rescoring", "candidates"):
-        if text is not None and options[name] is not None and options[name] is not False:
-            raise click.UsageError(f"--{name} is for what has notes, and not for --text.")
+    _check_used(text, sources, options)
     paths = list(given.files(sources))
     made = _of_text(text, magnet, options) if text is not None else _of_notes(paths, options)
     names = making.taken_by(paths, out)
     form_ = Format(form, "lossy" if form == "ogg" else "24")
     done: list[Written] = []
     failed: list[LoopError] = []
-    for outcome in made:
-        if isinstance(outcome, LoopError):
-            failed.append(outcome)
-            continue
-        source, wanted, wave, score = outcome
-        label = making.named(wanted, names)
-        files, notes = making.write(wave, out, label, form_, score)
-        written = making.Written(source, files, label, len(wave), 1.0, tuple(notes))
-        done.append(written)
-        if not as_json:
-            for line in _lines([written], out):
-                click.echo(line)
+    with report.counting("loops", max(1, len(paths)) * options["variations"]) as count:
+        for outcome in made:
+            if isinstance(outcome, LoopError):
+                failed.append(outcome)
+                count(options["variations"])
+                continue
+            source, wanted, wave, score = outcome
+            label = making.named(wanted, names)
+            files, notes = making.write(wave, out, label, form_, score)
+            written = making.Written(source, files, label, len(wave), 1.0, tuple(notes))
+            done.append(written)
+            count()
+            if not as_json:
+                report.echo("\n".join(_lines([written], out)))
     _end(done, failed, as_json)
+
+
+def _check_used(text: str | None, sources: tuple[Path, ...], options: dict[str, Any]) -> None:
+    """Raise `click.UsageError` for an option that would change nothing."""
+    if text is not None:
+        notes = ("kit", "bass", "primed", "rescoring", "candidates", "masked", "causal", "codec")
+        refuse("is for what has notes, and not for --text", *notes)
+        return
+    refuse("belongs to a published MAGNeT; give --text and --magnet as well", "encodec", "t5")
+    if not sources:
+        refuse("are compared by the notes; give MIDI files", "candidates")
+    if not options["rescoring"] and not options["primed"]:
+        refuse("is asked only with --rescoring or --primed", "causal")
 
 
 KIT, BASS = 0, 33  # of loops that no file describes: General MIDI's standard kit, a fingered bass
@@ -291,12 +320,12 @@ def _filler(options: dict[str, Any], device: str, primed: bool = False) -> Any:
 def _lines(found: Sequence[Written], out: Path) -> Iterator[str]:
     for one in found:
         label = one.label
-        anew = f", {one.anew:.0%} made anew" if one.anew < 1 else ""
+        anew = f", {one.anew:.0%} made anew" if one.source else ""
         yield (
-            f"{out / one.files[0]}   {report.bars(label.bars)} at {label.tempo_bpm:g} bpm, "
-            f"{one.samples:,} samples{anew}"
+            f"{report.plain(out / one.files[0])}   {report.bars(label.bars)} "
+            f"at {label.tempo_bpm:g} bpm, {report.counted(one.samples, 'sample')}{anew}"
         )
-        yield from (f"    {note}" for note in one.notes)
+        yield from (f"    {report.plain(note)}" for note in one.notes)
 
 
 def _end(done: Sequence[Written], failed: Sequence[Any], as_json: bool) -> None:
@@ -313,7 +342,7 @@ def _end(done: Sequence[Written], failed: Sequence[Any], as_json: bool) -> None:
             }
             for one in done
         ]
-        click.echo(report.to_json({"loops": loops, "failed": [str(error) for error in failed]}))
+        report.echo(report.to_json({"loops": loops, "failed": [str(error) for error in failed]}))
     for error in failed:
-        click.echo(f"audioloop: error: {error}", err=True)
+        report.error("audioloop", error)
     sys.exit(1 if failed else 0)

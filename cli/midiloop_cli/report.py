@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from midiloop import files
+
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from audioloop.fit import Progress as SoundProgress
     from midiloop.evaluate import Distance, Estimate, Evaluation, Size
     from midiloop.extract import Progress as MiningProgress
@@ -31,14 +40,82 @@ UNITS = {
 }
 
 
+REMEDIES = {
+    errno.ENOENT: "check the path",
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EPERM: "change its permissions, or choose another place",
+    errno.EROFS: "choose a place that can be written to",
+    errno.ENOSPC: "make room there, or choose another place",
+    errno.EDQUOT: "make room there, or choose another place",
+    errno.EISDIR: "give a file",
+    errno.ENOTDIR: "give a folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "let this process open more files (ulimit -n)",
+    errno.ENOMEM: "free memory, or use fewer --workers",
+}
+_live: Progress | None = None  # the bar that stands on the terminal, if any
+
+
+def never_fail_to_encode() -> None:
+    """Let stdout and stderr escape what their encoding lacks, as in a C locale."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print lines; what would move the cursor, colour or reorder text is shown as escapes.
+
+    Names go through `plain` first: a newline in one is told from the end of a line only there.
+    """
+    if _live:
+        _live.stop()
+    click.echo("\n".join(files.printable(line) for line in text.split("\n")), err=err)
+    if _live:
+        _live.start()
+
+
+def error(command: str | None, message: object) -> None:
+    """Print one line on stderr that says what went wrong."""
+    echo(f"{command}: error: {files.printable(message)}", err=True)
+
+
+def note(message: object) -> None:
+    """Print one line on stderr that is worth knowing, and no error."""
+    echo(f"note: {files.printable(message)}", err=True)
+
+
+def plain(path: object) -> str:
+    """A name as every report shows it: on one line, no control codes, see `files.printable`."""
+    return files.printable(path)
+
+
+def os_error(found: OSError) -> str:
+    """Path, cause and remedy."""
+    place = plain(os.fsdecode(found.filename)) if isinstance(found.filename, str | bytes) else ""
+    if found.errno is None or found.strerror is None:
+        return f"{place and place + ': '}{found}; check the disk and its files"
+    remedy = REMEDIES.get(found.errno, "check the disk and the permissions there")
+    return f"{place and place + ': '}{os.strerror(found.errno)}; {remedy}"
+
+
 def to_json(found: Any) -> str:
-    """Indented JSON."""
-    return json.dumps(found, indent=2, ensure_ascii=False)
+    """Indented JSON, without a mark that a terminal would act on or a stream cannot encode."""
+    encoding = sys.stdout.encoding or "ascii"
+    text = json.dumps(found, indent=2, ensure_ascii=not encoding.lower().startswith("utf"))
+    return "".join(
+        mark if mark.isprintable() or mark == "\n" else json.dumps(mark)[1:-1] for mark in text
+    )
+
+
+def counted(n: int, noun: str) -> str:
+    """As in "1 loop", "2,000 loops"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def bars(n: int) -> str:
     """As in "1 bar"."""
-    return f"{n} bar" if n == 1 else f"{n} bars"
+    return counted(n, "bar")
 
 
 class Live:
@@ -59,19 +136,21 @@ class Live:
         counts, took_s = manifest["counts"], time.monotonic() - self.began_s
         mined = counts["files"] - self.resumed_files
         lines = [
-            f"{counts['files']:,} files in {took_s:.1f} s"
+            f"{counted(counts['files'], 'file')} in {took_s:.1f} s"
             + (f" ({mined / took_s:,.0f} files/s)" if mined > 1000 else ""),
-            f"{counts['loops']:,} loops, {counts['distinct_loops']:,} of them distinct, "
-            f"from {counts['songs']:,} songs (rules {manifest['rules']['name']})",
+            f"{counted(counts['loops'], 'loop')}, {counts['distinct_loops']:,} of them distinct, "
+            f"from {counted(counts['songs'], 'song')} (rules {manifest['rules']['name']})",
         ]
         if self.resumed_files:
             lines[0] += f", {self.resumed_files:,} of them done by an earlier run"
         if counts["rejects"]:
             lines.append(
-                f"no loop in {sum(counts['rejects'].values()):,} files: "
+                f"no loop in {counted(sum(counts['rejects'].values()), 'file')}: "
                 + _by_reason(counts["rejects"])
             )
-        lines.append(f"dataset: {out}   why a file gave none: {out / 'rejects.parquet'}")
+        lines.append(
+            f"dataset: {plain(out)}   why a file gave none: {plain(out / 'rejects.parquet')}"
+        )
         return "\n".join(lines)
 
 
@@ -107,18 +186,37 @@ def live_progress() -> Iterator[Live]:
 
 
 @contextmanager
-def counting(noun: str, total: int) -> Iterator[Callable[..., None]]:
-    """Show how many of ``total`` are done; what it gives is called with how many more are."""
+def counting(noun: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """Show how many of ``total`` are done; what it gives is called with how many more are.
+
+    Args:
+        total: None where it is not known: a bar that moves, and the time that has passed.
+    """
+    global _live
     if not sys.stderr.isatty():
         yield lambda _=1: None
         return
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(noun, total=total)
-        yield lambda more=1: bar.advance(task, more)
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(BAR_WIDTH)]
+    if total is not None:
+        columns.append(MofNCompleteColumn())
+    bar = Progress(
+        *columns,
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,  # rich would send what is printed to stderr, out of a pipe
+        redirect_stderr=False,
+    )
+    task = bar.add_task(noun, total=total)
+    with bar:
+        _live = bar
+        try:
+            yield lambda more=1: bar.advance(task, more)
+        finally:
+            _live = None
 
 
 def steps(count: Callable[..., None]) -> Callable[[int], None]:
@@ -200,7 +298,7 @@ def sounding(name: str) -> Iterator[Callable[[SoundProgress], None]]:
 def trained(stages: Sequence[Trained]) -> str:
     """What a training run came to."""
     return "\n".join(
-        f"{stage.folder}: {stage.result.epochs} epochs, lowest validation "
+        f"{plain(stage.folder)}: {counted(stage.result.epochs, 'epoch')}, lowest validation "
         f"{stage.measure} {_figure(stage.result.best)}"
         for stage in stages
     )
@@ -208,16 +306,18 @@ def trained(stages: Sequence[Trained]) -> str:
 
 def generated(found: Published, n_loops: int, tried: int | None) -> str:
     """What was written, and how many candidates were drawn for it, where any were turned down."""
-    lines = [f"{n_loops:,} loops in {found.midi}   dataset: {found.dataset}"]
+    lines = [f"{counted(n_loops, 'loop')} in {plain(found.midi)}   dataset: {plain(found.dataset)}"]
     if tried:
-        lines.append(f"{n_loops:,} of {tried:,} candidates were as wanted ({n_loops / tried:.1%})")
-    picture = found.picture or "none; for one: pip install 'midiloop[plot]'"
+        lines.append(
+            f"as wanted: {n_loops:,} of {counted(tried, 'candidate')} ({n_loops / tried:.1%})"
+        )
+    picture = (found.picture and plain(found.picture)) or "none; for one: pip install matplotlib"
     return "\n".join([*lines, f"picture: {picture}"])
 
 
 def _by_reason(rejects: Mapping[str, int]) -> str:
     ordered = sorted(rejects.items(), key=lambda entry: (-entry[1], entry[0]))
-    return ", ".join(f"{reason} {count:,}" for reason, count in ordered)
+    return ", ".join(f"{plain(reason)} {count:,}" for reason, count in ordered)
 
 
 def overview(found: Overview, path: Path) -> str:
@@ -225,13 +325,13 @@ def overview(found: Overview, path: Path) -> str:
     manifest = found.manifest
     counts, rules = manifest["counts"], manifest["rules"]
     lines = [
-        f"{path}: rules {rules['name']}, every {manifest['stride_bars']} bar(s), "
-        f"from {', '.join(manifest['sources'])}",
+        f"{plain(path)}: rules {plain(rules['name'])}, every {bars(manifest['stride_bars'])}, "
+        f"from {', '.join(map(plain, manifest['sources']))}",
         "",
         f"  files {counts['files']:>10,}",
         f"  songs {counts['songs']:>10,}   with a loop",
         f"  loops {counts['loops']:>10,}   "
-        + ", ".join(f"{name} {n:,}" for name, n in counts["splits"].items()),
+        + ", ".join(f"{plain(split)} {n:,}" for split, n in counts["splits"].items()),
         f"  distinct {counts['distinct_loops']:>7,}",
         "",
         *_table("files without a loop", counts["rejects"]),
@@ -257,7 +357,7 @@ def _table(title: str, counts: Mapping[str, int]) -> list[str]:
     if not counts:
         return []
     rows = [
-        f"  {reason:<20} {count:>8,}  {_bar(count, max(counts.values()))}"
+        f"  {plain(reason):<20} {count:>8,}  {_bar(count, max(counts.values()))}"
         for reason, count in counts.items()
     ]
     return [title, *rows, ""]
@@ -327,8 +427,8 @@ def _distance(distance: Distance, digits: int = 3) -> tuple[str, str, str]:
 
 
 def _size(size: Size) -> str:
-    songs = "" if size.songs is None else f" of {size.songs:,} songs"
-    return f"{size.loops:,} loops{songs}"
+    songs = "" if size.songs is None else f" of {counted(size.songs, 'song')}"
+    return f"{counted(size.loops, 'loop')}{songs}"
 
 
 def _interval(estimate: Estimate, show: Callable[[float], str]) -> str:

@@ -6,20 +6,22 @@ The library is imported inside it, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from midiloop.files import printable
 from midiloop_cli import report
-from midiloop_cli.symbolic import PATH, json_option
+from midiloop_cli.symbolic import INPUT, PATH, json_option
 
 if TYPE_CHECKING:
     from audioloop.coder import Coder
     from audioloop.intervals import Interval, Paired
     from audioloop.perplexity import Reader, SeamPerplexity
     from audioloop.seam import Figures, Seam
+    from audioloop.verdict import Verdict
     from audioloop.wave import Wave
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -40,21 +42,31 @@ class Ear(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A file's seam, or why there is none, and the picture of it."""
+    """A file's seam, what is worth knowing of the file, and the picture of it."""
 
     file: str
-    seam: Seam | None
-    error: str = ""
+    seam: Seam
+    verdict: Verdict
+    notes: list[str]
     picture: Path | None = None
     perplexity: SeamPerplexity | None = None
 
     def excess(self) -> float:
-        """The larger of both, 0 where nothing was measured."""
-        return max(self.seam.excess.values()) if self.seam else 0.0
+        """The larger of both, of what can be heard."""
+        from audioloop import verdict
+
+        return verdict.excess(self.seam, self.verdict)
+
+
+class Failed(NamedTuple):
+    """A file whose seam could not be measured, and why, the file's name in front."""
+
+    file: str
+    error: str
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
+@click.argument("sources", nargs=-1, required=True, type=INPUT, metavar="FILE|FOLDER...")
 @click.option(
     "--bars", type=click.IntRange(1), help="Bars of each file; default: what the file says."
 )
@@ -63,27 +75,31 @@ class Measured(NamedTuple):
 )
 @click.option(
     "--fail-above", "limit", type=click.FloatRange(0), metavar="X",
-    help="Exit with 1 where the jump or the residual at a seam is over X times its local median "
-    "and, where bars are known, over X times the largest at the file's other bar lines as well.",
+    help="Exit with 1 where the jump or the residual at a seam can be heard, is over X times its "
+    "local median and, where bars are known, over X times the largest at its other bar lines.",
 )  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the controls.")
+@click.option("--explain", is_flag=True, help="Say what each figure means.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the controls."
+)
 @click.option(
     "--perplexity", is_flag=True,
     help="Measure as well how unlikely a model of codes finds what follows the seam.",
 )  # fmt: skip
-@click.option("--model", type=PATH, metavar="RUN", help="A causal model of codes that you trained.")
-@click.option("--codec", type=PATH, metavar="RUN", help="The codec that it was trained with.")
+@click.option("--model", type=INPUT, metavar="RUN", help="A causal model of your own.")
+@click.option("--codec", type=INPUT, metavar="RUN", help="The codec that it was trained with.")
 @click.option(
     "--musicgen", metavar="NAME",
-    help="A published MusicGen instead, as a folder or a name on Hugging Face.",
+    help="A published MusicGen instead, as a folder or as NAME or NAME@REVISION of Hugging Face.",
 )  # fmt: skip
 @click.option("--encodec", metavar="NAME", help=f"The EnCodec of a MusicGen.  [default: {ENCODEC}]")
 @json_option
 def seam(
-    files: tuple[Path, ...],
+    sources: tuple[Path, ...],
     bars: int | None,
     out: Path | None,
     limit: float | None,
+    explain: bool,
     seed: int,
     perplexity: bool,
     model: Path | None,
@@ -92,19 +108,32 @@ def seam(
     encodec: str | None,
     as_json: bool,
 ) -> None:
-    """Measure where the end of a loop meets its beginning, beside its bar lines and controls."""
+    """Say whether the seams of loops can be heard, and measure them beside bar lines and controls.
+
+    The verdict is the one of audioloop check. Exit with 0 unless a file cannot be measured, or is
+    above --fail-above.
+    """
+    from audioloop.sources import audio
+
     _check_ear(perplexity, model or codec, musicgen, encodec)
+    files = list(audio(sources))
     if out and out.suffix.lower() in PICTURES and len(files) > 1:
         raise click.UsageError("--out names one picture for several files; give a folder.")
     ear = _ear(model, codec, musicgen, encodec or ENCODEC) if perplexity else None
     found = [_measured(path, place, bars, seed, ear) for path, place in _places(files, out)]
-    over = [one.file for one in found if limit is not None and one.excess() > limit]
-    shown = report.to_json(_as_json(found, over)) if as_json else _table(found, over, limit)
-    click.echo(shown, nl=bool(shown))
-    for one in found:
-        if one.error:
-            click.echo(f"audioloop: error: {one.error}", err=True)
-    sys.exit(1 if over or any(one.error for one in found) else 0)
+    measured = [one for one in found if isinstance(one, Measured)]
+    failed = [one for one in found if isinstance(one, Failed)]
+    over = [one.file for one in measured if limit is not None and one.excess() > limit]
+    if as_json:
+        report.echo(report.to_json(_as_json(found, over)))
+    else:
+        lines = _table(measured, len(found), over, limit)
+        lines += _explained(measured) if explain and measured else []
+        if lines:
+            report.echo("\n".join(lines))
+    for one in failed:
+        report.error("audioloop", one.error)
+    sys.exit(1 if over or failed else 0)
 
 
 def _check_ear(
@@ -135,9 +164,9 @@ def _ear(model: Path | None, codec: Path | None, musicgen: str | None, encodec: 
     return Ear(own, trained)
 
 
-def _places(files: tuple[Path, ...], out: Path | None) -> Iterator[tuple[Path, Path | None]]:
+def _places(files: Sequence[Path], out: Path | None) -> Iterator[tuple[Path, Path | None]]:
     """Each file, and where its picture goes."""
-    from audioloop.label import Names
+    from audioloop.label import Names, legal
 
     if out is None or (len(files) == 1 and out.suffix and not out.is_dir()):
         yield from ((path, out) for path in files)
@@ -145,37 +174,41 @@ def _places(files: tuple[Path, ...], out: Path | None) -> Iterator[tuple[Path, P
     out.mkdir(parents=True, exist_ok=True)
     names = Names()
     for path in files:
-        yield path, out / f"{path.stem + names.own(path.stem.__add__)}.png"
+        stem = legal(path.stem)
+        yield path, out / f"{stem + names.own(stem.__add__)}.png"
 
 
 def _measured(
     path: Path, picture: Path | None, bars: int | None, seed: int, ear: Ear | None
-) -> Measured:
+) -> Measured | Failed:
     import numpy as np
 
-    from audioloop import described, seam, seam_figure
+    from audioloop import described, seam, seam_figure, verdict
+    from audioloop.sources import blamed
     from midiloop.errors import LoopError
 
+    name = printable(path)
     try:
-        loop = described.read(path)
-        rng = np.random.default_rng(seed)
-        found = seam.measure(loop.repeats, bars=bars or loop.bars, rng=rng)
-        expected = ear.perplexity(loop.repeats, found.bars) if ear else None
+        with blamed(path):
+            loop = described.read(path)
+            rng = np.random.default_rng(seed)
+            found = seam.measure(loop.repeats, bars=bars or loop.bars, rng=rng)
+            judged = verdict.of(loop.repeats, found.bars)
+            expected = ear.perplexity(loop.repeats, found.bars) if ear else None
         if picture:
-            seam_figure.draw(loop.repeats, found, picture, path.name)
-        return Measured(str(path), found, picture=picture, perplexity=expected)
-    except (LoopError, OSError) as error:
-        cause = error.strerror if isinstance(error, OSError) else None
-        cause = (cause or str(error)).removeprefix(f"{path}: ")
-        return Measured(str(path), None, f"{path}: {cause}")
+            with blamed(picture):
+                seam_figure.draw(loop.repeats, found, picture, printable(path.name))
+    except LoopError as error:
+        return Failed(name, str(error))
+    return Measured(name, found, judged, loop.remarks, picture, expected)
 
 
-def _as_json(found: list[Measured], over: list[str]) -> dict[str, Any]:
+def _as_json(found: Sequence[Measured | Failed], over: list[str]) -> dict[str, Any]:
     from audioloop.seam import CONTROLS, MEANING
 
     files = [_file_as_json(one) for one in found]
     shown = {"files": files, "above": over, "meaning": MEANING, "controls": CONTROLS}
-    expected = [one.perplexity for one in found if one.perplexity]
+    expected = _perplexities(found)
     if not expected:
         return shown
     from audioloop import perplexity
@@ -184,43 +217,61 @@ def _as_json(found: list[Measured], over: list[str]) -> dict[str, Any]:
     return {**shown, "perplexity": perplexity.summary(expected).as_json(), "meaning": meaning}
 
 
-def _file_as_json(one: Measured) -> dict[str, Any]:
-    if not one.seam:
+def _perplexities(found: Sequence[Measured | Failed]) -> list[SeamPerplexity]:
+    return [one.perplexity for one in found if isinstance(one, Measured) and one.perplexity]
+
+
+def _file_as_json(one: Measured | Failed) -> dict[str, Any]:
+    if isinstance(one, Failed):
         return {"file": one.file, "error": one.error}
     expected = one.perplexity.as_json() if one.perplexity else {}
-    picture = one.picture and str(one.picture)
-    return {"file": one.file, **one.seam.as_json(), **expected, "picture": picture}
+    picture = one.picture and printable(one.picture)
+    judged = {"bad": one.verdict.bad, "step": one.verdict.step, "notes": one.notes}
+    return {"file": one.file, **judged, **one.seam.as_json(), **expected, "picture": picture}
 
 
-def _table(found: list[Measured], over: list[str], limit: float | None) -> str:
-    """One seam with its controls and what all of it means, or a line for each of several."""
-    measured = [one for one in found if one.seam]
-    lines = _one(measured[0]) if len(found) == len(measured) == 1 else list(_several(measured))
-    lines += [f"picture: {one.picture}" for one in measured if one.picture and len(found) == 1]
-    lines += [f"above {limit:g}: {file}" for file in over]
-    return "\n".join(lines)
+def _table(found: list[Measured], n_files: int, over: list[str], limit: float | None) -> list[str]:
+    """One seam with its controls, or a line for each of several; the verdicts first."""
+    lines = _one(found[0]) if len(found) == n_files == 1 else list(_several(found))
+    lines += [f"picture: {printable(one.picture)}" for one in found if one.picture and n_files == 1]
+    return lines + [f"above {limit:g}: {file}" for file in over]
 
 
 def _one(found: Measured) -> list[str]:
     from audioloop import seam
 
-    assert found.seam
-    lines = [f"{'':<14}{'joins':>6}{'jump':>18}{'residual':>18}{'flux percentile':>18}"]
+    word = "bad" if found.verdict.bad else "ok "
+    heard = "can be heard" if found.verdict.bad else "cannot be heard"
+    lines = [f"{word} {found.file}  the seam {heard}: {found.verdict}"]
+    lines += [f"    {note}" for note in found.notes]
+    lines.append(f"{'':<14}{'joins':>6}{'jump':>18}{'residual':>18}{'flux percentile':>18}")
     for row in seam.rows(found.seam):
         lines.append(f"{_spoken(row.name):<14}{row.joins:>6}" + _cells(row.median, row.largest))
     among = found.seam.bar_flux_percentile
     if among is not None:
         lines.append(f"bar flux percentile {among:.0f}")
-    over = ", ".join(f"{name} {value:.2f}" for name, value in found.seam.excess.items())
-    meaning = {**seam.MEANING, "excess": seam.EXCESS, **seam.CONTROLS}
-    lines.append(f"excess: {over}")
-    if found.perplexity:
-        from audioloop import perplexity
+        over = ", ".join(f"{name} {value:.2f}" for name, value in found.seam.excess.items())
+        lines.append(f"excess over the other bar lines: {over}")
+    return lines + (_one_perplexity(found.perplexity) if found.perplexity else [])
 
-        lines += _one_perplexity(found.perplexity)
+
+def _explained(found: list[Measured]) -> list[str]:
+    """What the figures that were shown mean."""
+    from audioloop import perplexity, seam, verdict
+
+    barred = any(one.seam.bar_flux_percentile is not None for one in found)
+    meaning = {"verdict": verdict.MEANING, **seam.MEANING}
+    if barred:
+        meaning["excess"] = seam.EXCESS
+    else:
+        del meaning["bar_flux_percentile"]
+    if len(found) == 1:
+        shown = found[0].seam.controls
+        meaning |= {name: text for name, text in seam.CONTROLS.items() if name in shown}
+        meaning["in brackets, beside a median"] = "the largest"
+    if _perplexities(found):
         meaning |= perplexity.MEANING
-    lines += ["", *(f"{_spoken(name)}: {text}" for name, text in meaning.items())]
-    return [*lines, "beside a median in brackets: the largest"]
+    return ["", *(f"{_spoken(name)}: {text}" for name, text in meaning.items())]
 
 
 def _one_perplexity(found: SeamPerplexity) -> list[str]:
@@ -241,26 +292,34 @@ def _cells(median: Figures, largest: Figures | None) -> str:
 
 
 def _several(found: list[Measured]) -> Iterator[str]:
-    expected = [one.perplexity for one in found if one.perplexity]
+    from audioloop.verdict import percent
+
+    expected = _perplexities(found)
     if found:
-        names = f"{'jump':>8}{'residual':>10}{'flux':>6}{'bar flux':>10}{'excess':>8}{'bars':>6}"
+        names = f"{'jump':>8}{'step':>8}{'residual':>10}{'flux':>6}{'bar flux':>10}{'bars':>6}"
         more = f"{'perplexity':>12}{'all':>8}{'at bars':>9}{'all':>8}{'apart':>8}{'all':>8}"
-        yield names + more * bool(expected) + "  file"
+        yield "   " + names + more * bool(expected) + "  file"
     for one in found:
-        assert one.seam
         among, bars = one.seam.bar_flux_percentile, one.seam.bars
         cells = [
+            "bad" if one.verdict.bad else "ok ",
             f"{_figure(one.seam.figures.jump):>8}",
+            f"{percent(one.verdict.step):>8}",
             f"{_figure(one.seam.figures.residual):>10}",
             f"{one.seam.figures.flux_percentile:>6.0f}",
             f"{'–' if among is None else f'{among:.0f}':>10}",
-            f"{_figure(one.excess()):>8}",
             f"{'–' if bars is None else bars:>6}",
         ]
         if one.perplexity:
             shown = zip((12, 8, 9, 8, 8, 8), one.perplexity.measures.values(), strict=True)
             cells += [f"{_figure(value):>{width}}" for width, value in shown]
         yield "".join(cells) + f"  {one.file}"
+        yield from (f"    {note}" for note in one.notes)
+    if len(found) > 1:
+        bad = sum(one.verdict.bad for one in found)
+        yield f"{report.counted(len(found), 'file')}, " + (
+            f"{bad:,} of them bad" if bad else "all right"
+        )
     if expected:
         yield from _all_perplexities(expected)
 

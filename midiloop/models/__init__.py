@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from midiloop import configs, files
 from midiloop.errors import LoopError
 from midiloop.models.cnn_vae import CNNVAE, CNNVAEConfig
 from midiloop.models.form_prior import FormPrior, FormPriorConfig
-from midiloop.models.layers import Model
+from midiloop.models.layers import Model, RollConfig
 from midiloop.models.lstm_vae import (
     ARLSTMVAE,
     ARLSTMVAEConfig,
@@ -32,6 +33,9 @@ KINDS: dict[str, Kind] = {
     "prior": (Prior, PriorConfig),
     "form-prior": (FormPrior, FormPriorConfig),
 }
+
+# What says on which grid a model is. Earlier versions had one grid, and did not say it.
+GRID = frozenset(field.name for field in fields(RollConfig))
 
 # ``paper``: the appendix tables. ``small``: less to wait for. ``bars``: codes of single bars, one
 # row for the drums and one for the bass, and a prior that knows the form.
@@ -80,13 +84,13 @@ def from_json(kind: str, found: dict[str, Any], kinds: Mapping[str, Kind] = KIND
     """Undo `to_json`.
 
     Raises:
-        LoopError: there is no such kind, or the config is one of another version.
+        LoopError: there is no such kind, or the config is one of another version, or of sizes that
+            no model has; the message names neither file nor remedy.
     """
     if kind not in kinds:
-        raise LoopError(f"no model is called {kind!r}; there are {', '.join(kinds)}")
-    config = kinds[kind][1]
-    names = {field.name for field in fields(config)}
-    if set(found) != names:
-        odd = ", ".join(sorted(set(found) ^ names))
-        raise LoopError(f"{kind}: another version wrote this config (it differs in {odd})")
-    return config(**found)
+        name = files.shortened(repr(kind))
+        raise LoopError(f"no model is called {name}; there are {', '.join(kinds)}")
+    try:
+        return configs.made(kinds[kind][1], found, may_lack=GRID)
+    except LoopError as error:
+        raise LoopError(f"{kind}: {error}") from None

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from einops import rearrange
 from torch import Tensor, nn
 
-from midiloop.grid import LOOP
-from midiloop.models.layers import ConvBlock, Posterior, ResBlock, conv, initialise
+from midiloop.configs import Kernel, Width
+from midiloop.models.layers import ConvBlock, Posterior, ResBlock, RollConfig, conv, initialise
 from midiloop.models.lstm_vae import VAE
 
 
 @dataclass(frozen=True)
-class CNNVAEConfig:
+class CNNVAEConfig(RollConfig):
     """Sizes of a CNN-VAE. The defaults are the paper's, table (c): 1,374,557 parameters.
 
     Attributes:
@@ -25,9 +25,9 @@ class CNNVAEConfig:
         last_kernel: of the convolution that writes the roll.
     """
 
-    channels: int = 32
-    latent_dim: int = 512
-    last_kernel: int = 7
+    channels: Width = 32
+    latent_dim: Width = 512
+    last_kernel: Kernel = 7
 
 
 class CNNVAE(VAE):
@@ -37,22 +37,24 @@ class CNNVAE(VAE):
         super().__init__()
         self.config: CNNVAEConfig = config
         c = config.channels
+        if config.steps % 8:
+            raise ValueError(f"{config.steps} steps cannot be halved three times")
         self.encoder = nn.Sequential(
-            ConvBlock(LOOP.columns, c, 3, padding="zeros"),  # (B, c, 128)
+            ConvBlock(config.columns, c, 3, padding="zeros"),  # (B, c, 128)
             ConvBlock(c, c, 3, stride=2, padding="zeros"),
             ResBlock(c, padding="zeros"),  # (B, c, 64)
             ConvBlock(c, c, 3, stride=2, padding="zeros"),
             ResBlock(c, padding="zeros"),  # (B, c, 32)
         )
-        self.posterior = Posterior(c * LOOP.steps // 4, config.latent_dim)
-        self.unflatten = nn.Linear(config.latent_dim, c * LOOP.steps // 8)
+        self.posterior = Posterior(c * config.steps // 4, config.latent_dim)
+        self.unflatten = nn.Linear(config.latent_dim, c * config.steps // 8)
         self.decoder = nn.Sequential(
             nn.Upsample(scale_factor=2),
             ResBlock(c, padding="zeros"),  # (B, c, 32)
             nn.Upsample(scale_factor=2),
             ResBlock(c, padding="zeros"),  # (B, c, 64)
             nn.Upsample(scale_factor=2),
-            conv(c, LOOP.columns, config.last_kernel),  # (B, 93, 128)
+            conv(c, config.columns, config.last_kernel),  # (B, 93, 128)
         )
         initialise(self)
 

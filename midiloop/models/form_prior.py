@@ -11,18 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from midiloop.configs import Codebooks, CodebookSize, Depth, Heads, Range, Share, Width
 from midiloop.grid import LOOP
 from midiloop.models.layers import CodeModel, Loss
 from midiloop.models.sampling import MIN_ROWS, draw, wide
 
-BARS = LOOP.bars
 UNKNOWN = -1
 MORE_PLACES = 8  # that the past gets room for at a time: read when dense, it is read faster
 WORTH_KEEPING = 0.9  # share of loops that go on, below which the others are put aside then
@@ -40,26 +40,28 @@ class FormPriorConfig:
         dropout: of embeddings and of what the inner layers add.
         shuffled: share of the training loops whose segments come in random order, so that any bars
             can be drawn after any others.
+        bars: of a loop.
     """
 
-    codebook_size: int = 512
-    streams: int = 2
-    bar_codes: int = 8
-    dim: int = 160
-    layers: int = 4
-    heads: int = 5
-    dropout: float = 0.15
-    shuffled: float = 0.5
+    codebook_size: CodebookSize = 512
+    streams: Codebooks = 2
+    bar_codes: Annotated[int, Range(1, 256)] = 8
+    dim: Width = 160
+    layers: Depth = 4
+    heads: Heads = 5
+    dropout: Share = 0.15
+    shuffled: Share = 0.5
+    bars: Annotated[int, Range(1, 64)] = LOOP.bars
 
     @property
     def code_steps(self) -> int:
         """T: codes of a loop in one stream."""
-        return BARS * self.bar_codes
+        return self.bars * self.bar_codes
 
     @property
     def segments(self) -> int:
         """Bars of all streams."""
-        return self.streams * BARS
+        return self.streams * self.bars
 
     @property
     def places(self) -> int:
@@ -69,7 +71,7 @@ class FormPriorConfig:
     @property
     def words(self) -> int:
         """Values of a token: form tokens, then the codes of each stream."""
-        return BARS + self.streams * self.codebook_size
+        return self.bars + self.streams * self.codebook_size
 
 
 class Sentence(NamedTuple):
@@ -140,7 +142,9 @@ class FormPrior(CodeModel):
         self.dropout = nn.Dropout(c.dropout)
         self.layers = nn.ModuleList(Layer(c) for _ in range(c.layers))
         self.norm = nn.LayerNorm(d)
-        sizes = [BARS] + [c.codebook_size] * c.streams
+        if d % c.heads:
+            raise ValueError(f"{d} channels are not {c.heads} heads")
+        sizes = [c.bars] + [c.codebook_size] * c.streams
         self.heads = nn.ModuleList(nn.Linear(d, size) for size in sizes)  # one for a sort of words
         for parameter in self.parameters():
             if parameter.ndim == 2:
@@ -211,7 +215,7 @@ class FormPrior(CodeModel):
         return torch.where(slot == 0, 0, segment % self.config.streams + 1)
 
     def _first_word(self, sort: int) -> int:
-        return 0 if sort == 0 else BARS + (sort - 1) * self.config.codebook_size
+        return 0 if sort == 0 else self.config.bars + (sort - 1) * self.config.codebook_size
 
     def sentence(self, codes: Tensor, order: Tensor) -> Sentence:
         """Codes (B, S, T) as tokens; ``order`` (B, S · 8) is that of the segments (bar, stream)."""
@@ -219,7 +223,7 @@ class FormPrior(CodeModel):
         bars = self._bars(codes)  # (B, segments, bar_codes)
         form = self.form(codes, order)
         segment = torch.arange(c.segments, device=codes.device)
-        offset = BARS + segment % c.streams * c.codebook_size
+        offset = c.bars + segment % c.streams * c.codebook_size
         words = torch.cat([form[..., None], bars + offset[:, None]], 2)
         places = torch.arange(words[0].numel(), device=codes.device).view(words[0].shape)
         is_new = (form == segment // c.streams)[..., None].expand(-1, -1, c.bar_codes)
@@ -328,7 +332,7 @@ class FormPrior(CodeModel):
 
     def _bars(self, codes: Tensor) -> Tensor:
         """(B, S, T) to (B, segments, bar_codes), bar by bar, stream by stream."""
-        return rearrange(codes, "b s (bar k) -> b (bar s) k", bar=BARS)
+        return rearrange(codes, "b s (bar k) -> b (bar s) k", bar=self.config.bars)
 
 
 def _roomier(heard: Tensor, rows: Tensor | None, more: int) -> Tensor:
@@ -358,13 +362,13 @@ class _Writing:
         self.turn = torch.zeros(n, dtype=torch.int64, device=device)  # in the order of segments
         self.slot = torch.zeros_like(self.turn)
         self.bars = torch.full((n, c.segments, c.bar_codes), UNKNOWN, device=device)
-        self.first = torch.zeros(n, c.streams, BARS, dtype=torch.bool, device=device)
+        self.first = torch.zeros(n, c.streams, c.bars, dtype=torch.bool, device=device)
         self.forms = torch.full((n, c.segments), UNKNOWN, device=device)
         if form is not None:
             self.forms[:] = form
         self.known = self.bars.clone()
         if known is not None:
-            self.known = rearrange(known, "b s (bar k) -> b (bar s) k", bar=BARS)
+            self.known = rearrange(known, "b s (bar k) -> b (bar s) k", bar=c.bars)
             whole = (self.known != UNKNOWN).all(2)
             forms = prior.form(known, order.repeat(n, 1))
             self.forms = torch.where(whole, forms, self.forms)
@@ -392,7 +396,7 @@ class _Writing:
         """The next word where it is known beforehand, else `UNKNOWN`: (n,)."""
         c, segment, slot = self.c, self._segment(rows), self.slot[rows]
         code = self.known[rows, segment, (slot - 1).clamp(min=0)]
-        word = code + BARS + segment % c.streams * c.codebook_size
+        word = code + c.bars + segment % c.streams * c.codebook_size
         code_word = torch.where(code == UNKNOWN, UNKNOWN, word)
         return torch.where(slot == 0, self.forms[rows, segment], code_word)
 
@@ -408,7 +412,7 @@ class _Writing:
         self.first[rows[is_new], stream[is_new], bar[is_new]] = True
         source = (words * c.streams + stream)[repeats]
         self.bars[rows[repeats], segment[repeats]] = self.bars[rows[repeats], source]
-        code = words - BARS - stream * c.codebook_size
+        code = words - c.bars - stream * c.codebook_size
         self.bars[rows[is_code], segment[is_code], slot[is_code] - 1] = code[is_code]
         over = repeats | (slot == c.bar_codes)
         self.turn[rows] += over.long()

@@ -2,14 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from midiloop.configs import Range, Steps
+from midiloop.grid import BEATS_PER_BAR, LOOP, Grid
+
 LEAK = 0.2
 Padding = Literal["zeros", "circular"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollConfig:
+    """The grid that a model's rolls live on: what all configs of models of rolls have.
+
+    Attributes:
+        bars, steps_per_beat: of a loop.
+        drums: columns of them.
+        lowest_pitch, highest_pitch: of the bass columns, both included.
+    """
+
+    bars: Steps = LOOP.bars
+    steps_per_beat: Annotated[int, Range(1, 96)] = LOOP.steps_per_beat
+    drums: Annotated[int, Range(1, 128)] = LOOP.n_drums
+    lowest_pitch: Annotated[int, Range(0, 127)] = LOOP.lowest_pitch
+    highest_pitch: Annotated[int, Range(0, 127)] = LOOP.highest_pitch
+
+    @property
+    def steps(self) -> int:
+        """Of a loop."""
+        return self.bars * self.steps_per_beat * BEATS_PER_BAR
+
+    @property
+    def pitches(self) -> int:
+        """Columns of the bass."""
+        return self.highest_pitch - self.lowest_pitch + 1
+
+    @property
+    def columns(self) -> int:
+        """Of a roll."""
+        return self.drums + self.pitches
+
+    def on(self, grid: Grid) -> Self:
+        """The same on a grid."""
+        return replace(
+            self,
+            bars=grid.bars,
+            steps_per_beat=grid.steps_per_beat,
+            drums=grid.n_drums,
+            lowest_pitch=grid.lowest_pitch,
+            highest_pitch=grid.highest_pitch,
+        )
 
 
 class Loss(NamedTuple):
@@ -45,7 +92,12 @@ class Model(nn.Module):
 
 
 class RollModel(Model):
-    """A model whose batches are rolls (B, 128, 93), and that gives them back."""
+    """A model whose batches are rolls (B, steps, columns), and that gives them back.
+
+    Shapes are given for the usual grid, (B, 128, 93).
+    """
+
+    config: RollConfig
 
     def reconstruct(self, rolls: Tensor) -> Tensor:
         """Rolls through the latent and back: bool (B, 128, 93)."""
@@ -112,7 +164,12 @@ def conv(
 
     Args:
         padding: ``zeros``, or ``circular`` where what follows the end is the beginning.
+
+    Raises:
+        ValueError: the kernel has no middle.
     """
+    if kernel % 2 == 0:
+        raise ValueError(f"a kernel of {kernel} has no middle")
     return nn.Conv1d(
         channels_in, channels, kernel, stride, kernel // 2, padding_mode=padding, bias=bias
     )

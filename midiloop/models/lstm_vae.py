@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from midiloop.grid import LOOP
+from midiloop.configs import Range, Width
 from midiloop.models.layers import (
     Loss,
     Posterior,
+    RollConfig,
     RollModel,
     binary_nats,
     divergence,
@@ -83,12 +84,12 @@ class VAE(RollModel):
         nats = binary_nats(batch.logits, rolls)
         kl = divergence(batch.mean, batch.deviation)
         # Per step: of the same size as other models' losses, so one learning rate suits all.
-        total = (nats + kl_weight(epoch) * kl) / LOOP.steps
+        total = (nats + kl_weight(epoch) * kl) / self.config.steps
         return Loss(total, {"nats": nats.detach(), "kl": kl.detach()})
 
 
 @dataclass(frozen=True)
-class ARLSTMVAEConfig:
+class ARLSTMVAEConfig(RollConfig):
     """Sizes of an autoregressive LSTM-VAE. The defaults are the paper's: 486,109 parameters.
 
     Attributes:
@@ -97,13 +98,13 @@ class ARLSTMVAEConfig:
         sampling_rate: k of `truth_probability`, in epochs.
     """
 
-    encoder_hidden: int = 128
-    latent_dim: int = 128
-    sampling_rate: float = 20.0
+    encoder_hidden: Width = 128
+    latent_dim: Width = 128
+    sampling_rate: Annotated[float, Range(1e-3, 1e6)] = 20.0
 
 
 @dataclass(frozen=True)
-class NonARLSTMVAEConfig:
+class NonARLSTMVAEConfig(RollConfig):
     """Sizes of a non-autoregressive LSTM-VAE. The defaults are the paper's: 713,565 parameters.
 
     Table (b) gives the decoder's output 256 values and calls it "LSTM", the encoder "Bi-LSTM":
@@ -115,17 +116,17 @@ class NonARLSTMVAEConfig:
         decoder_hidden: of the one direction.
     """
 
-    encoder_hidden: int = 128
-    latent_dim: int = 128
-    decoder_hidden: int = 256
+    encoder_hidden: Width = 128
+    latent_dim: Width = 128
+    decoder_hidden: Width = 256
 
 
 class Encoder(nn.Module):
     """A bidirectional LSTM whose last hidden states give the latent, tables (a) and (b)."""
 
-    def __init__(self, hidden: int, latent_dim: int) -> None:
+    def __init__(self, columns: int, hidden: int, latent_dim: int) -> None:
         super().__init__()
-        self.lstm = LSTM(LOOP.columns, hidden, batch_first=True, bidirectional=True)
+        self.lstm = LSTM(columns, hidden, batch_first=True, bidirectional=True)
         self.posterior = Posterior(2 * hidden, latent_dim)
 
     def forward(self, rolls: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,10 +148,10 @@ class ARLSTMVAE(VAE):
     def __init__(self, config: ARLSTMVAEConfig) -> None:
         super().__init__()
         self.config: ARLSTMVAEConfig = config
-        self.encoder = Encoder(config.encoder_hidden, config.latent_dim)
-        width = LOOP.columns + config.latent_dim
+        self.encoder = Encoder(config.columns, config.encoder_hidden, config.latent_dim)
+        width = config.columns + config.latent_dim
         self.decoder = LSTM(width, config.latent_dim, batch_first=True)
-        self.head = nn.Linear(config.latent_dim, LOOP.columns)
+        self.head = nn.Linear(config.latent_dim, config.columns)
         initialise(self)
 
     @property
@@ -165,8 +166,8 @@ class ARLSTMVAE(VAE):
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents (B, L) to logits (B, 128, 93), every step from the model's own steps."""
-        unused = z.new_zeros(1, 1, 1).expand(len(z), LOOP.steps, LOOP.columns)
-        return self.unroll(z, unused, torch.ones(LOOP.steps, dtype=torch.bool))
+        unused = z.new_zeros(1, 1, 1).expand(len(z), self.config.steps, self.config.columns)
+        return self.unroll(z, unused, torch.ones(self.config.steps, dtype=torch.bool))
 
     def forward(self, rolls: Tensor, truth: float = 1.0) -> Reconstruction:
         """Rolls (B, 128, 93) through a latent that is drawn from their posterior.
@@ -175,7 +176,7 @@ class ARLSTMVAE(VAE):
             truth: probability that a step is told what truly came before it.
         """
         mean, deviation = self.encode(rolls)
-        own = torch.rand(LOOP.steps) >= truth
+        own = torch.rand(self.config.steps) >= truth
         logits = self.unroll(reparametrise(mean, deviation), rolls, own)
         return Reconstruction(logits, mean, deviation)
 
@@ -206,8 +207,8 @@ class ARLSTMVAE(VAE):
         #   step     0      1      2      3      4      5
         #   own                           x      x
         #   input    0    roll 0 roll 1 | out 2 | out 3 roll 4
-        starts = [0, *(own[1:].nonzero()[:, 0] + 1).tolist(), LOOP.steps]
-        first = z.new_zeros(len(z), 1, LOOP.columns + z.shape[1])
+        starts = [0, *(own[1:].nonzero()[:, 0] + 1).tolist(), self.config.steps]
+        first = z.new_zeros(len(z), 1, self.config.columns + z.shape[1])
         state = (z[None], z[None])  # (1, B, L), hidden and cell
         logits = []
         for start, stop in pairwise(starts):
@@ -228,9 +229,9 @@ class NonARLSTMVAE(VAE):
     def __init__(self, config: NonARLSTMVAEConfig) -> None:
         super().__init__()
         self.config: NonARLSTMVAEConfig = config
-        self.encoder = Encoder(config.encoder_hidden, config.latent_dim)
+        self.encoder = Encoder(config.columns, config.encoder_hidden, config.latent_dim)
         self.decoder = LSTM(config.latent_dim, config.decoder_hidden, batch_first=True)
-        self.head = nn.Linear(config.decoder_hidden, LOOP.columns)
+        self.head = nn.Linear(config.decoder_hidden, config.columns)
         initialise(self)
 
     @property
@@ -245,6 +246,6 @@ class NonARLSTMVAE(VAE):
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents (B, L) to logits (B, 128, 93)."""
-        h, _ = self.decoder(repeat(z, "b l -> b t l", t=LOOP.steps))  # (B, 128, H)
+        h, _ = self.decoder(repeat(z, "b l -> b t l", t=self.config.steps))  # (B, 128, H)
         logits: Tensor = self.head(h)
         return logits

@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from midiloop.configs import Codebooks, CodebookSize, Depth, Share, Steps, Width
 from midiloop.errors import LoopError
 from midiloop.models.layers import CodeModel, Loss, initialise
 from midiloop.models.recurrent import LSTM
@@ -30,13 +31,13 @@ class PriorConfig:
         dropout: between its layers.
     """
 
-    codebook_size: int = 512
-    streams: int = 1
-    code_steps: int = 32
-    embed_dim: int = 128
-    hidden: int = 512
-    layers: int = 2
-    dropout: float = 0.0
+    codebook_size: CodebookSize = 512
+    streams: Codebooks = 1
+    code_steps: Steps = 32
+    embed_dim: Width = 128
+    hidden: Width = 512
+    layers: Depth = 2
+    dropout: Share = 0.0
 
     @property
     def positions(self) -> int:

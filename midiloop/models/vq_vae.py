@@ -7,7 +7,7 @@ follows its nearest vectors (van den Oord et al. 2017, arXiv:1711.00937, appendi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,12 +15,13 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from midiloop.grid import LOOP
+from midiloop.configs import CodebookSize, Range, Share, Weight, Width
 from midiloop.models.layers import (
     ConvBlock,
     Loss,
     Padding,
     ResBlock,
+    RollConfig,
     RollModel,
     binary_nats,
     conv,
@@ -29,7 +30,7 @@ from midiloop.models.layers import (
 
 
 @dataclass(frozen=True)
-class VQVAEConfig:
+class VQVAEConfig(RollConfig):
     """Sizes of a VQ-VAE. The defaults are the paper's, table (d).
 
     The table's third stride-2 convolution contradicts the shape (32, 16) that it gives for its
@@ -49,21 +50,21 @@ class VQVAEConfig:
         decay, commitment: of the dictionary's averages, and β of equation 2.
     """
 
-    channels: int = 32
-    embed_channels: int = 64
-    latent_dim: int = 16
-    codebook_size: int = 512
-    halvings: int = 2
+    channels: Width = 32
+    embed_channels: Width = 64
+    latent_dim: Width = 16
+    codebook_size: CodebookSize = 512
+    halvings: Annotated[int, Range(0, 10)] = 2
     streams: Literal["joint", "parts"] = "joint"
     span: Literal["loop", "bar"] = "loop"
     bass: Literal["sigmoid", "softmax"] = "sigmoid"
-    decay: float = 0.99
-    commitment: float = 0.25
+    decay: Share = 0.99
+    commitment: Weight = 0.25
 
     @property
     def code_steps(self) -> int:
         """T: codes of a stream."""
-        return LOOP.steps >> self.halvings
+        return self.steps >> self.halvings
 
     @property
     def n_streams(self) -> int:
@@ -174,11 +175,14 @@ class VQVAE(RollModel):
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         self.config: VQVAEConfig = config
-        drums, pitches = LOOP.n_drums, LOOP.n_pitches
+        drums, pitches = config.drums, config.pitches
+        span = config.steps if config.span == "loop" else config.steps // config.bars
+        if span % 2**config.halvings:
+            raise ValueError(f"{span} steps cannot be halved {config.halvings} times")
         silence = int(config.bass == "softmax")  # one more output: no pitch
         if config.streams == "joint":
-            self.widths = [LOOP.columns]
-            outputs = [LOOP.columns + silence]
+            self.widths = [config.columns]
+            outputs = [config.columns + silence]
         else:
             self.widths = [drums, pitches]
             outputs = [drums, pitches + silence]
@@ -216,11 +220,11 @@ class VQVAE(RollModel):
 
     def rolls(self, logits: Tensor) -> Tensor:
         """Logits to bool rolls (B, 128, 93)."""
-        drums = logits[..., : LOOP.n_drums] >= 0
-        bass = logits[..., LOOP.n_drums :]
+        drums = logits[..., : self.config.drums] >= 0
+        bass = logits[..., self.config.drums :]
         if self.config.bass == "sigmoid":
             return torch.cat([drums, bass >= 0], 2)
-        pitch = F.one_hot(bass.argmax(2), LOOP.n_pitches + 1)[..., :-1].bool()
+        pitch = F.one_hot(bass.argmax(2), self.config.pitches + 1)[..., :-1].bool()
         return torch.cat([drums, pitch], 2)
 
     @torch.no_grad()
@@ -236,24 +240,24 @@ class VQVAE(RollModel):
         commitment = torch.stack([q.commitment for q in quantized]).sum()
         # Nats a step: a mean over all cells would leave the commitment nearly alone, and half the
         # error to learn.
-        total = nats / LOOP.steps + self.config.commitment * commitment
+        total = nats / self.config.steps + self.config.commitment * commitment
         return Loss(total, {"nats": nats.detach(), "commitment": commitment.detach()})
 
     def _nats(self, logits: Tensor, rolls: Tensor) -> Tensor:
         if self.config.bass == "sigmoid":
             return binary_nats(logits, rolls)
-        drums = binary_nats(logits[..., : LOOP.n_drums], rolls[..., : LOOP.n_drums])
-        bass = rolls[..., LOOP.n_drums :]
+        drums = binary_nats(logits[..., : self.config.drums], rolls[..., : self.config.drums])
+        bass = rolls[..., self.config.drums :]
         silent = ~bass.bool().any(2, keepdim=True)
         pitch = torch.cat([bass.bool(), silent], 2).byte().argmax(2)  # (B, 128)
-        steps = F.cross_entropy(logits[..., LOOP.n_drums :].mT.float(), pitch, reduction="sum")
+        steps = F.cross_entropy(logits[..., self.config.drums :].mT.float(), pitch, reduction="sum")
         return drums + steps / len(rolls)
 
     def _spans(self, x: Tensor) -> Tensor:
         """(B, C, T) to what convolutions run along: itself, or (B · 8, C, T / 8)."""
         if self.config.span == "loop":
             return x
-        return rearrange(x, "b c (bar t) -> (b bar) c t", bar=LOOP.bars)
+        return rearrange(x, "b c (bar t) -> (b bar) c t", bar=self.config.bars)
 
     def _whole(self, x: Tensor, n_loops: int) -> Tensor:
         """Undo `_spans`."""

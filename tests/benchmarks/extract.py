@@ -5,8 +5,12 @@
 CORPUS is a folder of MIDI files. Everything runs on the same files, one core each (Linux). The
 paper's way (pretty_midi and pypianoroll) takes minutes, so it runs on an even sample of the files.
 Times are CPU seconds of the process and all its children, medians over the repeats. Two workers
-against one is wall time, since that is what a second core is for. With ``--copies``, time and peak
-memory are also those of a corpus so many times as large, every file linked so often.
+against one is wall time, since that is what a second core is for.
+
+With ``--copies``, time and peak memory are those of a quarter, half and all of a corpus so many
+times as large. Its songs are all different, and so are their loops: each copy of a file has a text
+event and a pattern of toms of its own. How long the dataset takes to be assembled, once all files
+are mined, is told for each loop: the same for all three where time grows with the loops alone.
 """
 
 from __future__ import annotations
@@ -16,9 +20,11 @@ import ctypes
 import json
 import os
 import platform
+import random
 import re
 import shutil
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -35,6 +41,24 @@ LAKH_FILES = 176_581
 PR_SET_CHILD_SUBREAPER = 36
 SUFFIXES = (".mid", ".midi", ".kar", ".rmi")
 MIDILOOP = [sys.executable, "-m", "midiloop_cli"]
+HEADER = b"MThd" + struct.pack(">I", 6)
+
+# `midiloop extract --rules open --workers 2`, which notes how long the last step takes.
+ASSEMBLING = """
+import sys, time
+from pathlib import Path
+from midiloop import extract, rules, seal
+
+def timed(*args, original=seal.seal, **options):
+    began = time.perf_counter()
+    found = original(*args, **options)
+    out.with_suffix(".seconds").write_text(str(time.perf_counter() - began))
+    return found
+
+seal.seal = timed
+out, *sources = map(Path, sys.argv[1:])
+extract.run(sources, out, extract.Settings(rules.preset("open")), n_workers=2)
+"""
 
 
 def midi_files(folder: Path) -> list[Path]:
@@ -170,12 +194,10 @@ def linked(files: list[Path], folder: Path) -> Path:
     return folder
 
 
-def peak_memory_mb(folder: Path, out: Path, rules: str = "paper") -> dict[str, float]:
-    """Peak resident memory of the command and of its hungriest worker, in MB (Linux)."""
+def peak_memory_mb(command: list[Any]) -> dict[str, float]:
+    """Peak resident memory of a command and of its hungriest worker, in MB (Linux)."""
     peaks: dict[str, float] = {"parent": 0.0, "worker": 0.0}
-    options = ["--workers", "2", "--rules", rules]
-    command = [*MIDILOOP, "extract", str(folder), "-o", str(out), *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
 
     def look() -> None:
         import psutil
@@ -197,22 +219,70 @@ def peak_memory_mb(folder: Path, out: Path, rules: str = "paper") -> dict[str, f
     watcher.start()
     process.wait()
     watcher.join()
-    shutil.rmtree(out)
+    assert process.returncode == 0, command
     return peaks
 
 
-def large_corpus(files: list[Path], copies: int, scratch: Path) -> dict[str, float]:
-    """Wall seconds and peak memory, rules ``open``, of a corpus ``copies`` times as large."""
-    folder = scratch / "large"
-    folder.mkdir()
+def varied(data: bytes, copy: int) -> bytes:
+    """A MIDI file with a text event and a pattern of toms of its own, the same in every bar."""
+    from symusic.core import ScoreTick
+
+    try:
+        score = ScoreTick.from_midi(data)
+    except RuntimeError:
+        return data
+    kind, n_tracks, division = struct.unpack_from(">HHH", data, 8)
+    step = division // 4
+    if data[:8] != HEADER or not step or kind == 2:
+        return data
+    text = f"copy {copy}".encode()
+    events = bytes([0, 0xFF, 0x01, len(text)]) + text
+    rng, waited = random.Random(f"{copy} {len(data)} {score.end()}"), 0
+    bar = [rng.choice([45, 50, None, None]) for _ in range(16)]
+    for tom in bar * min(score.end() // (4 * division), 2000):
+        if tom is not None:
+            events += variable_length(waited) + bytes([0x99, tom, 90, 1, tom, 0])
+            waited = -1
+        waited += step
+    events += bytes([0, 0xFF, 0x2F, 0])
+    track = b"MTrk" + struct.pack(">I", len(events)) + events
+    header = HEADER + struct.pack(">HHH", 1, n_tracks + 1, division)
+    return header + data[14:] + track
+
+
+def variable_length(number: int) -> bytes:
+    out = [number & 127]
+    while number := number >> 7:
+        out.append(number & 127 | 128)
+    return bytes(reversed(out))
+
+
+def large_corpus(files: list[Path], copies: int, scratch: Path) -> dict[str, dict[str, float]]:
+    """Wall seconds and peak memory, rules ``open``, of corpora of up to so many copies."""
+    folders = []
     for copy in range(copies):
-        linked(files, folder / f"{copy:03d}")
-    began = time.perf_counter()
-    peaks = peak_memory_mb(folder, scratch / "loops", "open")
-    taken_s = time.perf_counter() - began
-    return {"files": copies * len(files), "wall_s": taken_s} | {
-        f"peak megabytes, {role}": peak for role, peak in peaks.items()
-    }
+        folders.append(scratch / "large" / f"{copy:04d}")
+        folders[-1].mkdir(parents=True)
+        for number, path in enumerate(files):
+            name = f"{number:06d}{path.suffix}"
+            (folders[-1] / name).write_bytes(varied(path.read_bytes(), copy))
+    found = {}
+    for n_copies in (copies // 4, copies // 2, copies):
+        out = scratch / "loops"
+        began = time.perf_counter()
+        peaks = peak_memory_mb([sys.executable, "-c", ASSEMBLING, out, *folders[:n_copies]])
+        taken_s = time.perf_counter() - began
+        assembling_s = float((scratch / "loops.seconds").read_text())
+        counts = json.loads((out / "manifest.json").read_text())["counts"]
+        shutil.rmtree(out)
+        found[f"{n_copies} copies"] = {
+            "files": n_copies * len(files),
+            "loops": counts["loops"],
+            "songs": counts["songs"],
+            "wall_s": taken_s,
+            "assembling_us_per_loop": 1e6 * assembling_s / counts["loops"],
+        } | {f"peak megabytes, {role}": peak for role, peak in peaks.items()}
+    return found
 
 
 def measure(corpus: Path, n_baseline: int, repeats: int, scratch: Path) -> dict[str, Any]:
@@ -265,7 +335,9 @@ def measure(corpus: Path, n_baseline: int, repeats: int, scratch: Path) -> dict[
         "wall_s": {"one worker": statistics.median(one), "two workers": statistics.median(two)},
         "two_workers_over_one": statistics.median(a / b for a, b in zip(one, two, strict=True)),
         "help_wall_s": statistics.median(timed(show_help) for _ in range(5)),
-        "peak_megabytes": peak_memory_mb(corpus, out),
+        "peak_megabytes": peak_memory_mb(
+            [*MIDILOOP, "extract", str(corpus), "-o", str(out), "--workers", "2"]
+        ),
         "lakh_full_minutes": {
             "paper's way, one core": LAKH_FILES / (len(sample) / sample_s) / 60,
             "midiloop, one core": LAKH_FILES / rate / 60,
@@ -291,11 +363,14 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--baseline-files", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--copies", type=int, default=0)
+    parser.add_argument("--copies", type=int, default=0, help="4 at least, for three sizes")
+    parser.add_argument("--only-copies", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        found = measure(args.corpus, args.baseline_files, args.repeats, Path(scratch))
+        found = {}
+        if not args.only_copies:
+            found = measure(args.corpus, args.baseline_files, args.repeats, Path(scratch))
         if args.copies:
             files = midi_files(args.corpus)
             found["large corpus"] = large_corpus(files, args.copies, Path(scratch))

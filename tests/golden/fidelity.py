@@ -1,4 +1,4 @@
-"""Make fidelity.json with auraloss, which needs librosa: pip install auraloss librosa."""
+"""Make fidelity.json with auraloss, which needs librosa: `pip install auraloss librosa`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,23 @@
+"""Which options a user gave, for those that only some calls make use of."""
+
+from __future__ import annotations
+
+import click
+from click.core import ParameterSource
+
+
+def given(*names: str) -> str:
+    """The options among ``names`` that were written in this call, as in "--keep, --mask"."""
+    context = click.get_current_context()
+    sources = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP, None)
+    return ", ".join(
+        parameter.opts[-1]
+        for parameter in context.command.params
+        if parameter.name in names and context.get_parameter_source(parameter.name) not in sources
+    )
+
+
+def refuse(reason: str, *names: str) -> None:
+    """Raise `click.UsageError` where one of ``names`` was written, for it would change nothing."""
+    if found := given(*names):
+        raise click.UsageError(f"{found}: {reason}.")

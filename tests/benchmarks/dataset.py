@@ -1,0 +1,121 @@
+"""How fast and how hungry `midiloop inspect` and `midiloop evaluate` are on a large dataset.
+
+    python tests/benchmarks/dataset.py [--loops N] [--keep FOLDER] [--repeats N]
+
+The dataset is made up: songs of a four-bar pattern that varies now and then, 20 loops of each on
+average, a sixth of them heard before. Both commands run as a user starts them; time is wall
+seconds, the median over the repeats, and memory the highest of all of them (Linux).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from midiloop import parts, rules, seal
+from midiloop.grid import LOOP, Roll
+from midiloop.mined import Counts, MinedSong
+
+LOOPS_OF_A_SONG = 20
+SONGS_OF_A_PART = 64
+MIDILOOP = [sys.executable, "-m", "midiloop_cli"]
+
+
+def song_roll(rng: np.random.Generator, n_bars: int) -> Roll:
+    """A song: bool (steps, columns)."""
+    pattern = np.zeros((4 * LOOP.steps_per_bar, LOOP.columns), dtype=np.bool_)
+    chance = rng.choice([0.0, 0.1, 0.3], LOOP.n_drums)
+    pattern[:, : LOOP.n_drums] = rng.random((len(pattern), LOOP.n_drums)) < chance
+    pitches = np.repeat(rng.integers(10, 40) + rng.choice([0, 3, 5, 7], 16), 4)
+    sounds = rng.random(len(pattern)) < 0.8
+    pattern[np.flatnonzero(sounds), LOOP.n_drums + pitches[sounds]] = True
+    pattern[:: LOOP.steps_per_bar, 0] = True
+    pattern[:: LOOP.steps_per_bar, LOOP.n_drums + pitches[0]] = True
+    roll = np.tile(pattern, (-(-n_bars // 4), 1))[: n_bars * LOOP.steps_per_bar]
+    fills = rng.integers(len(roll), size=n_bars // 4)
+    roll[fills, rng.integers(LOOP.n_drums, size=len(fills))] ^= True
+    return roll
+
+
+def mined_song(rng: np.random.Generator, number: int) -> MinedSong:
+    """A song as mining leaves it."""
+    n_loops = int(rng.integers(1, 2 * LOOPS_OF_A_SONG))
+    roll = song_roll(rng, n_loops + LOOP.bars - 1)
+    starts = np.arange(n_loops)
+    bars = np.packbits(roll.reshape(-1, LOOP.cells_per_bar), axis=1)
+    windows = np.lib.stride_tricks.sliding_window_view(bars, LOOP.bars, axis=0)
+    return MinedSong(
+        f"{number // 1000:04d}/song {number:07d}.mid",
+        rng.bytes(16).hex(),
+        starts,
+        np.full(n_loops, float(rng.integers(60, 180))),
+        rules.bar_distances_cells(roll, starts, LOOP),
+        windows.transpose(0, 2, 1).reshape(n_loops, -1),
+    )
+
+
+def make(out: Path, n_loops: int) -> None:
+    """Write a dataset of so many loops, or a few more."""
+    rng = np.random.default_rng(0)
+    folder = out.with_name(out.name + ".parts")
+    folder.mkdir()
+    paths: list[Path] = []
+    n_songs = n_found = 0
+    while n_found < n_loops:
+        songs = [mined_song(rng, n_songs + at) for at in range(SONGS_OF_A_PART)]
+        paths.append(folder / f"{len(paths):07d}.part")
+        parts.write(paths[-1], songs, [], "", LOOP)
+        n_songs, n_found = n_songs + len(songs), n_found + sum(len(s.start_bars) for s in songs)
+    about = {
+        "midiloop_version": "0",
+        "sources": ["made up"],
+        "rules": {"name": "open"},
+        "stride_bars": 1,
+        "grid": LOOP.as_json(),
+    }
+    seal.seal(paths, out, about, Counts(n_songs, n_found, Counter()), grid=LOOP, threads=1)
+    for path in paths:
+        path.unlink()
+    folder.rmdir()
+
+
+def measured(command: list[str]) -> tuple[float, float]:
+    """Wall seconds of a command, and its peak memory in MB."""
+    began = time.perf_counter()
+    process = subprocess.Popen([*MIDILOOP, *command], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, command
+    return time.perf_counter() - began, usage.ru_maxrss / 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--loops", type=int, default=1_100_000)
+    parser.add_argument("--keep", type=Path, help="Where the dataset is, or is to be made.")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.keep or Path(scratch) / "loops"
+        if not folder.exists():
+            make(folder, args.loops)
+        commands = {
+            "inspect": ["inspect", str(folder)],
+            "evaluate": ["evaluate", str(folder), "--reference", str(folder)],
+        }
+        for name, command in commands.items():
+            runs = [measured(command) for _ in range(args.repeats)]
+            wall_s, peaks = zip(*runs, strict=True)
+            print(f"{name:<12}{statistics.median(wall_s):>8.1f} s{max(peaks):>10,.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

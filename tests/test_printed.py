@@ -1,0 +1,172 @@
+"""What commands print of names that people and manifests chose: codes are shown, not sent."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from handmade import groove
+from midiloop import extract, rules, score
+from midiloop_cli import main, report
+
+# Newline, carriage return, a colour, a title (OSC), C1, bidi, rich's markup, no UTF-8, a format.
+ODD = (
+    "two\nlines", "ok  forged\rbad", "\x1b[31mred", "\x1b]0;title\x07", "\x9b31mred",
+    "\u202egnp.exe", "[red]marked[bold]", "bad \udcff\udce9", "{name} %s", "line\u2028end", "é 夜",
+)  # fmt: skip
+COMMANDS = {
+    "extract": ["midiloop", "extract", "{folder}", "-o", "{out}"],
+    "extract of one that is none": ["midiloop", "extract", "{bad}", "-o", "{out}"],
+    "inspect": ["midiloop", "inspect", "{loops}"],
+    "plot": ["midiloop", "plot", "{midi}", "-o", "{out}.png"],
+    "plot of what is no MIDI": ["midiloop", "plot", "{bad}", "-o", "{out}.png"],
+    "export": ["midiloop", "export", "{loops}", "--midi", "{out}"],
+    "a missing file": ["midiloop", "inspect", "{out}"],
+    "check": ["audioloop", "check", "{bad}"],
+    "seam": ["audioloop", "seam", "{bad}"],
+    "render": ["audioloop", "render", "{folder}", "-o", "{out}"],
+}
+
+
+def line(args: list[str], places: dict[str, str]) -> tuple[str, list[str]]:
+    """The program and the words of its command line."""
+    group, *rest = (arg.format(**places) for arg in args)
+    return group, rest
+
+
+def run(args: list[str], places: dict[str, str]) -> tuple[int, bytes, bytes]:
+    """Exit code, and the bytes of both streams, of a command run in this process."""
+    group, rest = line(args, places)
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with streams[0], streams[1], pytest.raises(SystemExit) as left:
+        getattr(main, group)(rest)
+    assert isinstance(left.value.code, int)
+    return left.value.code, out.buffer.getvalue(), err.buffer.getvalue()
+
+
+def run_apart(
+    args: list[str], places: dict[str, str], **env: str
+) -> subprocess.CompletedProcess[bytes]:
+    """The same in a process of its own, whose streams are as the environment says."""
+    group, rest = line(args, places)
+    code = f"import sys; from midiloop_cli.main import {group}; {group}(sys.argv[1:])"
+    command = [os.fsencode(arg) for arg in (sys.executable, "-c", code, *rest)]
+    return subprocess.run(command, capture_output=True, timeout=60, env={**os.environ, **env})
+
+
+def places(name: str, folder: Path) -> dict[str, str]:
+    """A corpus, a file and a dataset with this name."""
+    corpus = folder / name
+    corpus.mkdir()
+    (corpus / f"{name}.mid").write_bytes(score.to_bytes(groove(8)))
+    (folder / f"{name}.wav").write_bytes(b"no sound")
+    settings = extract.Settings(rules.preset("open"))
+    loops = folder / ("loops" if "\udcff" in name else f"{name} loops")  # PyArrow takes UTF-8 alone
+    extract.run([corpus], loops, settings, n_workers=1)
+    found = {"folder": corpus, "midi": corpus / f"{name}.mid", "bad": folder / f"{name}.wav"}
+    found |= {"loops": loops, "out": folder / f"{name} out"}
+    return {key: str(path) for key, path in found.items()}
+
+
+def assert_harmless(printed: bytes, lines: int | None = None) -> None:
+    """Lines of text, and no name that ends one."""
+    text = printed.decode()
+    for mark in text:
+        assert mark == "\n" or unicodedata.category(mark) not in ("Cc", "Cf", "Zl", "Zp", "Cs")
+    assert b"Traceback" not in printed
+    assert "two\nlines" not in text
+    if lines is not None:
+        assert text.count("\n") == lines
+
+
+@pytest.mark.parametrize("name", ODD, ids=ascii)
+def test_a_name_changes_nothing_but_itself(name: str, tmp_path: Path) -> None:
+    found = places(name, tmp_path)
+    for what, args in COMMANDS.items():
+        if args[0] == "audioloop":
+            pytest.importorskip("soundfile")
+        code, out, err = run(args, found)
+        assert_harmless(out)
+        assert_harmless(err, lines=int(code != 0 and what != "check"))
+        assert b"Error" not in err
+        for path in tmp_path.rglob("* out*/*"):
+            stem = str(Path(*path.relative_to(tmp_path).parts[1:]))  # also in what can be resumed
+            assert not any(unicodedata.category(mark) in ("Cc", "Cf", "Zl", "Zp") for mark in stem)
+        for path in sorted(tmp_path.glob("* out"), reverse=True):
+            path.rename(tmp_path / f"{what} done")
+
+
+@pytest.mark.parametrize("name", ODD, ids=ascii)
+def test_json_is_valid_and_alone_whatever_the_name(name: str, tmp_path: Path) -> None:
+    found = places(name, tmp_path)
+    for command in ("inspect", "check"):
+        _, out, _ = run([*COMMANDS[command], "--json"], found)
+        assert_harmless(out)
+        said = json.loads(out)
+        shown = said["manifest"]["sources"] if command == "inspect" else said["files"]
+        assert len(shown) == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_stream_of_any_encoding_takes_any_name(encoding: str, tmp_path: Path) -> None:
+    found = places("夜 \udcff", tmp_path)
+    for command in ("inspect", "a missing file", "check"):
+        for more in ([], ["--json"]):
+            done = run_apart(
+                [*COMMANDS[command], *more], found, LC_ALL="C", PYTHONIOENCODING=encoding
+            )
+            assert b"UnicodeEncodeError" not in done.stderr
+            assert b"Traceback" not in done.stderr
+
+
+def test_one_is_one_and_others_are_several() -> None:
+    assert [report.counted(n, "loop") for n in (0, 1, 2, 2000)] == [
+        "0 loops", "1 loop", "2 loops", "2,000 loops",
+    ]  # fmt: skip
+
+
+def test_an_error_of_the_system_names_path_cause_and_remedy() -> None:
+    import errno
+
+    for number in (errno.ENOSPC, errno.EACCES, errno.ENOENT, errno.EIO):
+        found = report.os_error(OSError(number, "as said elsewhere", "a\rb"))
+        place, cause = found.split(": ")
+        assert place == r"a\rb"
+        assert cause.startswith(f"{os.strerror(number)}; ")
+    assert report.os_error(OSError("782688 requested and 174218 written")).count("; ") == 1
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no device that is always full")
+    found = places("song", tmp_path)
+    code = "import sys; from midiloop_cli.main import midiloop; midiloop(sys.argv[1:])"
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, "inspect", found["loops"]],
+            stdout=full, stderr=subprocess.PIPE, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert b"No space left on device; make room" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_an_interrupt_is_one_line_and_130(tmp_path: Path) -> None:
+    code = (
+        "import click; from midiloop_cli.main import midiloop\n"
+        "@midiloop.command()\ndef wait(): raise KeyboardInterrupt\n"
+        "midiloop(['wait'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr.count(b"\n") == 1
+    assert done.stderr.startswith(b"midiloop: error: interrupted; ")
