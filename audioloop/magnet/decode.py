@@ -30,6 +30,7 @@ from audioloop.magnet.network import Magnet
 from midiloop.errors import LoopError
 
 COLDEST = 1e-2  # the lowest temperature: the likeliest code nearly always
+FEW = 64  # codes that are likely at most places
 SETTLED = -1e4  # the doubt about what is kept for good: less than about anything else
 
 # Codes (B, K, T) with gaps, a stage, and how strongly to follow the text, to logits (B, T, size).
@@ -335,9 +336,28 @@ def guess(
 
 def draw(probabilities: Tensor, top_p: float, generator: torch.Generator) -> Tensor:
     """A code for every place: (B, T, size) to int64 (B, T), among the likeliest of each."""
-    sorted_, codes = probabilities.sort(dim=-1, descending=True)
+    sorted_, codes = ranked(probabilities, top_p)
     before = sorted_.cumsum(-1) - sorted_
     kept = sorted_.masked_fill(before > top_p, 0)
     kept = kept / kept.sum(-1, keepdim=True)
     ranks = torch.multinomial(kept.flatten(0, 1), 1, generator=generator)
     return codes.gather(-1, ranks.view(*codes.shape[:2], 1))[..., 0]
+
+
+def ranked(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Probabilities (…, size) in falling order, as far as they hold ``top_p``, and whose they are.
+
+    Most places have a few likely codes. To find these takes a third of the time of sorting all;
+    after them probabilities are 0. Where they do not hold ``top_p``, all are sorted.
+    """
+    size = probabilities.shape[-1]
+    if size <= FEW:
+        return probabilities.sort(dim=-1, descending=True)
+    likeliest, theirs = probabilities.topk(FEW, dim=-1)
+    sorted_ = torch.zeros_like(probabilities)
+    codes = torch.zeros_like(probabilities, dtype=torch.int64)
+    sorted_[..., :FEW], codes[..., :FEW] = likeliest, theirs
+    # Sums of floats are rounded: what is close is sorted whole.
+    wide = likeliest.sum(-1) < top_p + 1e-4
+    sorted_[wide], codes[wide] = probabilities[wide].sort(dim=-1, descending=True)
+    return sorted_, codes

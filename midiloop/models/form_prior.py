@@ -24,7 +24,8 @@ from midiloop.models.layers import CodeModel, Loss
 from midiloop.models.sampling import MIN_ROWS, draw, wide
 
 UNKNOWN = -1
-WORTH_KEEPING = 0.75  # share of loops that go on, below which the others are put aside
+MORE_PLACES = 8  # that the past gets room for at a time: read when dense, it is read faster
+WORTH_KEEPING = 0.9  # share of loops that go on, below which the others are put aside then
 
 
 @dataclass(frozen=True)
@@ -269,8 +270,8 @@ class FormPrior(CodeModel):
         if order is None:
             order = torch.arange(c.segments, device=device)
         state = _Writing(self, n, order, known, form, device)
-        size = (c.layers, 2, n, c.heads, c.places, c.dim // c.heads)
-        past = torch.empty(size, device=device)
+        empty = torch.empty(2, n, c.heads, 0, c.dim // c.heads, device=device)
+        past = [empty] * c.layers  # keys and values (2, n, H, L, D / H)
         words = torch.full((n,), c.words, device=device)
         places = torch.full((n,), c.places, device=device)
         rows = torch.arange(n, device=device)  # of the loops that go on
@@ -278,11 +279,13 @@ class FormPrior(CodeModel):
             going = state.going(rows)
             if not going.any():
                 break
-            if len(going) > MIN_ROWS and going.float().mean() < WORTH_KEEPING:
-                kept = wide(going.nonzero()[:, 0], into=len(rows))
-                rows, words, places = rows[kept], words[kept], places[kept]
-                heard, past = past[..., :at, :], past.new_empty((*size[:2], len(kept), *size[3:]))
-                past[..., :at, :] = heard[:, :, kept]
+            if at == past[0].shape[3]:
+                kept = None
+                if len(going) > MIN_ROWS and going.float().mean() < WORTH_KEEPING:
+                    kept = wide(going.nonzero()[:, 0], into=len(rows))
+                    rows, words, places = rows[kept], words[kept], places[kept]
+                for number, heard in enumerate(past):
+                    past[number] = _roomier(heard, kept, MORE_PLACES)
             target = state.places(rows)
             x = (self.word(words) + self.place(places) + self.target(target))[:, None]
             for layer, kept_past in zip(self.layers, past, strict=True):
@@ -330,6 +333,13 @@ class FormPrior(CodeModel):
     def _bars(self, codes: Tensor) -> Tensor:
         """(B, S, T) to (B, segments, bar_codes), bar by bar, stream by stream."""
         return rearrange(codes, "b s (bar k) -> b (bar s) k", bar=self.config.bars)
+
+
+def _roomier(heard: Tensor, rows: Tensor | None, more: int) -> Tensor:
+    """Some rows of a past (2, n, H, L, D / H), or all, with room for ``more`` places."""
+    if rows is not None:
+        heard = heard[:, rows]
+    return F.pad(heard, (0, 0, 0, more))
 
 
 class _Writing:
