@@ -96,6 +96,7 @@ def prepare(
     variety: Variety = VARIETY,
     n_workers: int = 1,
     on_progress: Callable[[int], None] = lambda _: None,
+    on_lost: Callable[[int], None] = lambda _: None,
 ) -> list[CodedLoop]:
     """Render and code ``n`` loops of a split, or those that the folder lacks, and read them all.
 
@@ -104,6 +105,8 @@ def prepare(
     Args:
         variety: of which ``bars`` is not looked at; the rate is the codec's.
         on_progress: called with how many are done.
+        on_lost: called with the number of each loop that ended its worker, or took it over
+            `LOOP_TIMEOUT_S`, each time it was tried; the folder lacks it from now on.
 
     Raises:
         CallError: the folder holds others.
@@ -131,11 +134,16 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     with files.locked(folder):
         _open(folder, json.dumps(record, indent=2) + "\n")
-        return _prepared(made_of, n, folder, n_workers, on_progress)
+        return _prepared(made_of, n, folder, n_workers, on_progress, on_lost)
 
 
 def _prepared(
-    made_of: Source, n: int, folder: Path, n_workers: int, on_progress: Callable[[int], None]
+    made_of: Source,
+    n: int,
+    folder: Path,
+    n_workers: int,
+    on_progress: Callable[[int], None],
+    on_lost: Callable[[int], None],
 ) -> list[CodedLoop]:
     """Make the shards that the folder lacks, and read all."""
     shards = range(math.ceil(n / LOOPS_A_SHARD))
@@ -149,7 +157,7 @@ def _prepared(
     def tell(in_work: int) -> None:
         on_progress(min(n, done + in_work))
 
-    for _ in workers.run(
+    for job, _ in workers.run(
         functools.partial(task, made_of, folder),
         jobs,
         preload=("audioloop.coded",),
@@ -159,6 +167,8 @@ def _prepared(
     ):
         done += LOOPS_A_SHARD
         tell(0)
+        for at in sorted(job.lost):
+            on_lost(job.numbers[at])
     found = [loop for shard in shards for loop in _read(_place(folder, shard))][:n]
     if not found:
         raise LoopError(

@@ -20,7 +20,7 @@ from audioloop.described import Described
 from audioloop.label import Label, Names, legal
 from audioloop.wave import SILENT, Format, Wave
 from midiloop.errors import LoopError
-from midiloop.files import printable
+from midiloop.files import printable, working_in, write
 
 WAYS = ("latent", "codes")
 RECORD = "reconstruct.json"
@@ -137,27 +137,33 @@ def run(
     *,
     on_file: Callable[[Reconstructed | LoopError], None] = lambda _: None,
 ) -> tuple[list[Reconstructed], list[LoopError]]:
-    """Write each loop as it comes back from its latent and from its codes, and a picture of all.
+    """Write each loop as it comes back from its latent and from its codes, pictures and a record.
 
     What comes back is mono, as long as the file to the sample, and at its rate.
 
     Args:
         on_file: called with each file's outcome.
 
+    Raises:
+        CallError: ``out`` is a file, or another run is at work there.
     """
     done: list[Reconstructed] = []
     failed: list[LoopError] = []
     names = Names()
-    for path in files:
-        try:
-            stem = legal(path.stem)
-            name = stem + names.own(stem.__add__)
-            with sources.blamed(path):
-                done.append(_one(path, out, name, codec))
-            on_file(done[-1])
-        except LoopError as error:
-            failed.append(error)
-            on_file(error)
+    with working_in(out):
+        for path in files:
+            try:
+                stem = legal(path.stem)
+                name = stem + names.own(stem.__add__)
+                with sources.blamed(path):
+                    done.append(_one(path, out, name, codec))
+                on_file(done[-1])
+            except LoopError as error:
+                failed.append(error)
+                on_file(error)
+        if done:
+            record = json.dumps(as_json(done, failed, codec.config), indent=2) + "\n"
+            write(out / RECORD, record.encode())
     return done, failed
 
 
@@ -165,7 +171,6 @@ def _one(path: Path, out: Path, name: str, codec: Coder) -> Reconstructed:
     found = described.read(path)
     loop = found.repeats
     figures, waves, codes = measure(loop, codec)
-    out.mkdir(parents=True, exist_ok=True)
     notes = [*found.remarks, *_notes(loop, codec.config)]
     label = _label(found, name)
     written: dict[str, str] = {}
@@ -245,8 +250,3 @@ def as_json(done: Sequence[Reconstructed], failed: Sequence[LoopError], shape: S
         found["codebook_use"] = whole.use
         found["kilobits_per_s"] = whole.kilobits_per_s
     return found
-
-
-def write_record(out: Path, found: Any) -> None:
-    """Leave the figures beside the sounds."""
-    (out / RECORD).write_text(json.dumps(found, indent=2) + "\n")

@@ -28,7 +28,7 @@ from audioloop.sources import blamed
 from audioloop.wave import Format, Wave
 from midiloop import score
 from midiloop.errors import CallError, LoopError
-from midiloop.files import printable
+from midiloop.files import printable, working_in
 from midiloop.grid import LOOP
 from midiloop.score import Score
 
@@ -290,16 +290,22 @@ def run(
 
     Args:
         read: a loop of a path, see `given.read`.
+
+    Raises:
+        CallError: ``out`` is a file, or another run is at work there.
     """
     names = taken_by(sources, out)
-    for source in sources:
-        try:
-            with blamed(source):
-                made = _one(read(source), out, filler, part, variations, taste, free, form, names)
-        except LoopError as error:
-            yield error
-        else:
-            yield made
+    with working_in(out):
+        for source in sources:
+            try:
+                with blamed(source):
+                    made = _one(
+                        read(source), out, filler, part, variations, taste, free, form, names
+                    )
+            except LoopError as error:
+                yield error
+            else:
+                yield made
 
 
 def taken_by(sources: Sequence[Path], out: Path) -> Names:

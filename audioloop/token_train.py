@@ -307,6 +307,7 @@ def tokens(
     device: torch.device,
     resume: bool = False,
     on_coded: Callable[[int], None] = lambda _: None,
+    on_lost: Callable[[str, int], None] = lambda *_: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Result:
     """Train a model of codes, on renders of the training songs of a dataset.
@@ -319,6 +320,8 @@ def tokens(
         begin_with: a run whose model is to learn more; its sizes are kept. A model of the other
             kind gives what both kinds have: all but heads, and as many layers as there are.
         on_coded: called with how many loops are coded.
+        on_lost: called with the split and number of each loop that is left out, see
+            `coded.prepare`.
 
     Raises:
         CallError, LoopError: see `coded.prepare` and `fit.fit`.
@@ -350,6 +353,7 @@ def tokens(
         coded.prepare(
             dataset, split, n, folder / split, soundfont, codec,
             seed=seed, n_workers=n_workers, on_progress=on_coded,
+            on_lost=functools.partial(on_lost, split),
         )
         for split, n, seed in (("train", n_loops, 0), ("valid", N_VALID, 1))
     )  # fmt: skip

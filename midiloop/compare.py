@@ -120,14 +120,29 @@ def run(
         on_loops: called with the name of a row and how many more loops of it there are.
 
     Raises:
-        CallError: ``out`` holds a comparison and ``resume`` is not asked for.
+        CallError: ``out`` is there and ``resume`` is not asked for, or another run works in it.
         LoopError: a split is empty.
         ImportError: matplotlib is not installed.
     """
     files.check_parent(out)
-    if out.exists() and not resume:
-        raise CallError(f"{out}: exists already; go on with --resume, or choose another name")
-    _check_start(dataset, out)
+    files.check_writable(out)
+    is_there = out.exists()
+    with files.working_in(out):
+        if is_there and not resume:
+            raise CallError(f"{out}: exists already; go on with --resume, or choose another name")
+        _check_start(dataset)
+        return _run(dataset, out, settings, n, device, on_progress, on_loops)
+
+
+def _run(
+    dataset: LoopDataset,
+    out: Path,
+    settings: Settings,
+    n: int,
+    device: torch.device,
+    on_progress: Callable[[str, Progress], None],
+    on_loops: Callable[[str, int], None],
+) -> Comparison:
     for folder in ("rows", "runs/latents"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for name in NAMES:
@@ -164,9 +179,8 @@ def run(
     return found
 
 
-def _check_start(dataset: LoopDataset, out: Path) -> None:
+def _check_start(dataset: LoopDataset) -> None:
     """Raise what would go wrong hours later, while nothing is lost yet."""
-    files.check_writable(out)
     importlib.import_module("matplotlib")
     for split in SPLITS:
         if not any(True for _ in dataset.select(split=split, limit=1)):

@@ -131,6 +131,27 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """`locked`, in a folder that is made where there is none, and gone again where it stays empty.
+
+    Raises:
+        CallError: it is a file, or another run is at work there.
+        OSError: it cannot be made.
+    """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise CallError(f"{printable(folder)}: is a file; give a folder")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder):
+            yield
+    finally:
+        with suppress(OSError):  # it holds something
+            for path in made:
+                path.rmdir()
+
+
 def _tidy(folder: Path) -> None:
     """Remove what `replacing` leaves where a process is killed."""
     with suppress(FileNotFoundError):  # the block may have given the folder another name

@@ -154,5 +154,9 @@ def _library(name: str) -> Any:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return importlib.import_module(name)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ImportError(f"{name} is missing: pip install {name}") from error
+    except (ImportError, SystemError) as error:  # so extensions fail that find too little memory
+        raise ImportError(
+            f"{name} cannot be loaded ({error}); free some memory, or install it anew"
+        ) from error

@@ -350,7 +350,9 @@ def test_a_loop_that_kills_its_worker_costs_that_loop(
 ) -> None:
     whole = prepared(made)
     monkeypatch.setattr(coded, "task", deadly)
-    found = prepared(tmp_path / "loops")
+    lost: list[int] = []
+    found = prepared(tmp_path / "loops", on_lost=lost.append)
+    assert lost == [4]
     assert same(found[: N - 1], [*whole[:4], *whole[5:]])
     assert len(found) == N  # the next one is of the last shard
     expected = contents(made)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from midiloop import checkpoint, compare, metrics, models
+from midiloop import checkpoint, compare, files, metrics, models
 from midiloop.compare import Comparison
 from midiloop.errors import CallError
 from midiloop.fit import Settings
@@ -74,6 +74,8 @@ def test_a_comparison_is_made_once(dataset: LoopDataset, tmp_path: Path) -> None
     pictures = {"curves.png", "reconstructions.png", "codes.png", "frequent.png"}
     assert pictures <= {path.name for path in out.iterdir()}
     with pytest.raises(CallError, match="--resume"):
+        compare.run(dataset, out, BUDGET, n=20, device=CPU)
+    with files.locked(out), pytest.raises(CallError, match="another run is at work here"):
         compare.run(dataset, out, BUDGET, n=20, device=CPU)
 
 

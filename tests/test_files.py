@@ -89,6 +89,22 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     second()
 
 
+def test_a_folder_to_work_in_is_made_and_goes_where_nothing_was_made_in_it(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "b"
+    with files.working_in(out):
+        assert out.is_dir()
+    assert not list(tmp_path.iterdir())
+    with files.working_in(out):
+        (out / "made").touch()
+    assert [path.name for path in out.iterdir()] == ["made"]
+    (tmp_path / "empty").mkdir()
+    with files.working_in(tmp_path / "empty"):
+        pass
+    assert (tmp_path / "empty").is_dir()
+    with pytest.raises(CallError, match="is a file"), files.working_in(out / "made"):
+        pass
+
+
 def test_what_a_killed_run_left_half_written_is_removed_by_the_next(tmp_path: Path) -> None:
     with files.replacing(tmp_path / "model.safetensors") as temporary:
         temporary.write_bytes(b"whole")

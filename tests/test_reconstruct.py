@@ -18,7 +18,7 @@ from audioloop.codec import Codec, CodecConfig
 from audioloop.label import Label
 from audioloop.wave import Format, Wave
 from handmade import groove
-from midiloop import checkpoint
+from midiloop import checkpoint, files
 from midiloop.errors import LoopError
 from midiloop.store import LoopDataset
 from midiloop_cli import main
@@ -150,6 +150,16 @@ def test_clipping_is_named_and_what_would_clip_is_turned_down(run: Path, tmp_pat
     assert "samples at full scale or beyond" in done.stdout
     assert "turned down by" in done.stdout
     assert wave.read(tmp_path / "out" / "loud_latent.wav").peak <= 1
+
+
+def test_one_run_at_a_time_works_in_a_folder(loop: Path, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with files.locked(out):
+        done = audioloop("reconstruct", loop, "-o", out, "--codec", run)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "another run is at work here" in done.stderr
+    assert not list(out.iterdir())
 
 
 def test_nothing_is_written_where_nothing_came_back(run: Path, tmp_path: Path) -> None:

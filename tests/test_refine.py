@@ -26,7 +26,7 @@ from audioloop.refine import Part
 from audioloop.tokens import Causal, Masked, TokenConfig
 from audioloop.wave import Format, Samples, Wave
 from handmade import groove, random_rolls
-from midiloop import checkpoint, score
+from midiloop import checkpoint, files, score
 from midiloop.errors import CallError, LoopError
 from midiloop_cli import main
 
@@ -509,6 +509,19 @@ def test_nothing_is_written_over_what_is_read_or_was_made(
     assert loop.read_bytes() == before
 
 
+@pytest.mark.parametrize("command", ["refine", "generate"])
+def test_one_run_at_a_time_works_in_a_folder(
+    command: str, song: Path, models: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with files.locked(out):
+        done = audioloop(command, song, "-o", out, *models)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "another run is at work here" in done.stderr
+    assert names(out) == []
+
+
 def test_what_cannot_be_written_leaves_nothing_half_done(
     song: Path, models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -520,7 +533,7 @@ def test_what_cannot_be_written_leaves_nothing_half_done(
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "No space left on device" in done.stderr
-    assert names(tmp_path / "out") == []
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("option", [["--mask", "7-"], ["--keep", "2"], ["--top-p", "3"]])

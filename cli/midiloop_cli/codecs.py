@@ -130,11 +130,15 @@ def train(
         with report.counting("loops", n) as count, report.sounding(model) as live:
             result = token_train.tokens(
                 model, loops, out, how, fonts[0], n_loops=n, folder=coded, codec=run, study=study,
-                on_coded=report.steps(count), on_progress=live, **shared,
+                on_coded=report.steps(count), on_lost=_left_out, on_progress=live, **shared,
             )  # fmt: skip
     last = {"folder": str(out), "steps": result.steps, "minutes": result.took_s / 60}
     figures = {**result.history[-1], **last}
     report.echo(report.to_json(figures) if as_json else _trained(model, figures))
+
+
+def _left_out(split: str, number: int) -> None:
+    report.note(f"loop {number} of the {split} loops is left out: coding it ends its process")
 
 
 def _only(fits: bool, options: dict[str, Any], who: str) -> None:
@@ -200,11 +204,8 @@ def reconstruct(
             count()
 
         done, failed = reconstruct.run(sources, out, codec, on_file=finished)
-    found = reconstruct.as_json(done, failed, codec.config)
-    if done:
-        reconstruct.write_record(out, found)
     if as_json:
-        report.echo(report.to_json(found))
+        report.echo(report.to_json(reconstruct.as_json(done, failed, codec.config)))
     elif done:
         report.echo(_summed(reconstruct.summary(done, codec.config), len(done), out))
     for error in failed:

@@ -205,6 +205,7 @@ def generate(
     from audioloop import refine as making
     from audioloop.wave import Format
     from midiloop.errors import LoopError
+    from midiloop.files import working_in
 
     if (text is None) != (magnet is None):
         raise click.UsageError("--text and --magnet go together: words, and who reads them.")
@@ -217,7 +218,8 @@ def generate(
     form_ = Format(form, "lossy" if form == "ogg" else "24")
     done: list[Written] = []
     failed: list[LoopError] = []
-    with report.counting("loops", max(1, len(paths)) * options["variations"]) as count:
+    n_loops = max(1, len(paths)) * options["variations"]
+    with working_in(out), report.counting("loops", n_loops) as count:
         for outcome in made:
             if isinstance(outcome, LoopError):
                 failed.append(outcome)
