@@ -179,8 +179,11 @@ class _Worker:
         self.job: Any = None
         self.at = context.RawValue("i", BETWEEN_ITEMS)
         self.connection, child = context.Pipe()
-        self.process = _started(context, task, child, self.at)
+        self.process = _started(context, child, self.at)
         child.close()
+        # Not as the process begins: if this one is killed meanwhile, half of it is a traceback.
+        with suppress(BrokenPipeError, ConnectionResetError):  # it died: `lost` will say so
+            self.connection.send(task)
 
     def begin(self, job: Any) -> None:
         self.job, self.at.value = job, BETWEEN_ITEMS
@@ -222,10 +225,10 @@ class _Worker:
         self.connection.close()
 
 
-def _started(context: Any, task: Task[Any], child: Connection, at: Any) -> Any:
-    """A process that serves ``task``; one that is killed as it begins is begun again."""
+def _started(context: Any, child: Connection, at: Any) -> Any:
+    """A process that serves; one that is killed as it begins is begun again."""
     for _ in range(MAX_FAILURES):
-        process = context.Process(target=_serve, args=(task, child, at), daemon=True)
+        process = context.Process(target=_serve, args=(child, at), daemon=True)
         with suppress(BrokenPipeError, ConnectionResetError, EOFError), _main_hidden():
             process.start()
             return process
@@ -247,15 +250,17 @@ def _main_hidden() -> Iterator[None]:
         main.__dict__.update({name: value for name, value in hidden.items() if value is not None})
 
 
-def _serve(task: Task[Any], connection: Connection, at: Any) -> None:
-    """A worker's life: take a job, send its result, until the parent is gone."""
+def _serve(connection: Connection, at: Any) -> None:
+    """A worker's life: take the task, then a job, send its result, until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
 
     def turn_to(item: int) -> None:
         at.value = item
 
+    task: Task[Any] | None = None
     while True:
         try:
+            task = task or connection.recv()
             job = connection.recv()
         except (EOFError, OSError):
             return
