@@ -125,12 +125,14 @@ def _hang(*_: object) -> None:
     raise TimeoutError(f"over {HANG_S} s")
 
 
-def start(program: str, *args: object, limit_bytes: int = 0) -> subprocess.Popen[bytes]:
-    """Start a command, with at most so much address space."""
+def start(
+    program: str, *args: object, limit_bytes: int = 0, within: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a command, with at most so much address space, or by another: ``within``."""
     limits = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit_bytes},) * 2); "
     code = f"{limits if limit_bytes else ''}from midiloop_cli.main import {program}; {program}()"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *(os.fsencode(str(arg)) for arg in args)],
+        [*within, sys.executable, "-c", code, *(os.fsencode(str(arg)) for arg in args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -362,19 +364,20 @@ def at_once(desk: Desk, n: int) -> Iterator[str]:
 # What belongs to somebody else.
 
 
-@row("a NAME.partial that belongs to somebody else", 9)
+@row("a NAME.partial that belongs to somebody else", 20)
 def foreign_partial(desk: Desk, n: int) -> Iterator[str]:
     names = ("thesis.txt", "plan.json", ".lock", "sub/thesis.txt", "0000000.part")
     for at in range(n):
         out = desk.new()
-        precious = out.with_name(out.name + ".partial") / names[at // 3 % len(names)]
+        precious = out.with_name(out.name + ".partial") / names[at // 4 % len(names)]
         precious.parent.mkdir(parents=True)
         precious.write_text("precious")
         command = (
             ("extract", desk.songs, "-o", out),
             ("export", desk.loops, "--midi", out),
             ("extract", desk.songs, "--resume", "-o", out),
-        )[at % 3]
+            ("generate", "-n", 2, "-o", out),
+        )[at % 4]
         done = desk.run("midiloop", *command)
         there = precious.is_file() and precious.read_text() == "precious"
         yield fault(done) or ("" if there or precious.name == ".lock" else f"{precious} is gone")
@@ -654,6 +657,36 @@ def full_disk(desk: Desk, n: int) -> Iterator[str]:
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@row("a folder that is read-only", 8)
+def read_only(desk: Desk, n: int) -> Iterator[str]:
+    within: tuple[str, ...] = ()
+    if os.geteuid() == 0:  # who may write anywhere, unless that is taken away
+        if not shutil.which("setpriv"):
+            raise Skip("setpriv, of util-linux, is not installed")
+        within = ("setpriv", "--bounding-set", "-dac_override", "--inh-caps", "-dac_override")
+    place = desk.new("read-only")
+    place.mkdir()
+    (place / "theirs.txt").write_text("precious")
+    before = contents(place)
+    commands: list[tuple[str, tuple[object, ...]]] = [
+        ("midiloop", ("extract", desk.songs, "-o", place / "loops")),
+        ("audioloop", ("render", desk.midi, "-o", place / "audio")),
+        ("audioloop", ("render", desk.midi, "-o", place)),
+        ("midiloop", ("export", desk.loops, "--midi", place / "midi")),
+        ("midiloop", ("export", desk.loops, "--npz", place / "x.npz")),
+        ("midiloop", ("plot", desk.loops, "-o", place / "x.png")),
+        ("midiloop", ("generate", "-n", 2, "-o", place / "new")),
+        ("audioloop", ("generate", "-o", place / "new", "--bars", 1)),
+    ]
+    place.chmod(0o555)
+    for program, command in commands[:n]:
+        done = desk.run(program, *command, within=within)
+        loss = fault(done, [1, 2])
+        if not loss and str(place) not in done.err:
+            loss = f"does not name the folder: {done.err.strip()}"
+        yield f"{command[0]}: {loss}" if loss else unlike(place, before)
+
+
 @row("files that vanish while they are read", 6)
 def vanishing(desk: Desk, n: int) -> Iterator[str]:
     for at in range(n):
@@ -752,11 +785,14 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="where to make the folder to work in")
     asked = parser.parse_args()
     lost, began_s = False, time.monotonic()
-    print("| test | attempts | losses |\n|---|---|---|", flush=True)
+    print("| test | attempts | losses | seconds |\n|---|---|---|---|", flush=True)
     with prepared(asked.work) as shared:
         for name in asked.rows or ROWS:
+            row_began_s = time.monotonic()
             n, losses, why = measured(name, asked.seed, asked.share, shared)
-            print(f"| {ROWS[name].title} | {n or 'skipped: ' + why} | {len(losses)} |", flush=True)
+            took_s = time.monotonic() - row_began_s
+            tried = n or f"skipped: {why}"
+            print(f"| {ROWS[name].title} | {tried} | {len(losses)} | {took_s:.0f} |", flush=True)
             for loss in sorted(set(losses)):
                 print(
                     f"  {name} --seed {asked.seed}: {files.shortened(loss, 300)}", file=sys.stderr
