@@ -33,7 +33,9 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as parquet
+import pytest
 import soundfile
+import test_configs
 from click.testing import CliRunner
 
 from audioloop import synth
@@ -460,6 +462,35 @@ def foreign_runs(desk: Desk, n: int) -> Iterator[str]:
             weights.write_bytes(data)
         yield fault(desk.call("midiloop", "generate", other, "-n", 1, "-o", desk.new()))
         shutil.rmtree(other)
+
+
+@row("codecs and MAGNeTs from outside: config, reconstruct, generate", 60)
+def foreign_sounds(desk: Desk, n: int) -> Iterator[str]:
+    rendered = desk.new("rendered")
+    assert desk.run("audioloop", "render", desk.midi, "-o", rendered, "--limit", 1).code == 0
+    (wav,) = rendered.glob("*.wav")
+    loaders = {"codec": test_configs.ours("codec", desk.new("codec"))}
+    folders = {"codec": desk.folder / f"{desk.count:04d}codec"}
+    with suppress(pytest.skip.Exception):  # where there is no YAML
+        loaders["magnet"] = test_configs.audiocraft(desk.new("magnet"))
+        folders["magnet"] = desk.folder / f"{desk.count:04d}magnet"
+    kinds = sorted(loaders)
+    for at in range(n):
+        kind = kinds[at % len(kinds)]
+        loader, folder = loaders[kind], folders[kind]
+        if at % 5 == 4:
+            loader.text(desk.random.choice(sorted(test_configs.TEXTS.values())))
+        else:
+            name = desk.random.choice(sorted(loader.config))
+            loader.say({**loader.config, name: desk.random.choice(test_configs.ODD)})
+        command = (
+            ("reconstruct", wav, "--codec", folder, "-o", desk.new())
+            if kind == "codec"
+            else ("generate", "--text", "dub", "--magnet", folder, "--encodec", desk.folder / "no",
+                  "-o", desk.new())
+        )  # fmt: skip
+        loss = fault(desk.call("audioloop", *command))
+        yield f"{kind}: {loss}" if loss else ""
 
 
 def _archives(folder: Path) -> Iterator[Path]:
