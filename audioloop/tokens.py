@@ -16,6 +16,7 @@ knowing those before it (as the small transformer of Lee et al. 2022, arXiv:2203
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple, cast
@@ -166,7 +167,13 @@ def _start(module: nn.Module, n_layers: int) -> None:
 
 
 class Masked(Trunk):
-    """Fills gaps: codes (B, K, T) and what is told, to logits (B, T, size) of one codebook."""
+    """Fills gaps: codes (B, K, T) and what is told, to logits (B, T, size) of one codebook.
+
+    Attributes:
+        half: multiply in bfloat16 inside the layers. What they add up, and logits, stay in 32 bits.
+    """
+
+    half = False
 
     def __init__(self, config: TokenConfig) -> None:
         super().__init__(config)
@@ -187,8 +194,11 @@ class Masked(Trunk):
         """
         x = self.embedded(codes) + self.listener(condition, circular=circular)
         reach = self.config.context if stage else None
-        for layer in self.layers:
-            x = layer(x, circular=circular, reach=reach)
+        # Whoever learns says for all of the model how it multiplies.
+        half = torch.autocast(x.device.type, torch.bfloat16) if self.half else nullcontext()
+        with half:
+            for layer in self.layers:
+                x = layer(x, circular=circular, reach=reach)
         logits: Tensor = self.heads[stage](self.norm(x))
         return logits
 

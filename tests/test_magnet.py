@@ -30,6 +30,7 @@ from audioloop.magnet.decode import (
     draw,
     guided,
     moments,
+    ranked,
     spans_of,
 )
 from audioloop.magnet.network import PRESETS, Magnet, MagnetConfig, positions
@@ -695,3 +696,18 @@ def test_without_transformers_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ImportError, match=r"pip install transformers"):
         TextModel()
     assert checkpoint.TEXT_MODEL == "t5-base"
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 0.3, 3.0, 100.0])
+@pytest.mark.parametrize("top_p", [0.0, 0.5, 0.9, 1.0])
+def test_the_likeliest_codes_are_those_of_a_sort(sharpness: float, top_p: float) -> None:
+    """Both are drawn from with the same numbers, and so give the same codes."""
+    logits = torch.randn(3, 40, 500) * sharpness + torch.arange(500) * 1e-4  # no two are equal
+    probabilities = logits.softmax(-1)
+    sorted_, codes = probabilities.sort(dim=-1, descending=True)
+    held = sorted_.cumsum(-1) - sorted_ <= top_p
+    found, theirs = ranked(probabilities, top_p)
+    assert torch.equal(found.cumsum(-1) - found <= top_p, held)
+    assert torch.equal(found[held], sorted_[held])
+    likely = held & (sorted_ > 1e-30)
+    assert torch.equal(theirs[likely], codes[likely])

@@ -609,3 +609,20 @@ def test_a_loop_that_is_too_long_is_one_line(models: list[str], tmp_path: Path) 
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "256 s are over 80" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_precision_is_chosen_or_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    for pays in (False, True):
+        monkeypatch.setattr(fill, "half_pays", lambda _, pays=pays: pays)
+        assert fill.load(precision="auto").masked.half is pays
+        assert not fill.load(precision="float32").masked.half
+        assert fill.load(precision="bfloat16").masked.half
+    assert not fill.load().masked.half
+
+
+def test_what_is_measured_leaves_all_as_it_was() -> None:
+    model = Masked(TokenConfig(dim=32, heads=2, layers=1))
+    threads = torch.get_num_threads()
+    assert fill.half_pays(model) in (False, True)
+    assert torch.get_num_threads() == threads
+    assert not model.half

@@ -69,6 +69,12 @@ def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--format", "form", type=click.Choice(["wav", "flac", "ogg"]), default="wav",
             show_default=True, help="Format of the audio files.",
         ),
+        click.option(
+            "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",
+            show_default=True,
+            help="Of products inside the masked model. auto measures at the start which is faster; "
+            "the same seed gives other loops in each.",
+        ),
         device_option,
         json_option,
     )  # fmt: skip
@@ -241,6 +247,7 @@ def _check_used(text: str | None, sources: tuple[Path, ...], options: dict[str, 
     if text is not None:
         notes = ("kit", "bass", "primed", "rescoring", "candidates", "masked", "causal", "codec")
         refuse("is for what has notes, and not for --text", *notes)
+        refuse("is of the masked model, and not for --text", "precision")
         return
     refuse("belongs to a published MAGNeT; give --text and --magnet as well", "encodec", "t5")
     if not sources:
@@ -316,6 +323,7 @@ def _filler(options: dict[str, Any], device: str, primed: bool = False) -> Any:
         options["codec"],
         choose_device(device),
         with_causal=primed or bool(options["rescoring"]),
+        precision=options["precision"],
     )
 
 

@@ -1,9 +1,11 @@
 """What the models of codes can do: follow notes, leave what is kept, close the circle, in time.
 
-    python tests/benchmarks/magnet.py LOOPS [--loops 48] [--masked RUN] [--codec RUN] [--sf2 FILE]
+    python tests/benchmarks/magnet.py LOOPS [--loops 48] [--split valid] [--precision bfloat16]
+        [--masked RUN] [--codec RUN] [--sf2 FILE]
 
-Loops are of test songs. Onsets are found by librosa in two rounds of a loop, and matched one to one
-with those of its notes, within 40 ms; as it comes, and as it was set up for what a codec gives back
+Loops are of test songs, or of validation songs. Onsets are found by librosa in two rounds of a
+loop, and matched one to one with those of its notes, within 40 ms; as it comes, and as it was set
+up for what a codec gives back
 (`onsets`). A true render, and what the codec makes of it, show what that way of finding them can
 come to; another loop's notes, what is there by chance.
 """
@@ -50,17 +52,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--loops", type=int, default=48)
+    parser.add_argument("--split", choices=("valid", "test"), default="test")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--masked", type=Path)
     parser.add_argument("--codec", type=Path)
     parser.add_argument("--sf2", type=Path)
     options = parser.parse_args()
-    filler = fill.load(options.masked, codec=options.codec)
+    filler = fill.load(options.masked, codec=options.codec, precision=options.precision)
     font = synth.SoundFont(synth.soundfont(options.sf2), RATE)
     print(
-        f"{options.loops} loops of {BARS} bars, {torch.get_num_threads()} threads, temperature "
-        f"{fill.TOLD.temperature:g} with notes, {fill.FREE.temperature:g} without, {CHOSEN}\n"
+        f"{options.loops} loops of {BARS} bars, "
+        f"{'bfloat16' if filler.masked.half else 'float32'}, {torch.get_num_threads()} threads, "
+        f"temperature {fill.TOLD.temperature:g} with notes, {fill.FREE.temperature:g} without, "
+        f"{CHOSEN}\n"
     )
-    pieces = onsets.loops(options.dataset, "test", options.loops)
+    pieces = onsets.loops(options.dataset, options.split, options.loops)
     follows(pieces, filler, font)
     keeps(pieces, filler, font)
     lengths(pieces[0], filler)
@@ -144,7 +150,8 @@ def command(options: argparse.Namespace) -> None:
         rolls = renders.loops(LoopDataset(options.dataset), "test").packed
         loop = piece.of_roll(LOOP.unpack(rolls[:1])[0], 120.0, "loop")
         score.write(loop.score, folder / "loop.mid")
-        more = ["--masked", str(options.masked)] if options.masked else []
+        more = ["--precision", options.precision]
+        more += ["--masked", str(options.masked)] if options.masked else []
         more += ["--codec", str(options.codec)] if options.codec else []
         works: dict[str, Callable[[str], list[str]]] = {
             "generate": lambda out: ["generate", str(folder / "loop.mid"), "-o", out, *more],
