@@ -5,9 +5,8 @@
 
 Loops are of test songs, or of validation songs. Onsets are found by librosa in two rounds of a
 loop, and matched one to one with those of its notes, within 40 ms; as it comes, and as it was set
-up for what a codec gives back
-(`onsets`). A true render, and what the codec makes of it, show what that way of finding them can
-come to; another loop's notes, what is there by chance.
+up for what a codec gives back (`onsets`). A true render, and what the codec makes of it, show what
+that way of finding them can come to; another loop's notes, what is there by chance.
 """
 
 from __future__ import annotations

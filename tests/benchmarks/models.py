@@ -119,13 +119,14 @@ def generation(device: str, repeats: int) -> None:
 
 
 def whole_commands(dataset: Path, repeats: int) -> None:
-    """A cold start of `generate -n 1`, and the memory of `train` at the paper's batch."""
+    """`generate` from a cold start to its end, and the memory of `train` at the paper's batch."""
     with tempfile.TemporaryDirectory() as folder:
-        times = []
-        for number in range(repeats):
-            args = ["generate", "-n", "1", "-o", str(Path(folder) / str(number))]
-            times.append(taken(lambda args=args: command(args), cpu=False))  # type: ignore[misc]
-        show("generate -n 1 from a cold start: seconds", statistics.median(times))
+        for n in (1, 1000):
+            times = []
+            for number in range(repeats):
+                args = ["generate", "-n", str(n), "-o", str(Path(folder) / f"{n}-{number}")]
+                times.append(taken(lambda args=args: command(args), cpu=False))  # type: ignore[misc]
+            show(f"generate -n {n} from a cold start: seconds", statistics.median(times))
         for model in ("vq-vae", "cnn-vae", "nonar-lstm-vae", "ar-lstm-vae"):
             out = str(Path(folder) / model)
             args = ["train", model, str(dataset), "-o", out, "--epochs", "1"]
