@@ -245,7 +245,9 @@ def load(
     if with_causal or causal is not None:
         causal_model = token_models.load_causal(causal, device)
         token_models.of_codec(causal_model, model)
-    masked_model.half = precision == "bfloat16" or (precision == "auto" and half_pays(masked_model))
+    masked_model.in_bfloat16 = precision == "bfloat16" or (
+        precision == "auto" and half_pays(masked_model)
+    )
     return Filler(model, masked_model, causal_model)
 
 

@@ -170,10 +170,10 @@ class Masked(Trunk):
     """Fills gaps: codes (B, K, T) and what is told, to logits (B, T, size) of one codebook.
 
     Attributes:
-        half: multiply in bfloat16 inside the layers. What they add up, and logits, stay in 32 bits.
+        in_bfloat16: multiply so inside the layers. What they add up, and logits, stay in 32 bits.
     """
 
-    half = False
+    in_bfloat16 = False
 
     def __init__(self, config: TokenConfig) -> None:
         super().__init__(config)
@@ -195,7 +195,7 @@ class Masked(Trunk):
         x = self.embedded(codes) + self.listener(condition, circular=circular)
         reach = self.config.context if stage else None
         # Whoever learns says for all of the model how it multiplies.
-        half = torch.autocast(x.device.type, torch.bfloat16) if self.half else nullcontext()
+        half = torch.autocast(x.device.type, torch.bfloat16) if self.in_bfloat16 else nullcontext()
         with half:
             for layer in self.layers:
                 x = layer(x, circular=circular, reach=reach)

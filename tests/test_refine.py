@@ -614,10 +614,10 @@ def test_a_loop_that_is_too_long_is_one_line(models: list[str], tmp_path: Path) 
 def test_precision_is_chosen_or_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     for pays in (False, True):
         monkeypatch.setattr(fill, "half_pays", lambda _, pays=pays: pays)
-        assert fill.load(precision="auto").masked.half is pays
-        assert not fill.load(precision="float32").masked.half
-        assert fill.load(precision="bfloat16").masked.half
-    assert not fill.load().masked.half
+        assert fill.load(precision="auto").masked.in_bfloat16 is pays
+        assert not fill.load(precision="float32").masked.in_bfloat16
+        assert fill.load(precision="bfloat16").masked.in_bfloat16
+    assert not fill.load().masked.in_bfloat16
 
 
 def test_what_is_measured_leaves_all_as_it_was() -> None:
@@ -625,4 +625,4 @@ def test_what_is_measured_leaves_all_as_it_was() -> None:
     threads = torch.get_num_threads()
     assert fill.half_pays(model) in (False, True)
     assert torch.get_num_threads() == threads
-    assert not model.half
+    assert not model.in_bfloat16

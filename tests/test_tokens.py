@@ -253,17 +253,17 @@ def test_before_the_first_frame_there_is_a_gap() -> None:
 def test_in_16_bits_logits_are_nearly_the_same(told: Condition, stage: int) -> None:
     model, codes = Masked(TINY), some_codes(gaps=True)
     before = model(codes, told, stage, circular=True)
-    model.half = True
+    model.in_bfloat16 = True
     after = model(codes, told, stage, circular=True)
     assert after.dtype == torch.float32
     assert 0 < (after - before).abs().max() < 0.02 * before.std()
-    model.half = False
+    model.in_bfloat16 = False
     assert torch.equal(model(codes, told, stage, circular=True), before)
 
 
 def test_in_16_bits_a_ring_has_no_first_frame(told: Condition) -> None:
     model, codes = Masked(TINY), some_codes(gaps=True)
-    model.half = True
+    model.in_bfloat16 = True
     there = model(codes.roll(7, -1), told.rolled(7), 0, circular=True)
     torch.testing.assert_close(
         there, model(codes, told, 0, circular=True).roll(7, 1), atol=0.02, rtol=0

@@ -61,8 +61,9 @@ def main() -> None:
     font = synth.SoundFont(synth.soundfont(options.sf2), RATE)
     print(
         f"{options.loops} loops of {BARS} bars, "
-        f"{'bfloat16' if filler.masked.half else 'float32'}, {torch.get_num_threads()} threads, "
-        f"temperature {fill.TOLD.temperature:g} with notes, {fill.FREE.temperature:g} without, "
+        f"{'bfloat16' if filler.masked.in_bfloat16 else 'float32'}, "
+        f"{torch.get_num_threads()} threads, temperature {fill.TOLD.temperature:g} with notes, "
+        f"{fill.FREE.temperature:g} without, "
         f"{CHOSEN}\n"
     )
     pieces = onsets.loops(options.dataset, options.split, options.loops)
