@@ -70,7 +70,7 @@ def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True, help="Format of the audio files.",
         ),
         click.option(
-            "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",
+            "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="float32",
             show_default=True,
             help="Of products inside the masked model. auto measures at the start which is faster; "
             "the same seed gives other loops in each.",
