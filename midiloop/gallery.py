@@ -109,12 +109,14 @@ def _of_midi(path: Path) -> Picture:
         song = score.read(path)
     except MidiError as error:
         raise LoopError(f"{path}: {error.reason}, {error.detail}; give another file") from error
-    tempo_bpm = song.tempos[0].bpm if song.tempos else score.DEFAULT_BPM
     try:
-        starts = extract.mine(path.name, path.read_bytes(), OPEN).start_bars.tolist()
-    except MidiError:
-        starts = [0]  # no loop by the rules: show how it begins
-    roll = pianoroll.encode(song)[starts[0] * LOOP.steps_per_bar :][: LOOP.steps]
-    if not len(roll):
-        raise LoopError(f"{path}: shorter than half a step; give a longer file")
-    return Picture(roll, f"{path.stem} · bar {starts[0] + 1}", tempo_bpm)
+        mined = extract.mine(path.name, path.read_bytes(), OPEN)
+    except MidiError:  # no loop by the rules: show how it begins
+        roll = pianoroll.encode(song)[: LOOP.steps]
+        if not len(roll):
+            raise LoopError(f"{path}: shorter than half a step; give a longer file") from None
+        tempo_bpm = song.tempos[0].bpm if song.tempos else score.DEFAULT_BPM
+        return Picture(roll, f"{path.stem} · bar 1", tempo_bpm)
+    bar = int(mined.start_bars[0]) + 1
+    loop = LOOP.unpack(mined.rolls[:1])[0]
+    return Picture(loop, f"{path.stem} · bar {bar}", float(mined.tempos_bpm[0]))

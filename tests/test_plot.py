@@ -5,15 +5,19 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from midiloop import page, plot
+import handmade
+from handmade import TPQ
+from midiloop import gallery, page, plot, score
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP, Drum, Grid, Roll
+from midiloop.score import Meter
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -304,3 +308,18 @@ def test_without_matplotlib_the_error_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install matplotlib"):
         plot.draw(plot.Picture(groove()), tmp_path / "loop.png")
+
+
+def test_a_song_after_a_pickup_is_drawn_as_it_is_mined(tmp_path: Path) -> None:
+    song = handmade.groove(12)
+    late = [t._replace(onsets=t.onsets + TPQ) for t in song.tracks]
+    meters = (Meter(0, 1, 4), Meter(TPQ, 4, 4))
+    length = song.length_ticks + TPQ
+    pickup = replace(song, tracks=tuple(late), meters=meters, length_ticks=length)
+    for name, one in (("pickup", pickup), ("straight", song)):
+        (tmp_path / f"{name}.mid").write_bytes(score.to_bytes(one))
+    drawn, straight = (
+        gallery.pictures([tmp_path / f"{name}.mid"]).pictures[0] for name in ("pickup", "straight")
+    )
+    np.testing.assert_array_equal(drawn.roll, straight.roll)
+    assert (drawn.title, straight.title) == ("pickup · bar 2", "straight · bar 1")
