@@ -28,21 +28,21 @@ from midiloop import (
     data,
     figures,
     files,
-    fit,
     generate,
     metrics,
     models,
     plot,
     train,
 )
+from midiloop.common.trainer import Budget, Progress, TrainConfig
 from midiloop.errors import CallError
-from midiloop.fit import Progress, Settings
 from midiloop.generate import Generator, Wish
 from midiloop.grid import LOOP, Roll
 from midiloop.models.layers import RollModel
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
 from midiloop.splits import SPLITS
 from midiloop.store import LoopBatch, LoopDataset
+from midiloop.training.objective import Objective, mean_error
 
 NAMES = {
     "ar-lstm-vae": "AR LSTM-VAE",
@@ -104,7 +104,8 @@ class Comparison:
 def run(
     dataset: LoopDataset,
     out: Path,
-    settings: Settings,
+    budget: Budget,
+    config: TrainConfig,
     *,
     n: int,
     device: torch.device,
@@ -115,7 +116,7 @@ def run(
     """Train, generate, measure and draw.
 
     Args:
-        settings: the budget, the same for every model.
+        budget, config: the same for every model.
         n: loops that each generator writes.
         on_loops: called with the name of a row and how many more loops of it there are.
 
@@ -131,13 +132,14 @@ def run(
         if is_there and not resume:
             raise CallError(f"{out}: exists already; go on with --resume, or choose another name")
         _check_start(dataset)
-        return _run(dataset, out, settings, n, device, on_progress, on_loops)
+        return _run(dataset, out, budget, config, n, device, on_progress, on_loops)
 
 
 def _run(
     dataset: LoopDataset,
     out: Path,
-    settings: Settings,
+    budget: Budget,
+    config: TrainConfig,
     n: int,
     device: torch.device,
     on_progress: Callable[[str, Progress], None],
@@ -150,19 +152,20 @@ def _run(
             name,
             dataset,
             out / "runs" / name,
-            settings,
+            budget,
+            config,
             device=device,
             resume=True,
             on_progress=_under(name, on_progress),
         )
     for latent in LATENTS:
         if latent_config(*latent) != models.PRESETS["vq-vae"]["paper"]:
-            _train_latent(latent, dataset, out, settings, device, on_progress)
+            _train_latent(latent, dataset, out, budget, config, device, on_progress)
     measure = _Measure(dataset, out, n, device, on_loops)
     found = Comparison(
         {
-            "epochs": settings.epochs,
-            "settings": asdict(settings),
+            "epochs": budget.epochs,
+            "settings": asdict(config),
             "loops": n,
             "counts": dataset.manifest["counts"],
             "fingerprint": dataset.fingerprint,
@@ -210,7 +213,8 @@ def _train_latent(
     latent: tuple[int, int, int],
     dataset: LoopDataset,
     out: Path,
-    settings: Settings,
+    budget: Budget,
+    config: TrainConfig,
     device: torch.device,
     on_progress: Callable[[str, Progress], None],
 ) -> None:
@@ -220,7 +224,8 @@ def _train_latent(
         [stage],
         dataset,
         folder.parent,
-        settings,
+        budget,
+        config,
         device=device,
         resume=True,
         on_progress=on_progress,
@@ -249,7 +254,7 @@ class _Measure:
             model = checkpoint.load_model(folder, self.device).model
             assert isinstance(model, RollModel)
             loops = data.load(self.dataset, "test", self.device, distinct=False)
-            return {"error": fit.mean_error(fit.Objective(model), loops)}
+            return {"error": mean_error(Objective(model), loops)}
 
         return self._once(f"error of {folder.name}", {}, [folder], measured)["error"]
 
@@ -346,7 +351,7 @@ def report(found: Comparison) -> str:
         "",
         f"{counts['loops']:,} loops ({counts['distinct_loops']:,} distinct) of "
         f"{counts['songs']:,} songs, rules {about['rules']}; {about['epochs']} epochs at batch "
-        f"{about['settings']['batch']} for every model, {about['settings']['precision']}, "
+        f"{about['settings']['batch_size']} for every model, {about['settings']['precision']}, "
         f"{about['device']}; {about['loops']:,} loops from each generator. The paper's figures, on "
         "another and larger corpus and after 2,000 epochs, stand in brackets.",
         "",

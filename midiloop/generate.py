@@ -24,7 +24,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from midiloop import checkpoint, data, fit, metrics, rules
+from midiloop import checkpoint, data, metrics, rules
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP, Roll
 from midiloop.models.form_prior import UNKNOWN, FormPrior
@@ -35,6 +35,7 @@ from midiloop.models.sampling import MIN_ROWS, check
 from midiloop.models.vq_vae import VQVAE
 from midiloop.store import LoopDataset
 from midiloop.train import FINGERPRINTS, MODELS, PRIOR, check_grid, knows
+from midiloop.training.objective import Objective, mean_error
 
 SHIPPED = Path(__file__).parent / "pretrained"
 BATCH = 512
@@ -389,4 +390,4 @@ def reconstruction_error(generator: Generator, dataset: Path, split: str) -> flo
     assert isinstance(model, RollModel)  # as what has no codec is
     check_grid(model.config, found.grid, dataset)
     loops = data.load(found, split, device, distinct=False)
-    return fit.mean_error(fit.Objective(model), loops)
+    return mean_error(Objective(model), loops)

@@ -14,24 +14,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from midiloop import checkpoint, data, files, fit, models
+from midiloop import checkpoint, data, files, models
+from midiloop.common import devices, trainer
+from midiloop.common.resume import check_folder
+from midiloop.common.trainer import Budget, Progress, TrainConfig, Trainer
 from midiloop.data import PackedLoops
 from midiloop.errors import CallError, LoopError
-from midiloop.fit import Objective, Progress, Settings
 from midiloop.grid import Grid
 from midiloop.models.form_prior import FormPriorConfig
 from midiloop.models.layers import CodeModel, RollConfig
 from midiloop.models.prior import PriorConfig
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
 from midiloop.store import LoopDataset
+from midiloop.training.objective import LoopTask, Objective
 
 MODELS = ("ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae")
 CODEC = "vq-vae"
 PRIOR = "prior"  # the folder of the second stage, whichever kind of prior it holds
 CODED = 512  # loops that are encoded at a time
 FINGERPRINTS = "fingerprints.safetensors"
+EPOCHS = 20
+CONFIG = TrainConfig(
+    batch_size=256,
+    micro_batch_size=256,
+    final_learning_rate=5e-6,
+    patience=10,
+    keep_best=True,
+)
 
 
 class Stage(NamedTuple):
@@ -52,11 +62,16 @@ class Trained:
 
     folder: Path
     measure: str
-    result: fit.Result
+    result: trainer.Result
 
     def as_json(self) -> dict[str, Any]:
         """All of it, as JSON holds it."""
-        return {"folder": str(self.folder), "measure": self.measure, **self.result._asdict()}
+        return {
+            "folder": str(self.folder),
+            "measure": self.measure,
+            "epochs": self.result.epochs,
+            **self.result._asdict(),
+        }
 
 
 def stages(model: str, preset: str) -> list[Stage]:
@@ -82,10 +97,12 @@ def run(
     model: str,
     dataset: LoopDataset,
     out: Path,
-    settings: Settings,
+    budget: Budget,
+    config: TrainConfig = CONFIG,
     *,
     preset: str = "paper",
     only: str | None = None,
+    transpose: int = 0,
     distinct: bool = True,
     device: torch.device,
     resume: bool = False,
@@ -108,14 +125,16 @@ def run(
         chosen,
         dataset,
         out,
-        settings,
+        budget,
+        config,
+        transpose=transpose,
         distinct=distinct,
         device=device,
         resume=resume,
         events=events,
         on_progress=on_progress,
     )
-    if _is_first():
+    if devices.rank() == 0:
         write_fingerprints(out, dataset)
     return done
 
@@ -124,8 +143,10 @@ def run_stages(
     chosen: Sequence[Stage],
     dataset: LoopDataset,
     out: Path,
-    settings: Settings,
+    budget: Budget,
+    config: TrainConfig = CONFIG,
     *,
+    transpose: int = 0,
     distinct: bool = True,
     device: torch.device,
     resume: bool = False,
@@ -135,11 +156,12 @@ def run_stages(
     """Train stages, each into its folder in ``out``.
 
     Args:
+        transpose: see `LoopTask`.
         distinct: learn from each loop once, however often it comes.
         events: write TensorBoard event files into each stage's folder.
 
     Raises:
-        CallError: see `fit.fit`.
+        CallError: see `Trainer.fit`.
         LoopError: a split is empty, the first stage is missing, or the loss is not a number;
             or the dataset is on another grid than the model.
     """
@@ -148,7 +170,7 @@ def run_stages(
         split: data.load(dataset, split, device, distinct=distinct) for split in ("train", "valid")
     }
     about = {
-        "settings": asdict(settings),
+        "settings": {**asdict(budget), **asdict(config), "transpose": transpose},
         "data": {
             "rules": dataset.manifest["rules"]["name"],
             "counts": dataset.manifest["counts"],
@@ -156,26 +178,27 @@ def run_stages(
         },
         "distinct": distinct,
     }
+    begun_with = {"settings": {"repeats": not distinct}, "dataset": about["data"]}
     done = []
     for stage in chosen:
-        of = about
-        if stage.name == PRIOR:
-            of = {**about, "codec": checkpoint.identity(out / CODEC)}
-        objective = _objective(stage, out, settings, loops["train"], device)
-        result = fit.fit(
-            objective,
+        codec = checkpoint.identity(out / CODEC) if stage.name == PRIOR else None
+        task = LoopTask(
+            _objective(stage, out, config.seed, loops["train"], device),
             stage.kind,
             loops["train"],
             loops["valid"],
-            settings,
+            seed=config.seed,
+            transpose=transpose,
+            epochs=budget.epochs or 0,
+            begun_with={**begun_with, "VQ-VAE": codec},
+        )
+        result = Trainer(task, budget, config).fit(
             out / stage.name,
-            about=of,
+            about=about if codec is None else {**about, "codec": codec},
             resume=resume,
             events=out / stage.name / "events" if events else None,
             on_progress=partial(on_progress, stage.name),
         )
-        if dist.is_initialized():
-            dist.barrier()
         measure = "nats a loop" if stage.name == PRIOR else "reconstruction error"
         done.append(Trained(out / stage.name, measure, result))
     return done
@@ -191,14 +214,14 @@ def _check_start(
     files.check_parent(out)
     files.check_writable(out)
     for stage in chosen:
-        fit.check_folder(out / stage.name, resume=resume)
+        check_folder(out / stage.name, resume=resume)
         if isinstance(stage.config, RollConfig):
             check_grid(stage.config, dataset.grid, dataset.path)
     if PRIOR in {stage.name for stage in chosen} and CODEC not in {stage.name for stage in chosen}:
         (prior,) = (stage.config for stage in chosen if stage.name == PRIOR)
         _codec(out / CODEC, prior, torch.device("cpu"))
     if events:
-        fit.event_writer()
+        trainer.event_writer()
 
 
 def check_grid(config: RollConfig, grid: Grid, where: Path) -> None:
@@ -212,10 +235,10 @@ def check_grid(config: RollConfig, grid: Grid, where: Path) -> None:
 
 
 def _objective(
-    stage: Stage, out: Path, settings: Settings, train: PackedLoops, device: torch.device
+    stage: Stage, out: Path, seed: int, train: PackedLoops, device: torch.device
 ) -> Objective:
     codec = _codec(out / CODEC, stage.config, device) if stage.name == PRIOR else None
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(seed)
     model = models.build(stage.kind, stage.config).to(device)
     if isinstance(model, CodeModel) and codec is not None:
         model.fit_start(encoded(codec, train))
@@ -270,7 +293,3 @@ def pack(run: Path, out: Path) -> None:
         model, kind, about = checkpoint.load_model(config.parent)
         checkpoint.save_model(out / config.parent.name, kind, model, about, half=True)
     checkpoint.write_tensors(out / FINGERPRINTS, known)
-
-
-def _is_first() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0

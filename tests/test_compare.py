@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from midiloop import checkpoint, compare, files, metrics, models
+from midiloop import checkpoint, compare, files, metrics, models, train
+from midiloop.common.trainer import Budget
 from midiloop.compare import Comparison
 from midiloop.errors import CallError
-from midiloop.fit import Settings
 from midiloop.grid import LOOP
 from midiloop.models.cnn_vae import CNNVAEConfig
 from midiloop.models.lstm_vae import ARLSTMVAEConfig, NonARLSTMVAEConfig
@@ -21,7 +22,7 @@ from midiloop.models.prior import PriorConfig
 from midiloop.store import LoopDataset
 
 CPU = torch.device("cpu")
-BUDGET = Settings(epochs=1, batch=32)
+BUDGET = Budget(epochs=1), replace(train.CONFIG, batch_size=32)
 TINY: dict[str, Any] = {
     "ar-lstm-vae": ARLSTMVAEConfig(encoder_hidden=8, latent_dim=8),
     "nonar-lstm-vae": NonARLSTMVAEConfig(encoder_hidden=8, latent_dim=8, decoder_hidden=8),
@@ -41,14 +42,14 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("tiny")
 def test_a_comparison_is_made_once(dataset: LoopDataset, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    found = compare.run(dataset, out, BUDGET, n=20, device=CPU)
+    found = compare.run(dataset, out, *BUDGET, n=20, device=CPU)
     assert set(found.errors) == set(compare.NAMES)
     assert set(compare.PAPER_ROWS) <= set(found.rows)
     weights = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
     rows = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
     assert len(weights) == 6
 
-    again = compare.run(dataset, out, BUDGET, n=20, device=CPU, resume=True)
+    again = compare.run(dataset, out, *BUDGET, n=20, device=CPU, resume=True)
     assert again == found
     assert all(path.stat().st_mtime_ns == time for path, time in {**weights, **rows}.items())
 
@@ -58,14 +59,14 @@ def test_a_comparison_is_made_once(dataset: LoopDataset, tmp_path: Path) -> None
     kept = {path.name: path.read_bytes() for path in folder.iterdir()}
     model.state_dict()["decoder.5.bias"].add_(3)
     checkpoint.save_model(folder, kind, model, about)
-    changed = compare.run(dataset, out, BUDGET, n=20, device=CPU, resume=True)
+    changed = compare.run(dataset, out, *BUDGET, n=20, device=CPU, resume=True)
     assert changed.errors["cnn-vae"] > found.errors["cnn-vae"]
     assert changed.rows["cnn-vae"] != found.rows["cnn-vae"]
     same = set(found.rows) - {"cnn-vae"}
     assert all(changed.rows[name] == found.rows[name] for name in same)
     for name, data in kept.items():
         (folder / name).write_bytes(data)
-    assert compare.run(dataset, out, BUDGET, n=20, device=CPU, resume=True) == found
+    assert compare.run(dataset, out, *BUDGET, n=20, device=CPU, resume=True) == found
 
     text = (out / "report.md").read_text()
     assert text.count("| VQ-VAE temp 1.5") == 2  # tables 3 and 4
@@ -74,9 +75,9 @@ def test_a_comparison_is_made_once(dataset: LoopDataset, tmp_path: Path) -> None
     pictures = {"curves.png", "reconstructions.png", "codes.png", "frequent.png"}
     assert pictures <= {path.name for path in out.iterdir()}
     with pytest.raises(CallError, match="--resume"):
-        compare.run(dataset, out, BUDGET, n=20, device=CPU)
+        compare.run(dataset, out, *BUDGET, n=20, device=CPU)
     with files.locked(out), pytest.raises(CallError, match="another run is at work here"):
-        compare.run(dataset, out, BUDGET, n=20, device=CPU)
+        compare.run(dataset, out, *BUDGET, n=20, device=CPU)
 
 
 def test_rows_are_named_as_the_paper_tables_are() -> None:
@@ -92,7 +93,7 @@ def test_latent_sizes() -> None:
 
 def comparison(errors: dict[str, float], rows: dict[str, dict[str, float]]) -> Comparison:
     counts = {"loops": 10, "distinct_loops": 8, "songs": 3}
-    settings = {"batch": 4, "precision": "float32"}
+    settings = {"batch_size": 4, "precision": "float32"}
     about = {
         "counts": counts, "rules": "open", "epochs": 2, "loops": 5, "device": "cpu",
         "settings": settings,

@@ -21,17 +21,20 @@ from torch import Tensor
 
 from conftest import ROOT
 from handmade import random_rolls
-from midiloop import checkpoint, fit, models
+from midiloop import checkpoint, models
+from midiloop.common import trainer
+from midiloop.common.trainer import Budget, Losses, Result, TrainConfig, Trainer
 from midiloop.data import PackedLoops
 from midiloop.errors import CallError, LoopError
-from midiloop.fit import Objective, Settings
 from midiloop.grid import LOOP
 from midiloop.models.cnn_vae import CNNVAEConfig
 from midiloop.models.form_prior import FormPriorConfig
-from midiloop.models.layers import CodeModel, Loss
+from midiloop.models.layers import CodeModel
 from midiloop.models.lstm_vae import ARLSTMVAEConfig, NonARLSTMVAEConfig
 from midiloop.models.prior import PriorConfig
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
+from midiloop.training import objective as objectives
+from midiloop.training.objective import LoopTask, Objective
 
 CODEC = VQVAEConfig(channels=8, embed_channels=8, codebook_size=32, streams="parts", span="bar")
 TINY: dict[str, Any] = {
@@ -45,7 +48,13 @@ TINY: dict[str, Any] = {
 }
 PLAIN_PRIOR = PriorConfig(codebook_size=32, streams=2, embed_dim=8, hidden=8)
 # 40 loops: two steps an epoch, and some loops left over
-SETTINGS = Settings(epochs=3, batch=16, micro_batch=9, transpose=3, save_every_s=0)
+SETTINGS: dict[str, Any] = {
+    "epochs": 3, "batch_size": 16, "micro_batch_size": 9, "transpose": 3, "save_every_s": 0,
+}  # fmt: skip
+DEFAULTS: dict[str, Any] = {
+    "epochs": 20, "micro_batch_size": 256, "final_learning_rate": 5e-6, "patience": 10,
+    "keep_best": True,
+}  # fmt: skip
 N_STEPS = 6
 STATE, HISTORY, WEIGHTS = "state.safetensors", "training.json", "model.safetensors"
 
@@ -80,15 +89,23 @@ def objective(kind: str = "vq-vae", seed: int = 0, config: Any = None) -> Object
 def run(
     folder: Path,
     kind: str = "vq-vae",
-    settings: Settings = SETTINGS,
+    settings: dict[str, Any] = SETTINGS,
     *,
+    made: Objective | None = None,
     config: Any = None,
     train: PackedLoops = TRAIN,
-    resume: bool = False,
     **more: Any,
-) -> fit.Result:
-    made = objective(kind, settings.seed, config)
-    return fit.fit(made, kind, train, VALID, settings, folder, resume=resume, **more)
+) -> Result:
+    """Train, by settings that are of the budget, of the configuration or of the task."""
+    settings = {**DEFAULTS, **settings}
+    transpose = settings.pop("transpose", 0)
+    budget = Budget(**{n: settings.pop(n, None) for n in ("epochs", "steps", "minutes")})
+    how = TrainConfig(**settings)
+    made = made or objective(kind, how.seed, config)
+    task = LoopTask(
+        made, kind, train, VALID, seed=how.seed, transpose=transpose, epochs=budget.epochs or 0
+    )
+    return Trainer(task, budget, how).fit(folder, **more)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -111,14 +128,14 @@ class Interrupted(Exception):  # noqa: N818 - no error
 
 def interrupt(patch: pytest.MonkeyPatch, at: int) -> None:
     """Stop before the step ``at``, counted from 0."""
-    whole = fit._step
+    whole = Trainer._step
 
-    def step(running: Any, forward: Any) -> Loss:
+    def step(running: Trainer) -> dict[str, Tensor]:
         if running.step == at:
             raise Interrupted
-        return whole(running, forward)
+        return whole(running)
 
-    patch.setattr(fit, "_step", step)
+    patch.setattr(Trainer, "_step", step)
 
 
 def run_until(at: int, folder: Path, kind: str = "vq-vae", **more: Any) -> None:
@@ -150,16 +167,16 @@ def test_early_stopping_counts_on_after_an_interruption(
 ) -> None:
     errors = [0.5, 0.0, 0.2, 0.1, 0.3, 0.0]
     steps_per_epoch = 2
-    monkeypatch.setattr(fit, "mean_error", lambda *_: errors[len(seen)])
-    close = fit._Run.close_epoch
+    validate = Trainer._validate
     seen: list[int] = []
 
-    def close_epoch(running: Any, error: float) -> None:
+    def validated(running: Trainer) -> None:
+        monkeypatch.setattr(objectives, "mean_error", lambda *_: errors[len(seen)])
+        validate(running)
         seen.append(running.step)
-        close(running, error)
 
-    monkeypatch.setattr(fit._Run, "close_epoch", close_epoch)
-    settings = Settings(epochs=6, batch=16, patience=3, save_every_s=0)
+    monkeypatch.setattr(Trainer, "_validate", validated)
+    settings = {"epochs": 6, "batch_size": 16, "patience": 3, "save_every_s": 0}
     run_until(3 * steps_per_epoch, tmp_path, settings=settings)
     found = run(tmp_path, settings=settings, resume=True)
     # 0.0, the best there can be, in epoch 2; three epochs without a better one follow
@@ -169,15 +186,13 @@ def test_early_stopping_counts_on_after_an_interruption(
 
 KILLED = """
 import json, os, random, signal, sys, time
-from dataclasses import replace
 from pathlib import Path
 
 sys.path[:0] = sys.argv[3:]
 import test_fit
-from midiloop import fit
 
 out, seed = Path(sys.argv[1]), int(sys.argv[2])
-settings = replace(test_fit.SETTINGS, epochs=60)
+settings = {**test_fit.SETTINGS, "epochs": 60}
 test_fit.torch.set_num_threads(1)
 
 
@@ -247,7 +262,7 @@ def test_a_run_that_is_killed_ten_times_ends_bit_for_bit_as_one_that_was_not(
         {}, {"begun_with": 5}, {"begun_with": {}}, {"step": -1}, {"step": 10**9}, {"step": "x"},
         {"step": None}, {"history": 5}, {"history": [5]}, {"history": [{"error": "x"}]},
         {"best": []}, {"since_best": None}, {"sums": [1]}, {"sums": {"loss": "x"}},
-        {"summed_steps": None},
+        {"sums": {"loss": [1.0, None]}}, {"validated": None}, {"took_s": None}, {"took_s": -1},
     ],
 )  # fmt: skip
 def test_a_state_that_is_odd_is_one_line(odd: dict[str, Any], tmp_path: Path) -> None:
@@ -306,11 +321,11 @@ def test_a_folder_with_a_run_is_not_written_over(
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "settings": (
-        {"settings": Settings(epochs=4, batch=16, micro_batch=9, learning_rate=0.5)},
+        {"settings": {**SETTINGS, "epochs": 4, "learning_rate": 0.5}},
         "epochs 3, not 4, learning_rate 0.001, not 0.5",
     ),
-    "a model": ({"config": VQVAEConfig(channels=4)}, "another model or dataset"),
-    "a dataset": ({"train": packed(39)}, "another model or dataset"),
+    "a model": ({"config": VQVAEConfig(channels=4)}, "begun with another model; resume it"),
+    "a dataset": ({"train": packed(39)}, "begun with another number of loops; resume it"),
 }
 
 
@@ -338,7 +353,7 @@ def test_to_go_on_with_another_run_names_what_differs(
 
 def test_how_often_to_save_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_until(3, tmp_path)
-    seldom = Settings(epochs=3, batch=16, micro_batch=9, transpose=3, save_every_s=1e9)
+    seldom = {**SETTINGS, "save_every_s": 1e9}
     assert run(tmp_path, settings=seldom, resume=True).epochs == 3
 
 
@@ -385,7 +400,7 @@ def test_weights_in_the_place_of_the_state_are_one_line(tmp_path: Path) -> None:
 
 def test_the_same_seed_gives_the_same_weights_and_another_others(tmp_path: Path) -> None:
     for name, seed in {"a": 0, "b": 0, "c": 1}.items():
-        run(tmp_path / name, settings=Settings(epochs=1, batch=16, seed=seed))
+        run(tmp_path / name, settings={"epochs": 1, "batch_size": 16, "seed": seed})
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert distance(weights(tmp_path / "a"), weights(tmp_path / "c")) > 0.01
 
@@ -393,14 +408,16 @@ def test_the_same_seed_gives_the_same_weights_and_another_others(tmp_path: Path)
 def test_order_and_noise_follow_the_seed_too(tmp_path: Path) -> None:
     for seed in (0, 1):
         made = objective("cnn-vae")  # the same weights to begin with
-        settings = Settings(epochs=1, batch=16, seed=seed)
-        fit.fit(made, "cnn-vae", TRAIN, VALID, settings, tmp_path / str(seed))
+        settings = {"epochs": 1, "batch_size": 16, "seed": seed}
+        run(tmp_path / str(seed), "cnn-vae", settings, made=made)
     assert distance(weights(tmp_path / "0"), weights(tmp_path / "1")) > 1e-4
 
 
 def test_a_batch_in_pieces_gives_the_weights_of_one_in_one_piece(tmp_path: Path) -> None:
     for micro_batch in (32, 8, 5):
-        settings = Settings(epochs=3, batch=32, micro_batch=micro_batch, learning_rate=1e-2)
+        settings = {
+            "epochs": 3, "batch_size": 32, "micro_batch_size": micro_batch, "learning_rate": 1e-2,
+        }  # fmt: skip
         run(tmp_path / str(micro_batch), "prior", settings, config=PLAIN_PRIOR)
     whole = weights(tmp_path / "32")
     assert distance(weights(tmp_path / "8"), whole) < 1e-5
@@ -410,14 +427,17 @@ def test_a_batch_in_pieces_gives_the_weights_of_one_in_one_piece(tmp_path: Path)
 
 @pytest.mark.parametrize("kind", TINY)
 def test_the_loss_falls(kind: str, tmp_path: Path) -> None:
-    settings = Settings(epochs=15, batch=20, learning_rate=5e-3, patience=0)
+    settings = {"epochs": 15, "batch_size": 20, "learning_rate": 5e-3, "patience": 0}
     history = run(tmp_path, kind, settings).history
     assert history[-1]["nats"] < history[0]["nats"]
 
 
 @pytest.mark.parametrize("kind", TINY)
 def test_in_16_bits_the_loss_falls_as_well(kind: str, tmp_path: Path) -> None:
-    settings = Settings(epochs=15, batch=20, learning_rate=5e-3, patience=0, precision="bfloat16")
+    settings = {
+        "epochs": 15, "batch_size": 20, "learning_rate": 5e-3, "patience": 0,
+        "precision": "bfloat16",
+    }  # fmt: skip
     history = run(tmp_path, kind, settings).history
     assert history[-1]["nats"] < history[0]["nats"]
     assert {tensor.dtype for tensor in weights(tmp_path).values()} <= {torch.float32, torch.int64}
@@ -427,14 +447,16 @@ def test_the_learning_rate_is_a_cosine_from_the_first_to_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates: list[float] = []
-    step = fit._step
+    losses = LoopTask.losses
 
-    def noted(running: Any, forward: Any) -> Loss:
-        rates.append(running.optimizer.param_groups[0]["lr"])
-        return step(running, forward)
+    def noted(task: LoopTask, *args: Any) -> Losses:
+        rates.append(task.optimizers["model"].param_groups[0]["lr"])
+        return losses(task, *args)
 
-    monkeypatch.setattr(fit, "_step", noted)
-    settings = Settings(epochs=50, batch=16, learning_rate=1e-3, final_learning_rate=1e-5)
+    monkeypatch.setattr(LoopTask, "losses", noted)
+    settings = {
+        "epochs": 50, "batch_size": 16, "learning_rate": 1e-3, "final_learning_rate": 1e-5,
+    }  # fmt: skip
     history = run(tmp_path, "prior", settings, config=PLAIN_PRIOR).history
     assert len(rates) == 100
     assert rates[0] == 1e-3
@@ -458,7 +480,7 @@ def test_gradients_are_no_longer_than_the_clip(
         return optimise(optimizer, *args)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", noted)
-    run(tmp_path, settings=Settings(epochs=2, batch=16, clip=1e-3))
+    run(tmp_path, settings={"epochs": 2, "batch_size": 16, "max_grad_norm": 1e-3})
     assert lengths == pytest.approx([1e-3] * 4, rel=1e-2)
 
 
@@ -468,24 +490,27 @@ def test_gradients_are_no_longer_than_the_clip(
 def scripted(monkeypatch: pytest.MonkeyPatch, errors: list[float]) -> None:
     """Let validation find these errors, epoch by epoch."""
     found = iter(errors)
-    monkeypatch.setattr(fit, "mean_error", lambda *_: next(found))
+    monkeypatch.setattr(objectives, "mean_error", lambda *_: next(found))
 
 
 def test_training_stops_after_so_many_epochs_without_a_better_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted(monkeypatch, [0.5, 0.4, 0.6, 0.3, 0.3, 0.31, 0.35, 0.1])
-    found = run(tmp_path, settings=Settings(epochs=8, batch=16, patience=3))
+    settings = {"epochs": 8, "batch_size": 16, "patience": 3}
+    found = run(tmp_path, settings=settings)
     assert found.epochs == 7  # 0.3 again is no better
     assert found.best == 0.3
     assert checkpoint.read_config(tmp_path)["epoch"] == 4
     assert not (tmp_path / STATE).exists()
-    assert run(tmp_path, settings=Settings(epochs=8, batch=16, patience=3), resume=True) == found
+    assert (
+        run(tmp_path, settings={"epochs": 8, "batch_size": 16, "patience": 3}, resume=True) == found
+    )
 
 
 def test_without_patience_it_never_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [0.1, 0.2, 0.3, 0.4, 0.5])
-    found = run(tmp_path, settings=Settings(epochs=5, batch=16, patience=0))
+    found = run(tmp_path, settings={"epochs": 5, "batch_size": 16, "patience": 0})
     assert (found.epochs, found.best) == (5, 0.1)
 
 
@@ -493,7 +518,7 @@ def test_without_patience_it_never_stops(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_weights_that_are_kept_have_the_error_that_is_recorded(
     kind: str, tmp_path: Path
 ) -> None:
-    settings = Settings(epochs=6, batch=8, learning_rate=0.03, patience=0)
+    settings = {"epochs": 6, "batch_size": 8, "learning_rate": 0.03, "patience": 0}
     found = run(tmp_path, kind, settings)
     kept = checkpoint.load_model(tmp_path)
     whole = Objective(kept.model, objective(kind)._codec[0])
@@ -502,7 +527,7 @@ def test_the_weights_that_are_kept_have_the_error_that_is_recorded(
     assert kept.about["validation_error"] == found.best
     assert found.history[kept.about["epoch"] - 1]["error"] == found.best
     # a VAE whose β still rises has its latest weights kept, whatever was before
-    rising = math.ceil(kept.model.settled_epoch / 100 * settings.epochs)
+    rising = math.ceil(kept.model.settled_epoch / 100 * 6)
     assert found.best == min(record["error"] for record in found.history[max(rising - 1, 0) :])
 
 
@@ -511,7 +536,7 @@ def test_while_a_schedule_rises_later_weights_replace_better_ones(
 ) -> None:
     # In ten epochs a run passes through a schedule of 100: epoch 4 is 40 in it, epoch 5 is 50.
     scripted(monkeypatch, [0.1, 0.2, 0.3, 0.4, 0.9, 0.5, 0.6, 0.7, 0.8, 0.9])
-    found = run(tmp_path, "cnn-vae", Settings(epochs=10, batch=16, patience=3))
+    found = run(tmp_path, "cnn-vae", {"epochs": 10, "batch_size": 16, "patience": 3})
     assert models.KINDS["cnn-vae"][0](TINY["cnn-vae"]).settled_epoch == 44
     assert found.best == 0.5  # not 0.1, nor 0.4, from before the schedule had run out
     assert checkpoint.read_config(tmp_path)["epoch"] == 6
@@ -529,25 +554,25 @@ def test_what_is_no_number_stops_the_run_and_leaves_what_was_good(
     run_until(at, tmp_path)
     before = contents(tmp_path)
     made = objective()
-    step = fit._step
+    step = Trainer._step
 
-    def broken(running: Any, forward: Any) -> Loss:
+    def broken(running: Trainer) -> dict[str, Tensor]:
         assert running.step == at
         if name == "loss":
-            total, terms = step(running, forward)
-            return Loss(total * math.nan, terms)
+            terms = step(running)
+            return {**terms, "loss": terms["loss"] * math.nan}
         weight = next(made.parameters())
         weight.register_hook(lambda grad: grad * math.inf)  # type: ignore[no-untyped-call]
-        return step(running, forward)
+        return step(running)
 
-    monkeypatch.setattr(fit, "_step", broken)
+    monkeypatch.setattr(Trainer, "_step", broken)
     with pytest.raises(LoopError, match=f"at step {at + 1}; the last good checkpoint") as bad:
-        fit.fit(made, "vq-vae", TRAIN, VALID, SETTINGS, tmp_path, resume=True)
+        run(tmp_path, made=made, resume=True)
     assert str(bad.value).startswith(f"{tmp_path}: ")
     assert "\n" not in str(bad.value)
     assert contents(tmp_path) == before
     checkpoint.load_model(tmp_path)
-    monkeypatch.setattr(fit, "_step", step)
+    monkeypatch.setattr(Trainer, "_step", step)
     assert run(tmp_path, resume=True).epochs == 3
 
 
@@ -563,16 +588,17 @@ def test_a_validation_error_that_is_no_number_is_not_the_best(
 @pytest.mark.parametrize(
     "odd",
     [
-        {"epochs": 0},
-        {"batch": 0},
-        {"micro_batch": 0},
+        {"batch_size": 0},
+        {"micro_batch_size": 0},
         {"learning_rate": 0.0},
         {"learning_rate": math.nan},
         {"learning_rate": 1e38},
         {"final_learning_rate": -1e-6},
         {"patience": -1},
-        {"clip": 0.0},
-        {"transpose": -1},
+        {"max_grad_norm": 0.0},
+        {"warmup_steps": -1},
+        {"ema_decay": 1.0},
+        {"validate_every": 0},
         {"seed": -1},
         {"seed": 2**64},
         {"precision": "float16"},
@@ -581,27 +607,28 @@ def test_a_validation_error_that_is_no_number_is_not_the_best(
 )
 def test_settings_out_of_range_are_one_line(odd: dict[str, Any]) -> None:
     with pytest.raises(CallError, match="out of range") as bad:
-        Settings(**odd)
+        TrainConfig(**odd)
     assert next(iter(odd)).replace("_", "-") in str(bad.value)
     assert "\n" not in str(bad.value)
 
 
 def test_a_batch_is_no_larger_than_the_data(tmp_path: Path) -> None:
-    assert run(tmp_path, settings=Settings(epochs=2, batch=1000)).epochs == 2
+    assert run(tmp_path, settings={"epochs": 2, "batch_size": 1000}).epochs == 2
 
 
 # Beside it.
 
 
 def test_progress_counts_to_the_end(tmp_path: Path) -> None:
-    seen: list[fit.Progress] = []
+    seen: list[trainer.Progress] = []
     result = run(tmp_path, on_progress=seen.append)
     assert [p.step for p in seen] == sorted(p.step for p in seen)
     last = seen[-1]
-    assert (last.step, last.n_steps, last.epoch) == (N_STEPS, N_STEPS, 3.0)
+    assert (last.done, last.step, last.epoch, last.left_s) == (1, N_STEPS, 3.0, 0)
     assert last.terms["loss"] == result.history[-1]["loss"]
-    assert last.error == result.history[-2]["error"]
-    assert last.loops_per_s > 0
+    assert last.figures["error"] == result.history[-1]["error"]
+    assert last.best == result.best
+    assert last.items_per_s > 0
 
 
 def test_event_files_hold_the_validation_error_of_every_epoch_once(
@@ -624,7 +651,7 @@ def test_event_files_hold_the_validation_error_of_every_epoch_once(
 
 
 def test_no_event_files_unless_asked_for(tmp_path: Path) -> None:
-    run(tmp_path, settings=Settings(epochs=1, batch=16))
+    run(tmp_path, settings={"epochs": 1, "batch_size": 16})
     assert not [path for path in tmp_path.rglob("*") if "events" in path.name]
 
 
@@ -639,7 +666,7 @@ import test_fit
 from pathlib import Path
 for name, kind, config in (("prior", "prior", test_fit.PLAIN_PRIOR), ("vq-vae", "vq-vae", None)):
     for compiled in (False, True):
-        settings = test_fit.Settings(epochs=3, batch=20, compile=compiled)
+        settings = {{"epochs": 3, "batch_size": 20, "compile": compiled}}
         folder = Path({str(tmp_path)!r}) / f"{{name}}-{{compiled}}"
         test_fit.run(folder, kind, settings, config=config)
 """
@@ -663,7 +690,7 @@ from pathlib import Path
 sys.path[:0] = sys.argv[2:]
 import torch
 import test_fit
-from midiloop import fit
+from midiloop.common import devices
 from midiloop.errors import CallError, LoopError
 
 out = Path(sys.argv[1])
@@ -671,28 +698,30 @@ torch.set_num_threads(1)
 
 
 def train(name, kind, settings, config, resume=False):
-    made = test_fit.objective(kind, settings.seed, config)
-    data = (test_fit.TRAIN, test_fit.VALID)
-    fit.fit(made, kind, *data, settings, out / name, resume=resume)
-    torch.save(made.model.state_dict(), out / f"{name}-{fit._rank()}.pt")
+    made = test_fit.objective(kind, config=config)
+    test_fit.run(out / name, kind, settings, made=made, resume=resume)
+    torch.save(made.model.state_dict(), out / f"{name}-{devices.rank()}.pt")
 
 
-with fit.processes(torch.device("cpu")):
-    assert fit._world() == 2
+with devices.processes(torch.device("cpu")):
+    assert devices.world() == 2
     train("prior", "prior", test_fit.TOGETHER_SETTINGS, test_fit.PLAIN_PRIOR)
     train("vq-vae", "vq-vae", test_fit.TOGETHER_SETTINGS, None)
     test_fit.interrupt_together(lambda resume: train("parts", "vq-vae",
                                 test_fit.TOGETHER_SETTINGS, None, resume))
     try:
-        train(f"own-{fit._rank()}", "prior", test_fit.TOGETHER_SETTINGS, test_fit.PLAIN_PRIOR, True)
+        own = f"own-{devices.rank()}"
+        train(own, "prior", test_fit.TOGETHER_SETTINGS, test_fit.PLAIN_PRIOR, True)
     except LoopError as error:
         sys.stdout.write(f"{error}\\n")  # one call, so that lines of two processes stay apart
     try:
-        train("odd", "prior", fit.Settings(batch=33), test_fit.PLAIN_PRIOR)
+        train("odd", "prior", {"batch_size": 33}, test_fit.PLAIN_PRIOR)
     except CallError as error:
         sys.stdout.write(f"{error}\\n")
 """
-TOGETHER_SETTINGS = Settings(epochs=4, batch=32, micro_batch=8, learning_rate=1e-2, transpose=2)
+TOGETHER_SETTINGS: dict[str, Any] = {
+    "epochs": 4, "batch_size": 32, "micro_batch_size": 8, "learning_rate": 1e-2, "transpose": 2,
+}  # fmt: skip
 
 
 def interrupt_together(train: Callable[[bool], None]) -> None:

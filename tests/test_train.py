@@ -17,8 +17,8 @@ import torch
 
 from handmade import groove
 from midiloop import checkpoint, data, extract, models, rules, score, train
+from midiloop.common.trainer import Budget
 from midiloop.errors import CallError, LoopError
-from midiloop.fit import Settings
 from midiloop.grid import LOOP, Grid
 from midiloop.models.form_prior import FormPriorConfig
 from midiloop.models.prior import Prior, PriorConfig
@@ -27,7 +27,8 @@ from midiloop.store import LoopDataset
 from midiloop_cli.main import midiloop
 
 CPU = torch.device("cpu")
-SETTINGS = Settings(epochs=2, batch=16, micro_batch=16)
+BUDGET = Budget(epochs=2)
+SETTINGS = replace(train.CONFIG, batch_size=16, micro_batch_size=16)
 TINY: dict[str, dict[str, Any]] = {
     "vq-vae": {
         "small": VQVAEConfig(channels=8, embed_channels=8, codebook_size=16),
@@ -61,8 +62,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained(dataset: LoopDataset, out: Path, **more: Any) -> list[train.Trained]:
-    more = {"model": "vq-vae", "preset": "bars", "settings": SETTINGS, "device": CPU, **more}
-    return train.run(more.pop("model"), dataset, out, more.pop("settings"), **more)
+    more = {"model": "vq-vae", "preset": "bars", "device": CPU, **more}
+    budget, config = more.pop("budget", BUDGET), more.pop("config", SETTINGS)
+    return train.run(more.pop("model"), dataset, out, budget, config, **more)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -80,8 +82,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_both_stages_of_a_preset_leave_their_checkpoints(
     preset: str, dataset: LoopDataset, tmp_path: Path
 ) -> None:
-    once = Settings(epochs=1, batch=32, micro_batch=32)
-    done = trained(dataset, tmp_path / "run", preset=preset, settings=once)
+    once = replace(SETTINGS, batch_size=32, micro_batch_size=32)
+    done = trained(dataset, tmp_path / "run", preset=preset, budget=Budget(epochs=1), config=once)
     kind = {"small": "prior", "bars": "form-prior"}[preset]
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "vq-vae",
@@ -182,7 +184,7 @@ def test_repeats_are_learned_from_as_often_as_they_come(
         trained(dataset, tmp_path / name, distinct=distinct, only="vq-vae")
         n = len(data.load(dataset, "train", CPU, distinct=distinct))
         begun = json.loads((tmp_path / name / "vq-vae" / "training.json").read_text())
-        assert begun["begun_with"]["loops"] == n
+        assert begun["begun_with"]["number of loops"] == n
     weights = [
         (tmp_path / n / "vq-vae" / "model.safetensors").read_bytes() for n in ("once", "repeats")
     ]
@@ -331,7 +333,7 @@ def test_the_command_trains_resumes_and_reports(dataset: LoopDataset, tmp_path: 
 
 
 def train_directly(dataset: LoopDataset, out: Path) -> dict[str, bytes]:
-    trained(dataset, out, settings=Settings(epochs=2, batch=16))
+    trained(dataset, out, config=replace(train.CONFIG, batch_size=16))
     return contents(out)
 
 
@@ -356,7 +358,7 @@ def test_a_run_does_not_go_on_with_another_dataset_of_the_same_size(
     before = contents(tmp_path)
     for more, says in (
         ({"dataset": reordered}, "another dataset"),
-        ({"dataset": dataset, "distinct": False}, "repeats of loops counted otherwise"),
+        ({"dataset": dataset, "distinct": False}, "repeats False, not True"),
     ):
         with pytest.raises(CallError, match=f"the run was begun with .*{says}; resume it as"):
             trained(out=tmp_path / "run", resume=True, **more)
@@ -371,8 +373,8 @@ def test_a_prior_does_not_go_on_with_the_codes_of_another_vq_vae(
 ) -> None:
     trained(dataset, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "vq-vae")
-    trained(dataset, tmp_path / "run", only="vq-vae", settings=replace(SETTINGS, seed=5))
-    with pytest.raises(CallError, match="begun with the codes of another VQ-VAE"):
+    trained(dataset, tmp_path / "run", only="vq-vae", config=replace(SETTINGS, seed=5))
+    with pytest.raises(CallError, match="begun with another VQ-VAE"):
         trained(dataset, tmp_path / "run", only="prior", resume=True)
 
 

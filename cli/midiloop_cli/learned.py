@@ -6,6 +6,7 @@ The library is imported inside each command, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ device_option = click.option(
 )
 precision_option = click.option(
     "--precision",
-    type=click.Choice(["float32", "bfloat16"]),
+    type=click.Choice(["float32", "bfloat16", "auto"]),
     default="float32",
     show_default=True,
-    help="Of matrix products; bfloat16 pays on GPUs and on CPUs with AMX.",
+    help="Of matrix products; bfloat16 pays on GPUs and on CPUs with AMX; auto: on GPUs that have "
+    "units for it.",
 )
+compile_option = click.option("--compile", "compiled", is_flag=True, help="Through torch.compile.")
 split_choice = click.Choice(["train", "valid", "test"])
 
 
@@ -52,11 +55,12 @@ split_choice = click.Choice(["train", "valid", "test"])
 @click.option("--epochs", type=click.IntRange(1), default=20, show_default=True,
     help="Passes over the loops at most.",
 )  # fmt: skip
-@click.option("--batch", type=click.IntRange(1), default=256, show_default=True,
+@click.option("--batch", "batch_size", type=click.IntRange(1), default=256, show_default=True,
     help="Loops a step.",
 )  # fmt: skip
 @click.option(
     "--micro-batch",
+    "micro_batch_size",
     type=click.IntRange(1),
     default=256,
     show_default=True,
@@ -86,7 +90,7 @@ split_choice = click.Choice(["train", "valid", "test"])
 @seed_option
 @device_option
 @precision_option
-@click.option("--compile", "compiled", is_flag=True, help="Through torch.compile.")
+@compile_option
 @click.option("--tensorboard", is_flag=True, help="Write event files into RUN/MODEL/events.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
 @json_option
@@ -96,6 +100,8 @@ def train(
     out: Path,
     preset: str,
     only: str | None,
+    epochs: int,
+    transpose: int,
     repeats: bool,
     device: str,
     compiled: bool,
@@ -108,16 +114,21 @@ def train(
 
     Start it under torchrun to use several GPUs or machines.
     """
-    from midiloop import fit, store, train
+    from midiloop import store, train
+    from midiloop.common import devices
+    from midiloop.common.trainer import Budget
 
-    with fit.processes(fit.choose_device(device)) as place, report.training() as live:
+    config = replace(train.CONFIG, **settings, compile=compiled)
+    with devices.processes(devices.choose_device(device)) as place, report.training() as live:
         trained = train.run(
             model,
             store.LoopDataset(dataset),
             out,
-            fit.Settings(**settings, compile=compiled),
+            Budget(epochs=epochs),
+            config,
             preset=preset,
             only=only,
+            transpose=transpose,
             distinct=not repeats,
             device=place,
             resume=resume,
@@ -209,7 +220,7 @@ def generate(
 @click.option("--epochs", type=click.IntRange(1), default=20, show_default=True,
     help="Passes over the loops at most.",
 )  # fmt: skip
-@click.option("--batch", type=click.IntRange(1), default=256, show_default=True,
+@click.option("--batch", "batch_size", type=click.IntRange(1), default=256, show_default=True,
     help="Loops a step.",
 )  # fmt: skip
 @seed_option
@@ -223,6 +234,7 @@ def generate(
 def compare(
     dataset: Path,
     out: Path,
+    epochs: int,
     n: int,
     device: str,
     resume: bool,
@@ -230,15 +242,18 @@ def compare(
     **settings: Any,
 ) -> None:
     """Train the paper's models under one budget, and set its tables 1 to 4 beside ours."""
-    from midiloop import compare, fit, store
+    from midiloop import compare, store, train
+    from midiloop.common.devices import choose_device
+    from midiloop.common.trainer import Budget
 
     with report.training() as live:
         compare.run(
             store.LoopDataset(dataset),
             out,
-            fit.Settings(**settings),
+            Budget(epochs=epochs),
+            replace(train.CONFIG, **settings),
             n=n,
-            device=fit.choose_device(device),
+            device=choose_device(device),
             resume=resume,
             on_progress=live,
         )

@@ -300,7 +300,7 @@ def _of_text(text: str, magnet: Path | None, options: dict[str, Any]) -> Iterato
     from audioloop import given, prompted
     from audioloop import refine as making
     from audioloop.label import Label
-    from midiloop.fit import choose_device
+    from midiloop.common.devices import choose_device
 
     assert magnet is not None  # as the command has seen to
     writer = prompted.load(
@@ -315,7 +315,7 @@ def _of_text(text: str, magnet: Path | None, options: dict[str, Any]) -> Iterato
 
 def _filler(options: dict[str, Any], device: str, primed: bool = False) -> Any:
     from audioloop import fill
-    from midiloop.fit import choose_device
+    from midiloop.common.devices import choose_device
 
     return fill.load(
         options["masked"],

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from audioloop.fit import Progress as SoundProgress
+    from midiloop.common.trainer import Progress as TrainingProgress
     from midiloop.evaluate import Distance, Estimate, Evaluation, Size
     from midiloop.extract import Progress as MiningProgress
-    from midiloop.fit import Progress as TrainingProgress
     from midiloop.overview import Histogram, Overview
     from midiloop.publish import Published
     from midiloop.train import Trained
@@ -252,13 +252,14 @@ def training() -> Iterator[Callable[[str, TrainingProgress], None]]:
 
         def draw(stage: str, progress: TrainingProgress) -> None:
             if stage not in tasks:
-                tasks[stage] = bar.add_task("", total=progress.n_steps, stage=stage)
+                tasks[stage] = bar.add_task("", total=1.0, stage=stage)
             terms = " ".join(f"{name} {_figure(value)}" for name, value in progress.terms.items())
             text = f"epoch {progress.epoch:.1f}, {terms}"
-            if progress.error == progress.error:  # nan before the first epoch's end
-                text += f", validation {_figure(progress.error)} (best {_figure(progress.best)})"
-            text += f", {progress.loops_per_s:,.0f} loops/s"
-            bar.update(tasks[stage], completed=progress.step, description=text)
+            if progress.figures:
+                error = progress.figures["error"]
+                text += f", validation {_figure(error)} (best {_figure(progress.best)})"
+            text += f", {progress.items_per_s:,.0f} loops/s"
+            bar.update(tasks[stage], completed=progress.done, description=text)
 
         yield draw
 

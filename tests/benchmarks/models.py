@@ -47,8 +47,9 @@ def training(dataset: Path, device: str, repeats: int) -> None:
     """Steps of the optimiser at batch 256, in both precisions, and compiled."""
     import torch
 
-    from midiloop import data, fit, models, store, train
+    from midiloop import data, models, store, train
     from midiloop.models.vq_vae import VQVAE
+    from midiloop.training.objective import Objective
 
     torch.set_num_threads(1)
     show("torch", torch.__version__)
@@ -61,7 +62,7 @@ def training(dataset: Path, device: str, repeats: int) -> None:
             codec: VQVAE | None = None
             for stage in train.stages(model, preset):
                 torch.manual_seed(0)
-                objective = fit.Objective(models.build(stage.kind, stage.config).to(place), codec)
+                objective = Objective(models.build(stage.kind, stage.config).to(place), codec)
                 if compiled:
                     objective.compile()
                 rate = statistics.median(_training_rates(objective, loops, precision, repeats))
@@ -74,7 +75,7 @@ def training(dataset: Path, device: str, repeats: int) -> None:
 def _training_rates(objective, loops, precision: str, repeats: int) -> list[float]:  # type: ignore[no-untyped-def]
     import torch
 
-    from midiloop import fit
+    from midiloop.common import devices
 
     optimizer = torch.optim.AdamW(objective.model.parameters())
     device = loops.packed.device
@@ -82,7 +83,7 @@ def _training_rates(objective, loops, precision: str, repeats: int) -> list[floa
     def steps() -> None:
         for _ in range(STEPS):
             rolls = loops.rolls(torch.randint(len(loops), (256,), device=device))
-            with fit.precision(device, precision):
+            with devices.autocast(device, precision):
                 loss = objective(rolls, 0.0)
             optimizer.zero_grad()
             torch.autograd.backward(loss.total)

@@ -1,0 +1,144 @@
+"""What a run leaves in its folder, so that it can go on and end as if nobody had interrupted it.
+
+``state.safetensors`` holds all that the next step depends on, in one file, so that a kill leaves
+the old one or the new one; a finished run has none. ``training.json`` holds the history.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from midiloop import checkpoint, configs, files
+from midiloop.common import devices
+from midiloop.errors import CallError, LoopError
+
+STATE, HISTORY = "state.safetensors", "training.json"
+
+
+def check_folder(folder: Path, *, resume: bool) -> None:
+    """Raise `CallError` for a folder that no run can begin in, or go on in."""
+    name = files.printable(folder)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise CallError(f"{name}: a file; give the name of a folder")
+    if not resume and any((folder / file).exists() for file in (STATE, HISTORY)):
+        raise CallError(f"{name}: a run is there already; add --resume, or choose another name")
+    files.check_writable(folder)
+
+
+class RunRecord:
+    """The state and the history of a run.
+
+    Args:
+        begun_with: what must be the same when the run resumes: its ``settings`` by name, and
+            whatever else it depends on, by its name in words, as in ``{"dataset": …}``.
+    """
+
+    def __init__(self, folder: Path, begun_with: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.begun_with = json.loads(json.dumps(begun_with))  # as it comes back
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of the folder, which is made; of several processes the first does."""
+        if devices.rank():
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with files.locked(self.folder):
+            yield
+
+    def read_finished(self, restore: Callable[[dict[str, Any]], None]) -> bool:
+        """Whether the run came to its end; ``restore`` is then called with what `finish` wrote.
+
+        Raises:
+            CallError: the run was begun with something else.
+            LoopError: the history is damaged.
+        """
+        path = self.folder / HISTORY
+        if not path.exists():
+            return False
+        with self._reading(path, "not the history of a run"):
+            found = files.read_json(path)
+            self._check(found["begun_with"])
+            if found["finished"]:
+                restore(found)
+                self._forget_state()  # a kill may have come before it was gone
+            return bool(found["finished"])
+
+    def read_state(self, restore: Callable[[dict[str, Tensor], dict[str, Any]], None]) -> None:
+        """Call ``restore`` with the state that `save` wrote, if there is one.
+
+        Raises:
+            CallError: the run was begun with something else.
+            LoopError: the state is damaged.
+        """
+        path = self.folder / STATE
+        if not path.exists():
+            return
+        with self._reading(path, "not the state of a run"):
+            tensors, about = checkpoint.read_tensors(path)
+            self._check(about["begun_with"])
+            checkpoint.check_finite(path, tensors)
+            restore(tensors, about)
+
+    def save(self, tensors: dict[str, Tensor], about: dict[str, Any], told: dict[str, Any]) -> None:
+        """Write the state, of ``tensors`` and ``about``, and ``told`` into the history."""
+        about = {"begun_with": self.begun_with, **told, **about}
+        checkpoint.write_tensors(self.folder / STATE, tensors, about)
+        self._write_history(told, finished=False)
+
+    def finish(self, told: dict[str, Any]) -> None:
+        """Write the history; the state has done its work."""
+        self._write_history(told, finished=True)
+        self._forget_state()
+
+    def _forget_state(self) -> None:
+        if devices.rank() == 0:
+            (self.folder / STATE).unlink(missing_ok=True)
+
+    def _write_history(self, told: dict[str, Any], *, finished: bool) -> None:
+        found = {"begun_with": self.begun_with, "finished": finished, **told}
+        files.write(self.folder / HISTORY, (json.dumps(found, indent=1) + "\n").encode())
+
+    @contextmanager
+    def _reading(self, path: Path, otherwise: str) -> Iterator[None]:
+        """Whatever is wrong with a file is one `LoopError` that says how to go on."""
+        try:
+            yield
+        except CallError:  # it is a run, and another one
+            raise
+        except LoopError as error:
+            raise _damaged(path, str(error)) from error
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise _damaged(path, otherwise) from error
+
+    def _check(self, before: dict[str, Any]) -> None:
+        """Raise `CallError` where the run was begun with something else."""
+        now = self.begun_with
+        if before == now:
+            return
+        old, new = before["settings"], now["settings"]
+        odd = [
+            f"{name} {configs.quoted(old.get(name))}, not {configs.quoted(new[name])}"
+            for name in new
+            if old.get(name) != new[name]
+        ]
+        others = [name for name in now if name != "settings" and before.get(name) != now[name]]
+        odd += [f"another {name}" for name in others]
+        raise CallError(
+            f"{files.printable(self.folder)}: the run was begun with {', '.join(odd)}; resume it "
+            "as it was begun, or choose another name"
+        )
+
+
+def _damaged(path: Path, cause: str) -> LoopError:
+    name = files.printable(path)
+    said = cause.removeprefix(f"{name}: ").partition("; ")[0]
+    return LoopError(f"{name}: {said}; delete it, and --resume goes on from what is left")

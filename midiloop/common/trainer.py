@@ -1,0 +1,687 @@
+"""Train any model: one plain loop, by epochs, by steps or by the clock, resumable at every step.
+
+A `Task` says what is learned: its batches, its losses and optimisers, how it is validated and
+saved. The `Trainer` does what all training has in common. Nothing is drawn from a running
+generator: every step seeds its own, from the run's seed. So a run that was killed goes on from its
+last saved state to the same bits as one that was left alone.
+
+Under ``torchrun`` each process takes its share of every batch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from midiloop import checkpoint, files
+from midiloop.common import devices
+from midiloop.common.resume import RunRecord, check_folder
+from midiloop.errors import CallError, LoopError
+
+REPORT_EVERY_S = 0.2
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: one of the three.
+
+    Attributes:
+        epochs: passes over the training set.
+        steps: of the optimisers.
+        minutes: of training, over all sessions.
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `CallError` unless there is one, in its range."""
+        if [self.epochs, self.steps, self.minutes].count(None) != 2:
+            raise CallError("say how long to train: either --minutes or --steps")
+        _check_ranges(
+            self,
+            epochs=(self.epochs is None or self.epochs >= 1, "1 or more"),
+            steps=(self.steps is None or self.steps >= 1, "1 or more"),
+            minutes=(
+                self.minutes is None or 0 < self.minutes < 1e6,
+                "more than 0, less than a million",
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        batch_size: items a step, over all processes.
+        micro_batch_size: items that are in memory at a time, of which gradients accumulate; None:
+            all that a process has of a batch.
+        learning_rate, final_learning_rate: over each stage, a cosine from one to the other.
+        warmup_steps: over which the learning rate rises from 0.
+        max_grad_norm: of each network's gradient.
+        ema_decay: of the average of the weights that is validated and saved, once it has seen
+            enough of them; 0: the weights themselves are.
+        validate_every: steps; where the budget is epochs, it is after each of them.
+        keep_best: save the weights with the lowest validation error, and not the latest.
+        patience: validations without a lower error after which to stop; 0: never.
+        seed: of weights, batches and noise.
+        precision: of matrix products, one of `devices.PRECISIONS`; weights stay in float32.
+        compile: through ``torch.compile``.
+        save_every_s: seconds between saved states; one is saved after each validation as well.
+    """
+
+    batch_size: int = 8
+    micro_batch_size: int | None = None
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 0.0
+    warmup_steps: int = 0
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.0
+    validate_every: int = 500
+    keep_best: bool = False
+    patience: int = 0
+    seed: int = 0
+    precision: str = "float32"
+    compile: bool = False
+    save_every_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Raise `CallError` unless each is in its range."""
+        _check_ranges(
+            self,
+            batch_size=(self.batch_size >= 1, "1 or more"),
+            micro_batch_size=(
+                self.micro_batch_size is None or self.micro_batch_size >= 1,
+                "1 or more",
+            ),
+            learning_rate=(0 < self.learning_rate <= 1, "more than 0, and at most 1"),
+            final_learning_rate=(0 <= self.final_learning_rate <= 1, "0 to 1"),
+            warmup_steps=(self.warmup_steps >= 0, "0 or more"),
+            max_grad_norm=(self.max_grad_norm > 0, "more than 0"),
+            ema_decay=(0 <= self.ema_decay < 1, "0 or more, less than 1"),
+            validate_every=(self.validate_every >= 1, "1 or more"),
+            patience=(self.patience >= 0, "0 or more"),
+            seed=(0 <= self.seed < 2**63, "0 or more, less than 2^63"),
+            precision=(
+                self.precision in devices.PRECISIONS,
+                f"one of {', '.join(devices.PRECISIONS)}",
+            ),
+        )
+
+
+def _check_ranges(config: object, **ranges: tuple[bool, str]) -> None:
+    for name, (right, what) in ranges.items():
+        if not right:
+            value = getattr(config, name)
+            raise CallError(f"{name.replace('_', '-')} {value}: out of range; give {what}")
+
+
+class Stage(NamedTuple):
+    """A part of a run: where it begins (0 to 1), and its share of the learning rate."""
+
+    begins: float
+    rate: float
+
+
+class Draw(NamedTuple):
+    """A batch to draw at random: its number in the run, its items, and its share of the step."""
+
+    number: int
+    size: int
+    weight: float
+
+
+class Step(NamedTuple):
+    """Where a run is.
+
+    Attributes:
+        number: of the step, from 0.
+        stage: in which it is, from 0.
+        done: share of the run before it, 0 to 1.
+        seed: of this process.
+        batch_size: items of a step, over all processes.
+        micro_batch_size: most items to have in memory at a time.
+    """
+
+    number: int
+    stage: int
+    done: float
+    seed: int
+    batch_size: int
+    micro_batch_size: int
+
+    def draws(self) -> list[Draw]:
+        """What is this process's share of the step, where batches are drawn at random."""
+        mine = self.batch_size // devices.world()
+        n = math.ceil(mine / self.micro_batch_size)
+        sizes = [min(self.micro_batch_size, mine - i * self.micro_batch_size) for i in range(n)]
+        return [Draw(self.number * n + i, size, size / mine) for i, size in enumerate(sizes)]
+
+
+class Losses(NamedTuple):
+    """What a batch comes to.
+
+    Attributes:
+        minimise: what each network is to make small, by its name, (). Networks that are in none
+            stand still.
+        terms: name to (), detached, for the log.
+    """
+
+    minimise: dict[str, Tensor]
+    terms: dict[str, Tensor]
+
+
+class Task:
+    """Something to learn.
+
+    Attributes:
+        model: what is learned and saved.
+        networks: all that learns, by name, the model among them.
+        optimizers: of each network, by its name.
+        stages: in order, the first from 0 on.
+        n_items: in the training set; None: batches are drawn at random, and there are no epochs.
+        noise_stream: tells the noise of a step from what else its seed is used for.
+        measure: which figure of `validate` is the error, lower being better.
+    """
+
+    model: nn.Module
+    networks: Mapping[str, nn.Module]
+    optimizers: Mapping[str, Optimizer]
+    stages: tuple[Stage, ...] = (Stage(0.0, 1.0),)
+    n_items: int | None = None
+    noise_stream: int = 0
+    measure: str
+
+    def micro_batches(self, step: Step) -> Iterable[tuple[Any, float]]:
+        """What this process learns from in a step, in pieces that fit into memory.
+
+        Yields:
+            a piece, and its weight; weights add up to 1.
+        """
+        raise NotImplementedError
+
+    def losses(self, batch: Any, step: Step) -> Losses:
+        """The losses of a piece."""
+        raise NotImplementedError
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Figures of a model on what it does not learn from; all processes call it."""
+        raise NotImplementedError
+
+    def save(self, folder: Path, model: nn.Module, about: dict[str, Any]) -> None:
+        """Write a checkpoint of the model."""
+        raise NotImplementedError
+
+    def begun_with(self) -> dict[str, Any]:
+        """What must be the same when a run resumes, see `RunRecord`."""
+        raise NotImplementedError
+
+    def settled(self, done: float) -> bool:  # noqa: ARG002 - most are, from the start
+        """Whether errors from this share of the run on can be compared with later ones."""
+        return True
+
+    def compile(self) -> None:
+        """Have what takes time compiled."""
+        self.model.compile()
+
+
+class Progress(NamedTuple):
+    """How far a run is.
+
+    Attributes:
+        done: share of it, 0 to 1.
+        step: done so far.
+        epoch: passes over the data, a fraction; None where they are not counted.
+        left_s: seconds, about.
+        items_per_s: since the run began or resumed.
+        terms: of the loss, means since the last validation.
+        figures: of the last validation.
+        best: lowest validation error so far; nan before the first.
+    """
+
+    done: float
+    step: int
+    epoch: float | None
+    left_s: float
+    items_per_s: float
+    terms: dict[str, float]
+    figures: dict[str, float]
+    best: float
+
+
+class Result(NamedTuple):
+    """A finished run.
+
+    Attributes:
+        steps: that were taken.
+        best: lowest validation error.
+        history: one record for each validation.
+    """
+
+    steps: int
+    best: float
+    history: list[dict[str, float]]
+
+    @property
+    def epochs(self) -> int:
+        """That were run; fewer than asked for where it stopped early."""
+        return int(self.history[-1].get("epoch", 0))
+
+
+class Trainer:
+    """Trains a task. What a resumed run needs to know is in the attributes, see `_save`."""
+
+    def __init__(self, task: Task, budget: Budget, config: TrainConfig) -> None:
+        self.task, self.budget = task, budget
+        self.device = next(task.model.parameters()).device
+        precision = devices.choose_precision(config.precision, self.device)
+        self.config = replace(config, precision=precision)
+        self.batch_size = self._shared_batch()
+        self.micro_batch_size = self.batch_size // devices.world()
+        if config.micro_batch_size is not None:
+            self.micro_batch_size = min(self.micro_batch_size, config.micro_batch_size)
+        self.steps_per_epoch: int | None = None
+        self.n_steps = budget.steps
+        if budget.epochs is not None:
+            if task.n_items is None:
+                raise CallError(
+                    "batches are drawn at random, without epochs; give minutes or steps"
+                )
+            self.steps_per_epoch = task.n_items // self.batch_size
+            self.n_steps = budget.epochs * self.steps_per_epoch
+        self.average: AveragedModel | None = None
+        if config.ema_decay:
+            self.average = AveragedModel(task.model, avg_fn=self._averaged, use_buffers=True)
+        self.step = 0
+        self.took_s = 0.0
+        self.history: list[dict[str, float]] = []
+        self.best = math.inf
+        self.since_best = 0  # validations
+        self.validated = 0.0  # share of the run that was done at the last validation
+        self.sums: dict[
+            str, tuple[Tensor | float, int]
+        ] = {}  # of loss terms since then, of how many
+
+    def fit(
+        self,
+        folder: Path,
+        *,
+        about: dict[str, Any] | None = None,
+        resume: bool = False,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        events: Path | None = None,
+    ) -> Result:
+        """Train, and leave a checkpoint in a folder, with the history of the run.
+
+        Args:
+            about: what the checkpoint shall say of where its weights come from.
+            resume: go on with a run that was interrupted.
+            events: folder for TensorBoard event files.
+
+        Raises:
+            CallError: the folder holds a run already, or one that was begun otherwise.
+            LoopError: the loss is not a number, and the last good checkpoint is left as it is; or
+                what the folder holds is damaged.
+        """
+        check_folder(folder, resume=resume)
+        self.folder, self.about = folder, about or {}
+        self.record = RunRecord(folder, self._begun_with())
+        with self.record.locked():
+            over = resume and self.record.read_finished(self._recall)
+            if not over:
+                self.record.read_state(self._restore)
+            if not devices.agree(-1 if over else self.step):
+                raise LoopError(
+                    f"{folder}: processes find different states in it; give a folder on a disk "
+                    "that all machines share"
+                )
+            if not over:
+                self._fit(on_progress, _Events(events, self.step))
+        return Result(self.step, self.best, self.history)
+
+    def _begun_with(self) -> dict[str, Any]:
+        begun = self.task.begun_with()
+        settings = {**asdict(self.budget), **asdict(self.config), **begun.pop("settings", {})}
+        del settings["save_every_s"]
+        return {"settings": settings, **begun}
+
+    def _fit(self, on_progress: Callable[[Progress], None], events: _Events) -> None:
+        if self.config.compile:
+            self.task.compile()
+        for module in self._modules().values():
+            devices.broadcast(module.state_dict().values())
+        began_s = saved_s = reported_s = devices.of_first(time.monotonic())
+        before_s, first_step = self.took_s, self.step
+        with events:
+            while not self.over:
+                self._add(self._step())
+                self.step += 1
+                now_s = devices.of_first(time.monotonic())
+                self.took_s = before_s + now_s - began_s
+                validate = self._time_to_validate()
+                report = validate or now_s - reported_s > REPORT_EVERY_S
+                terms = self._means() if report else {}
+                if validate:
+                    self._check_finite()
+                    self._validate()
+                    events.write(self.history[-1], self.step)
+                if not self.over and (validate or now_s - saved_s > self.config.save_every_s):
+                    self._check_finite()
+                    self._save()
+                    saved_s = now_s
+                if report:
+                    rate = (self.step - first_step) * self.batch_size / max(now_s - began_s, 1e-9)
+                    on_progress(self._progress(terms, rate))
+                    reported_s = now_s
+        self._finish()
+
+    # How far it is.
+
+    @property
+    def done(self) -> float:
+        """Share of the run, 0 to 1."""
+        if self.n_steps is not None:
+            return min(1.0, self.step / self.n_steps)
+        assert self.budget.minutes is not None  # one of the three, as budgets say
+        return min(1.0, self.took_s / 60 / self.budget.minutes)
+
+    @property
+    def over(self) -> bool:
+        """Whether all is done, or the validation error has not fallen for too long."""
+        return self.done >= 1 or 0 < self.config.patience <= self.since_best
+
+    def _time_to_validate(self) -> bool:
+        if self.steps_per_epoch is not None:
+            return self.step % self.steps_per_epoch == 0
+        return self.done >= 1 or self.step % self.config.validate_every == 0
+
+    def _means(self) -> dict[str, float]:
+        return {name: float(total) / n for name, (total, n) in self.sums.items()}
+
+    def _progress(self, terms: dict[str, float], items_per_s: float) -> Progress:
+        epoch = None if self.steps_per_epoch is None else self.step / self.steps_per_epoch
+        figures = self.history[-1] if self.history else {}
+        best = self.best if self.history else math.nan
+        left_s = self.took_s / self.done * (1 - self.done)
+        return Progress(self.done, self.step, epoch, left_s, items_per_s, terms, figures, best)
+
+    def _shared_batch(self) -> int:
+        """Items of a step, a multiple of the processes."""
+        size, n_items = self.config.batch_size, self.task.n_items
+        whole = size if n_items is None else min(size, n_items)
+        whole -= whole % devices.world()
+        if whole == 0 or size % devices.world():
+            items = "" if n_items is None else f", of {n_items} items"
+            raise CallError(
+                f"batch-size {size}{items}: {devices.world()} processes cannot share it evenly; "
+                "give a multiple of them"
+            )
+        return whole
+
+    # A step.
+
+    def _step(self) -> dict[str, Tensor]:
+        """Learn from one batch; the terms of its loss."""
+        task, config, rank = self.task, self.config, devices.rank()
+        stage = sum(self.done >= one.begins for one in task.stages) - 1
+        self._set_learning_rate(stage)
+        torch.manual_seed(mixed_seed(config.seed, task.noise_stream + rank, self.step))
+        for network in task.networks.values():
+            network.train()
+        for optimizer in task.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        step = Step(
+            self.step,
+            stage,
+            self.done,
+            process_seed(config.seed),
+            self.batch_size,
+            self.micro_batch_size,
+        )
+        terms: dict[str, Tensor] = {}
+        moved: dict[str, Tensor] = {}
+        for batch, weight in task.micro_batches(step):
+            with devices.autocast(self.device, config.precision):
+                losses = task.losses(batch, step)
+            moved = losses.minimise
+            self._backward(moved, weight)
+            for name, term in losses.terms.items():
+                terms[name] = terms.get(name, 0) + term * weight
+        for name in moved:
+            parameters = list(task.networks[name].parameters())
+            devices.average_gradients(parameters)
+            nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        for name in moved:
+            task.optimizers[name].step()
+        if self.average is not None:
+            self.average.update_parameters(task.model)
+        return devices.averaged(terms)
+
+    def _backward(self, losses: Mapping[str, Tensor], weight: float) -> None:
+        """Add to each network's gradient that of its own loss, and of no other's."""
+        left = len(losses)
+        for name, loss in losses.items():
+            left -= 1
+            inputs = [p for p in self.task.networks[name].parameters() if p.requires_grad]
+            torch.autograd.backward(loss * weight, inputs=inputs, retain_graph=left > 0)
+
+    def _set_learning_rate(self, stage: int) -> None:
+        config, stages = self.config, self.task.stages
+        begins, share = stages[stage]
+        ends = stages[stage + 1].begins if stage + 1 < len(stages) else 1.0
+        within = (self.done - begins) / (ends - begins)
+        high, low = config.learning_rate, config.final_learning_rate
+        rate = low + 0.5 * (high - low) * (1 + math.cos(math.pi * within))
+        rate *= share * min(1.0, (self.step + 1) / max(1, config.warmup_steps))
+        for optimizer in self.task.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+    def _averaged(self, average: Tensor, now: Tensor, n: Tensor | int) -> Tensor:
+        # At first an average of all, so that the weights of the first steps are soon forgotten.
+        decay = min(self.config.ema_decay, float((1 + n) / (10 + n)))
+        if not average.is_floating_point():
+            return now
+        # What stands still is kept bit for bit, and a sum with 0 would lose the sign of a zero.
+        return torch.where(average == now, average, average.lerp(now, 1 - decay))
+
+    def _add(self, terms: dict[str, Tensor]) -> None:
+        """Add the loss of one step; nothing here waits for a GPU."""
+        for name, term in terms.items():
+            total, n = self.sums.get(name, (0.0, 0))
+            self.sums[name] = total + term.to(devices.widest(term.device)), n + 1
+
+    # What is kept.
+
+    @property
+    def _shipped(self) -> nn.Module:
+        """What is validated and saved."""
+        return self.task.model if self.average is None else self.average.module
+
+    def _modules(self) -> dict[str, nn.Module]:
+        average = {} if self.average is None else {"average": self.average}
+        return {**self.task.networks, **average}
+
+    def _check_finite(self) -> None:
+        """Raise `LoopError` rather than save weights that are no numbers, or soon will be."""
+        for name, mean in self._means().items():
+            if not math.isfinite(mean):
+                self._fail(f"the {name} is {mean}")
+        # A gradient can overflow where the loss does not.
+        weights = [p for network in self.task.networks.values() for p in network.parameters()]
+        if not torch.stack([p.detach().isfinite().all() for p in weights]).all():
+            self._fail("weights are no longer finite")
+
+    def _fail(self, cause: str) -> NoReturn:
+        raise LoopError(
+            f"{files.printable(self.folder)}: {cause} at step {self.step}; the last good "
+            "checkpoint stands; train again with a lower --learning-rate or in float32"
+        )
+
+    def _validate(self) -> None:
+        """Add a record to the history; save the weights where they are the best so far."""
+        task, model = self.task, self._shipped
+        self._share_buffers()
+        model.eval()
+        with torch.no_grad():
+            found = task.validate(model)
+        figures = {name: devices.of_first(value) for name, value in found.items()}
+        error = figures[task.measure]
+        if not math.isfinite(error):
+            self._fail(f"the validation {task.measure} is {error}")
+        rate = next(iter(task.optimizers.values())).param_groups[0]["lr"]
+        self.history.append({**self._place(), **self._means(), **figures, "learning_rate": rate})
+        # While a schedule still runs the model becomes another one, with a larger error: no reason
+        # to stop, nor to prefer what it was before.
+        settled = task.settled(self.validated)
+        self.sums, self.validated = {}, self.done
+        self.since_best += 1
+        if error < self.best or not settled:
+            self.best, self.since_best = error, 0
+            if self.config.keep_best:
+                self._write_checkpoint()
+
+    def _place(self) -> dict[str, float]:
+        """Where the run is, as its history says it."""
+        if self.steps_per_epoch is not None:
+            return {"epoch": self.step // self.steps_per_epoch}
+        return {"step": self.step, "minutes": self.took_s / 60}
+
+    def _share_buffers(self) -> None:
+        """Make the same in all processes what each has of its own: statistics of batch norm."""
+        for module in self._modules().values():
+            devices.broadcast(module.buffers())
+
+    def _write_checkpoint(self) -> None:
+        if devices.rank():
+            return
+        if self.steps_per_epoch is not None:
+            error = self.history[-1][self.task.measure]
+            trained: dict[str, Any] = {
+                "epoch": self.step // self.steps_per_epoch,
+                "validation_error": error,
+            }
+        else:
+            minutes = round(self.took_s / 60, 2)
+            trained = {"trained": {"steps": self.step, "minutes": minutes}}
+        self.task.save(self.folder, self._shipped, {**self.about, **trained})
+
+    def _told(self) -> dict[str, Any]:
+        best = None if math.isinf(self.best) else self.best
+        return {"step": self.step, "best": best, "history": self.history}
+
+    def _save(self) -> None:
+        """Save the state, and the latest weights where those are what is kept."""
+        self._share_buffers()
+        if not self.config.keep_best:
+            # Before the state: after a kill in between the run goes on from the old one.
+            self._write_checkpoint()
+        if devices.rank():
+            return
+        tensors = {
+            f"{name}.{key}": tensor
+            for name, module in self._modules().items()
+            for key, tensor in module.state_dict().items()
+        }
+        for name, optimizer in self.task.optimizers.items():
+            state = checkpoint.optimizer_tensors(optimizer)
+            tensors |= {f"optimizer-{name}.{key}": tensor for key, tensor in state.items()}
+        about = {
+            "took_s": self.took_s,
+            "since_best": self.since_best,
+            "validated": self.validated,
+            "sums": {name: (float(total), n) for name, (total, n) in self.sums.items()},
+        }
+        self.record.save(tensors, about, self._told())
+
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """Undo `_save`."""
+        for name, module in self._modules().items():
+            module.load_state_dict(_under(tensors, name))
+        for name, optimizer in self.task.optimizers.items():
+            checkpoint.restore_optimizer(optimizer, _under(tensors, f"optimizer-{name}"))
+        self._recall(about)
+        self.took_s, self.since_best = float(about["took_s"]), int(about["since_best"])
+        self.validated = float(about["validated"])
+        self.sums = {name: (float(total), int(n)) for name, (total, n) in about["sums"].items()}
+        last = math.inf if self.n_steps is None else self.n_steps
+        if not (0 <= self.step <= last and 0 <= self.took_s < math.inf):
+            raise ValueError("a place that is in no run")
+
+    def _recall(self, told: dict[str, Any]) -> None:
+        """Take over the steps and validations that were, and the best of them."""
+        if not all(type(x) in (int, float) for record in told["history"] for x in record.values()):
+            raise ValueError("a history of what is no number")
+        self.step, self.history = int(told["step"]), told["history"]
+        self.best = math.inf if told["best"] is None else float(told["best"])
+
+    def _finish(self) -> None:
+        """Leave what was trained, and its history."""
+        if not self.config.keep_best:
+            self._write_checkpoint()
+        if devices.rank() == 0:
+            self.record.finish(self._told())
+        devices.barrier()
+
+
+class _Events:
+    """TensorBoard event files of the first process, where they are wanted."""
+
+    def __init__(self, folder: Path | None, step: int) -> None:
+        # What an interrupted run wrote of steps that come once more is void.
+        wanted = folder is not None and devices.rank() == 0
+        self.writer = event_writer()(folder, purge_step=step + 1) if wanted else None
+
+    def __enter__(self) -> _Events:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer:
+            self.writer.close()
+
+    def write(self, record: dict[str, float], step: int) -> None:
+        """Write a record of the history."""
+        if self.writer:
+            for name, value in record.items():
+                if name not in ("epoch", "step", "minutes"):
+                    self.writer.add_scalar(name, value, step)
+            self.writer.flush()
+
+
+def event_writer() -> Any:
+    """What writes event files.
+
+    Raises:
+        ImportError: tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("event files: pip install tensorboard, or leave --tensorboard") from error
+    return SummaryWriter
+
+
+def mixed_seed(seed: int, stream: int, step: int) -> int:
+    """A seed for one purpose at one step: different ones for all steps of a run."""
+    return (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9 + step) % 2**63
+
+
+def process_seed(seed: int) -> int:
+    """A seed for one of several processes; the first has the seed itself."""
+    return seed + (devices.rank() << 64)
+
+
+def _under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}

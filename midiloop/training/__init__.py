@@ -1,0 +1,1 @@
+"""What each model of midiloop learns from, and by which loss."""
