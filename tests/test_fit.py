@@ -325,7 +325,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
         "epochs 3, not 4, learning_rate 0.001, not 0.5",
     ),
     "a model": ({"config": VQVAEConfig(channels=4)}, "begun with another model; resume it"),
-    "a dataset": ({"train": packed(39)}, "begun with another number of loops; resume it"),
+    "a dataset": ({"train": packed(39)}, "begun with another dataset; resume it"),
 }
 
 

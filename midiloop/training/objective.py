@@ -80,7 +80,7 @@ class LoopTask(Task):
         train, valid: loops, on the device of the objective.
         transpose: draw a transposition of the bass for each loop, up to so many semitones.
         epochs: that the run has, for the schedules; 0 where it is not counted in epochs.
-        begun_with: what else must be the same when a run resumes.
+        begun_with: what else must be the same when a run resumes, ``dataset`` at best.
     """
 
     noise_stream = NOISE
@@ -154,7 +154,7 @@ class LoopTask(Task):
         return {
             "settings": {"transpose": self.transpose, **also.pop("settings", {})},
             "model": models.to_json(self.model.config),
-            "number of loops": len(self.train),
+            "dataset": {"loops": len(self.train)},
             **also,
         }
 
