@@ -10,12 +10,12 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from audioloop import render
 from audioloop.synth import SoundFont
 from audioloop.wave import Samples
-from midiloop import pianoroll
+from midiloop import files, pianoroll
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP, Roll
 from midiloop.score import Score, Track
@@ -102,6 +102,22 @@ def loops(dataset: LoopDataset, split: str) -> Loops:
         )
     packed = np.concatenate([dataset.grid.pack(batch.rolls) for batch in batches])
     return Loops(packed, np.concatenate([batch.tempos_bpm for batch in batches]))
+
+
+def provenance(dataset: LoopDataset, soundfonts: Sequence[Path]) -> dict[str, Any]:
+    """What a model learns from, as its card says it."""
+    return {
+        "rules": dataset.manifest["rules"]["name"],
+        "counts": dataset.manifest["counts"],
+        "fingerprint": dataset.fingerprint,
+        "soundfonts": [path.name for path in soundfonts],
+        "soundfonts_sha256": [files.digest(path) for path in soundfonts],
+    }
+
+
+def identity(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `provenance` must be the same when a run resumes."""
+    return {"dataset": found["fingerprint"], "SoundFont": found["soundfonts_sha256"]}
 
 
 def performed(roll: Roll, tempo_bpm: float, rng: np.random.Generator, variety: Variety) -> Score:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,19 +23,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
-from audioloop import coded, coder, conditions, fit, renders, token_models
+from audioloop import coded, coder, conditions, renders, token_models
 from audioloop.coded import CodedLoop
 from audioloop.conditions import NOTES, UNSAID, Condition
-from audioloop.fit import Progress, Result, Settings, Stage
 from audioloop.token_models import KINDS
 from audioloop.tokens import Causal, Masked, TokenConfig
 from midiloop import checkpoint
+from midiloop.common import devices, trainer
+from midiloop.common.resume import check_folder
+from midiloop.common.trainer import Budget, Losses, Progress, Result, Step, TrainConfig, Trainer
 from midiloop.errors import CallError
 from midiloop.store import LoopDataset
 
 LOOP_FRAMES = 400  # of a usual loop: a batch has as many frames as so many of those
 N_LOOPS = 10_000
-PRECISIONS = ("float32", "bfloat16")
 N_VALID, VALID_FRAMES = 32, 400
 
 
@@ -54,7 +55,6 @@ class Study:
         unsaid: share of the others without a kit, and without a bass.
         fewer: share of lines of which `Causal` knows only the first codebooks, as while `Masked`
             has not filled the others yet.
-        precision: "float32" or "bfloat16", of products of matrices.
     """
 
     span: int = 3
@@ -65,51 +65,51 @@ class Study:
     without_notes: float = 0.25
     unsaid: float = 0.12
     fewer: float = 0.3
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        """Raise `CallError` for a precision that there is not."""
-        if self.precision not in PRECISIONS:
-            raise CallError(f"precision {self.precision}: give {' or '.join(PRECISIONS)}")
 
 
 STUDY = Study()
+TRAINING = TrainConfig(batch_size=8, warmup_steps=100, ema_decay=0.999, save_every_s=120.0)
 CONFIGS = {"masked": TokenConfig(), "causal": TokenConfig(layers=6)}
 
 
-class TokenTask(fit.Task):
-    """A model of codes, as `fit` trains it."""
+class TokenTask(trainer.Task):
+    """A model of codes, as the `Trainer` takes it.
+
+    Args:
+        also_begun_with: what else must be the same when a run resumes.
+    """
+
+    measure = "nats"
 
     def __init__(
         self,
         kind: str,
         config: TokenConfig,
         study: Study,
-        settings: Settings,
+        seed: int,
         loops: Sequence[CodedLoop],
         valid: Sequence[CodedLoop],
         frames_per_s: float,
         device: torch.device,
-        heard: dict[str, Any],
+        also_begun_with: dict[str, Any],
     ) -> None:
-        torch.manual_seed(settings.seed)
-        self.kind, self.study, self.settings, self.heard = kind, study, settings, heard
+        torch.manual_seed(seed)
+        self.kind, self.study, self.also_begun_with = kind, study, also_begun_with
         self.device, self.frames_per_s = device, frames_per_s
         self.loops, self.valid = loops, valid
         self.model: Masked | Causal = KINDS[kind][0](config).to(device)
-        self.modules: dict[str, nn.Module] = {kind: self.model}
+        self.networks: dict[str, nn.Module] = {kind: self.model}
         parameters = self.model.parameters()
         self.optimizers: dict[str, Optimizer] = {
             kind: AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01)
         }
-        self.stages = (Stage(0.0, 1.0),)
 
     def begun_with(self) -> dict[str, Any]:
         """What must be the same when a run resumes."""
         return {
-            self.kind: asdict(self.model.config),
-            "study": asdict(self.study),
-            "heard": self.heard,
+            "settings": asdict(self.study),
+            "model": {"kind": self.kind, **asdict(self.model.config)},
+            **self.also_begun_with,
         }
 
     def save(self, folder: Path, model: nn.Module, about: dict[str, Any]) -> None:
@@ -117,18 +117,21 @@ class TokenTask(fit.Task):
         assert isinstance(model, Masked | Causal)
         checkpoint.save_model(folder, self.kind, model, about)
 
-    def step(self, number: int, stage: int) -> dict[str, Tensor]:  # noqa: ARG002 - there is one
-        """Learn from one batch."""
-        rng = np.random.default_rng([self.settings.seed, number])
-        with self._precision():
-            loss = self.loss(number, rng)
-        self.optimizers[self.kind].zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        self.optimizers[self.kind].step()
-        return {"loss": loss.detach()}
+    def micro_batches(self, step: Step) -> Iterator[tuple[Any, float]]:
+        """Batches as `batch` draws them."""
+        for number, size, weight in step.draws():
+            yield self.batch(step.number, size, np.random.default_rng([step.seed, number])), weight
 
-    def loss(self, number: int, rng: np.random.Generator) -> Tensor:
+    def losses(self, batch: Any, step: Step) -> Losses:  # noqa: ARG002 - all are alike
+        """See `loss`."""
+        loss = self.loss(batch)
+        return Losses({self.kind: loss}, {"loss": loss.detach()})
+
+    def batch(self, step: int, size: int, rng: np.random.Generator) -> Any:
+        """What to learn from in a step: as many frames as ``size`` usual loops have."""
+        raise NotImplementedError
+
+    def loss(self, batch: Any) -> Tensor:
         """Cross-entropy of a batch, in nats a code."""
         raise NotImplementedError
 
@@ -153,10 +156,6 @@ class TokenTask(fit.Task):
             found.append((codes[None].to(self.device), condition.to(self.device)))
         return found
 
-    def _precision(self) -> torch.autocast:
-        half = self.study.precision == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
-
     def _told(self, loop: CodedLoop) -> Condition:
         return loop.told.on(loop.codes.shape[1], self.frames_per_s)
 
@@ -164,18 +163,19 @@ class TokenTask(fit.Task):
         n_frames = loop.codes.shape[1]
         return loop.codes[:, places % n_frames], self._told(loop).taken(places)
 
-    def lines(self, n_frames: int, rng: np.random.Generator) -> tuple[Tensor, Condition]:
+    def lines(self, size: int, rng: np.random.Generator) -> tuple[Tensor, Condition]:
         """Lines (B, K, T) that go round loops from anywhere, and what is told of them."""
-        n = max(1, round(self.settings.batch * LOOP_FRAMES / n_frames))
+        n_frames = self.study.line
+        n = max(1, round(size * LOOP_FRAMES / n_frames))
         picks = [self.loops[pick] for pick in rng.integers(len(self.loops), size=n)]
         starts = [int(rng.integers(loop.codes.shape[1])) for loop in picks]
         pairs = [
             self._line(loop, torch.arange(start, start + n_frames))
             for loop, start in zip(picks, starts, strict=True)
         ]
-        return self._batch(pairs, rng)
+        return self._stacked(pairs, rng)
 
-    def _batch(
+    def _stacked(
         self, pairs: Sequence[tuple[Tensor, Condition]], rng: np.random.Generator
     ) -> tuple[Tensor, Condition]:
         codes = torch.stack([codes for codes, _ in pairs])
@@ -200,20 +200,35 @@ def less(condition: Condition, study: Study, rng: np.random.Generator) -> Condit
     )
 
 
+class MaskedBatch(NamedTuple):
+    """What `Masked` learns from: codes (B, K, T), and which of one codebook are gaps, (B, T)."""
+
+    codes: Tensor
+    condition: Condition
+    stage: int
+    open_: Tensor
+    circular: bool
+
+
 class MaskedTask(TokenTask):
     """`Masked`, on rings and on lines."""
 
-    def loss(self, number: int, rng: np.random.Generator) -> Tensor:
-        """Cross-entropy of what the gaps were, in nats a code."""
+    def batch(self, step: int, size: int, rng: np.random.Generator) -> MaskedBatch:
+        """Loops, or every so many steps lines, with gaps in one codebook."""
         study, config = self.study, self.model.config
-        circular = study.open_every == 0 or (number + 1) % study.open_every != 0
-        codes, condition = self._rings(rng) if circular else self.lines(study.line, rng)
+        circular = study.open_every == 0 or (step + 1) % study.open_every != 0
+        codes, condition = self._rings(size, rng) if circular else self.lines(size, rng)
         others = config.codebooks - 1
         stages = [study.first, *[(1 - study.first) / max(1, others)] * others]
         stage = int(rng.choice(config.codebooks, p=np.array(stages) / sum(stages)))
         shares = np.cos(rng.uniform(0, math.pi / 2, len(codes)))
         open_ = torch.from_numpy(gaps(shares, codes.shape[2], study.span, rng)).to(self.device)
-        given = with_gaps(codes, stage, open_, config.gap)
+        return MaskedBatch(codes, condition, stage, open_, circular)
+
+    def loss(self, batch: MaskedBatch) -> Tensor:
+        """Cross-entropy of what the gaps were, in nats a code."""
+        codes, condition, stage, open_, circular = batch
+        given = with_gaps(codes, stage, open_, self.model.config.gap)
         logits = self.model(given, condition, stage, circular=circular)
         return F.cross_entropy(logits[open_].float(), codes[:, stage][open_])
 
@@ -223,14 +238,14 @@ class MaskedTask(TokenTask):
         frames = np.array([n_frames * len(loops) for n_frames, loops in found.items()], np.float64)
         return list(found.values()), frames / frames.sum()
 
-    def _rings(self, rng: np.random.Generator) -> tuple[Tensor, Condition]:
+    def _rings(self, size: int, rng: np.random.Generator) -> tuple[Tensor, Condition]:
         """Whole loops of as many frames as each other."""
         groups, shares = self._by_length
         group = groups[int(rng.choice(len(groups), p=shares))]
         n_frames = group[0].codes.shape[1]
-        n = min(len(group), max(1, round(self.settings.batch * LOOP_FRAMES / n_frames)))
+        n = min(len(group), max(1, round(size * LOOP_FRAMES / n_frames)))
         picks = [group[pick] for pick in rng.choice(len(group), n, replace=False)]
-        return self._batch([(loop.codes, self._told(loop)) for loop in picks], rng)
+        return self._stacked([(loop.codes, self._told(loop)) for loop in picks], rng)
 
     def cross_entropy(self, model: nn.Module, codes: Tensor, condition: Condition) -> float:
         """Mean over codebooks, each with half of its frames open."""
@@ -270,15 +285,19 @@ def with_gaps(codes: Tensor, stage: int, open_: Tensor, gap: int) -> Tensor:
 class CausalTask(TokenTask):
     """`Causal`, on lines."""
 
-    def loss(self, number: int, rng: np.random.Generator) -> Tensor:  # noqa: ARG002 - all alike
-        """Cross-entropy of all codes, in nats a code."""
-        codes, condition = self.lines(self.study.line, rng)
+    def batch(self, step: int, size: int, rng: np.random.Generator) -> tuple[Tensor, Condition]:  # noqa: ARG002 - all steps are alike
+        """Lines (B, K, T), of some of which only the first codebooks are known."""
+        codes, condition = self.lines(size, rng)
         gap, n_books = self.model.config.gap, codes.shape[1]
         fewer = rng.random(len(codes)) < self.study.fewer
         known = np.where(fewer, rng.integers(1, n_books, len(codes)), n_books)
         hidden = torch.from_numpy(np.arange(n_books)[None] >= known[:, None]).to(self.device)
-        given = codes.masked_fill(hidden[..., None], gap)
-        logits = self.model(given, condition)
+        return codes.masked_fill(hidden[..., None], gap), condition
+
+    def loss(self, batch: tuple[Tensor, Condition]) -> Tensor:
+        """Cross-entropy of all codes, in nats a code."""
+        given, condition = batch
+        logits, gap = self.model(given, condition), self.model.config.gap
         return F.cross_entropy(logits.float().flatten(0, 2), given.flatten(), ignore_index=gap)
 
     def cross_entropy(self, model: nn.Module, codes: Tensor, condition: Condition) -> float:
@@ -294,9 +313,10 @@ def tokens(
     kind: str,
     dataset: LoopDataset,
     out: Path,
-    settings: Settings,
+    budget: Budget,
     soundfont: Path,
     *,
+    training: TrainConfig = TRAINING,
     n_loops: int,
     folder: Path | None = None,
     codec: Path | None = None,
@@ -306,6 +326,7 @@ def tokens(
     n_workers: int = 1,
     device: torch.device,
     resume: bool = False,
+    events: bool = False,
     on_coded: Callable[[int], None] = lambda _: None,
     on_lost: Callable[[str, int], None] = lambda *_: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -319,16 +340,19 @@ def tokens(
         codec: a run; None for the codec that ships.
         begin_with: a run whose model is to learn more; its sizes are kept. A model of the other
             kind gives what both kinds have: all but heads, and as many layers as there are.
+        events: write TensorBoard event files into ``out/events``.
         on_coded: called with how many loops are coded.
         on_lost: called with the split and number of each loop that is left out, see
             `coded.prepare`.
 
     Raises:
-        CallError, LoopError: see `coded.prepare` and `fit.fit`.
+        CallError, LoopError: see `coded.prepare` and `Trainer.fit`.
     """
     if n_loops < 1:
         raise CallError(f"{n_loops} loops to learn from; give 1 or more")
-    fit.check_folder(out, resume=resume)  # before all that rendering
+    check_folder(out, resume=resume)  # before all that rendering
+    if events:
+        trainer.event_writer()
     model = coder.load(codec)
     begun = None
     if begin_with is not None:
@@ -349,35 +373,49 @@ def tokens(
     for split in ("train", "valid"):
         renders.loops(dataset, split)  # and so is an empty one
     folder = folder or out / "coded"
-    loops, valid = (
-        coded.prepare(
-            dataset, split, n, folder / split, soundfont, codec,
-            seed=seed, n_workers=n_workers, on_progress=on_coded,
-            on_lost=functools.partial(on_lost, split),
-        )
-        for split, n, seed in (("train", n_loops, 0), ("valid", N_VALID, 1))
-    )  # fmt: skip
-    heard = {
-        **fit.heard(dataset, [soundfont]),
+    with devices.in_turn():
+        loops, valid = (
+            coded.prepare(
+                dataset, split, n, folder / split, soundfont, codec,
+                seed=seed, n_workers=n_workers, on_progress=on_coded,
+                on_lost=functools.partial(on_lost, split),
+            )
+            for split, n, seed in (("train", n_loops, 0), ("valid", N_VALID, 1))
+        )  # fmt: skip
+    first = None if begun is None else coder.fingerprint(begun)
+    data = {
+        **renders.provenance(dataset, [soundfont]),
         "loops": len(loops),
         "codec": sizes.codec,
-        "begun_with": None if begun is None else coder.fingerprint(begun),
+        "begun_with": first,
     }
-    about = {"settings": asdict(settings), "study": asdict(study), "data": heard}
+    settings = {**asdict(budget), **asdict(training)}
+    about = {"settings": settings, "study": asdict(study), "data": data}
     task = TASKS[kind](
         kind,
         sizes,
         study,
-        settings,
+        training.seed,
         loops,
         valid,
         shape.frames_per_s,
         device,
-        heard,
+        {
+            **renders.identity(data),
+            "codec": sizes.codec,
+            "number of loops": len(loops),
+            "model to begin with": first,
+        },
     )
     if begun is not None:
         task.model.take_over(begun)
-    return fit.fit(task, settings, out, about=about, resume=resume, on_progress=on_progress)
+    return Trainer(task, budget, training).fit(
+        out,
+        about=about,
+        resume=resume,
+        events=out / "events" if events else None,
+        on_progress=on_progress,
+    )
 
 
 def _sizes(kind: str, wanted: TokenConfig, begun: Masked | Causal | None) -> TokenConfig:

@@ -12,7 +12,7 @@ models that learned them need not learn anew.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,27 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from audioloop import balance, coder, fit, renders, spectral
+from audioloop import balance, coder, renders, spectral
 from audioloop.adversary import Adversary, critics_loss, deceit_loss, feature_gap
 from audioloop.codec import Codec, CodecConfig
 from audioloop.coder import KIND
 from audioloop.fidelity import si_sdr_db
-from audioloop.fit import Progress, Result, Settings, Stage
 from audioloop.renders import Renders, Variety
 from audioloop.synth import SoundFont
 from audioloop.wave import Samples
 from midiloop import checkpoint
+from midiloop.common import trainer
+from midiloop.common.resume import check_folder
+from midiloop.common.trainer import (
+    Budget,
+    Losses,
+    Progress,
+    Result,
+    Stage,
+    Step,
+    TrainConfig,
+    Trainer,
+)
 from midiloop.errors import CallError, LoopError
 from midiloop.store import LoopDataset
 
@@ -70,6 +81,7 @@ class Lesson:
 
 
 CONFIG, LESSON = CodecConfig(), Lesson()
+TRAINING = TrainConfig(batch_size=8, warmup_steps=100, ema_decay=0.999, save_every_s=120.0)
 WEIGHTS = ("waveform", "convergence", "magnitude", "mel", "level", "change", "deceit", "features")
 SHARES = ("continuous", "adversarial", "adversarial_rate")
 N_VALID = 24
@@ -96,28 +108,36 @@ def lesson_of(changes: Sequence[str]) -> Lesson:
     return replace(LESSON, **found)
 
 
-class CodecTask(fit.Task):
-    """A codec and its critics, as `fit` trains them."""
+class CodecTask(trainer.Task):
+    """A codec and its critics, as the `Trainer` takes them.
+
+    Args:
+        sounds: gives renders by their numbers.
+        valid: gives renders of songs that nothing is learned from.
+        also_begun_with: what else must be the same when a run resumes.
+    """
+
+    measure = "mel_codes"
 
     def __init__(
         self,
         config: CodecConfig,
         lesson: Lesson,
-        settings: Settings,
+        seed: int,
         sounds: Callable[[Sequence[int]], list[Samples]],
         valid: Callable[[], list[Samples]],
         device: torch.device,
-        heard: dict[str, Any],
+        also_begun_with: dict[str, Any],
         *,
         decoder_only: bool = False,
     ) -> None:
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(seed)
         self.decoder_only = decoder_only
-        self.lesson, self.settings, self.sounds, self.device = lesson, settings, sounds, device
-        self.valid, self.heard = functools.cache(valid), heard
+        self.lesson, self.sounds, self.device = lesson, sounds, device
+        self.valid, self.also_begun_with = functools.cache(valid), also_begun_with
         self.model: Codec = Codec(config).to(device)
         self.adversary = Adversary().to(device)
-        self.modules: dict[str, nn.Module] = {"codec": self.model, "adversary": self.adversary}
+        self.networks: dict[str, nn.Module] = {"codec": self.model, "adversary": self.adversary}
         betas = 0.8, 0.99
         self.optimizers: dict[str, Optimizer] = {
             "codec": Adam(self.model.parameters(), betas=betas),
@@ -128,19 +148,17 @@ class CodecTask(fit.Task):
     def begun_with(self) -> dict[str, Any]:
         """What must be the same when a run resumes."""
         return {
-            "codec": asdict(self.model.config),
-            "lesson": asdict(self.lesson),
-            "decoder_only": self.decoder_only,
-            "heard": self.heard,
+            "settings": {**asdict(self.lesson), "decoder_only": self.decoder_only},
+            "model": asdict(self.model.config),
+            **self.also_begun_with,
         }
 
-    def step(self, number: int, stage: int) -> dict[str, Tensor]:
-        """Learn from one batch."""
-        lesson = self.lesson
-        wanted = self._batch(number)
-        circular = lesson.open_every == 0 or number % lesson.open_every != 0
+    def losses(self, batch: Tensor, step: Step) -> Losses:
+        """The codec's loss on excerpts (B, 1, samples), and in the second stage that of critics."""
+        lesson, wanted = self.lesson, batch
+        circular = lesson.open_every == 0 or step.number % lesson.open_every != 0
         continuous = torch.rand(len(wanted), device=self.device) < lesson.continuous
-        if stage == 0 and not self.decoder_only:
+        if step.stage == 0 and not self.decoder_only:
             coded = self.model(wanted, continuous, circular=circular)
             found, commitment = coded.wave, coded.quantized.commitment
         else:
@@ -152,7 +170,8 @@ class CodecTask(fit.Task):
                 chosen = torch.where(continuous[:, None, None], latent, quantized.latent)
             found = self.model.decode(chosen, circular=circular)
             commitment = found.new_zeros(())
-        apart = spectral.distances(found, wanted, self.model.config.rate, circular=circular)
+        with torch.autocast(self.device.type, enabled=False):
+            apart = spectral.distances(found, wanted, self.model.config.rate, circular=circular)
         loss = (
             lesson.waveform * apart.waveform
             + lesson.convergence * apart.convergence
@@ -163,42 +182,35 @@ class CodecTask(fit.Task):
             + self.model.config.commitment * commitment
         )
         terms = {**apart._asdict(), "commitment": commitment}
-        losses = {"codec": loss}
-        if stage == 1:
+        minimise = {"codec": loss}
+        if step.stage == 1:
             # Convolutions over spectra cost most; what critics say need not be exact.
             with torch.autocast(self.device.type, torch.bfloat16):
                 real = self.adversary(wanted, circular=circular)
                 fake = self.adversary(found, circular=circular)
             against = {"deceit": deceit_loss(fake), "features": feature_gap(real, fake)}
-            losses["codec"] = (
-                loss + lesson.deceit * against["deceit"] + lesson.features * against["features"]
-            )
-            losses["adversary"] = critics_loss(real, fake)
-            terms |= {**against, "critics": losses["adversary"]}
-        self._descend(losses)
-        return {name: term.detach() for name, term in terms.items()}
+            deceived = lesson.deceit * against["deceit"] + lesson.features * against["features"]
+            # The codec comes last: its graph is what the critics' is a part of.
+            minimise = {"adversary": critics_loss(real, fake), "codec": loss + deceived}
+            terms |= {**against, "critics": minimise["adversary"]}
+        return Losses(minimise, {name: term.detach() for name, term in terms.items()})
 
-    def _descend(self, losses: dict[str, Tensor]) -> None:
-        """Move each module down its own loss, both from where they stand now."""
-        for name, loss in losses.items():
-            parameters = list(self.modules[name].parameters())
-            found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            for parameter, gradient in zip(parameters, found, strict=True):
-                parameter.grad = gradient
-        for name in losses:
-            nn.utils.clip_grad_norm_(self.modules[name].parameters(), self.settings.clip)
-            self.optimizers[name].step()
-
-    def _batch(self, number: int) -> Tensor:
-        """Excerpts (B, 1, samples) of a step."""
+    def micro_batches(self, step: Step) -> Iterator[tuple[Tensor, float]]:
+        """Excerpts (B, 1, samples) of renders."""
         lesson, config = self.lesson, self.model.config
-        n_renders = -(-self.settings.batch // lesson.excerpts)
-        sounds = self.sounds(range(number * n_renders, (number + 1) * n_renders))
-        rng = np.random.default_rng([self.settings.seed, 1, number])
         length, fade = lesson.frames * config.frame, round(lesson.fade_s * config.rate)
-        excerpts = [renders.circles(s, lesson.excerpts, length, fade, rng) for s in sounds]
-        batch = np.concatenate(excerpts)[: self.settings.batch, None]
-        return torch.from_numpy(batch).to(self.device)
+        n_renders = -(-step.micro_batch_size // lesson.excerpts)
+        for number, size, weight in step.draws():
+            sounds = self.sounds(range(number * n_renders, (number + 1) * n_renders))
+            rng = np.random.default_rng([step.seed, 1, number])
+            excerpts = [renders.circles(s, lesson.excerpts, length, fade, rng) for s in sounds]
+            batch = np.concatenate(excerpts)[:size, None]
+            yield torch.from_numpy(batch).to(self.device), weight
+
+    def compile(self) -> None:
+        """Compile the codec; critics are convolutions, which would gain nothing."""
+        self.model.encoder.compile()
+        self.model.decoder.compile()
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """SI-SDR, from the latent and from codes, and the mel distance of the latter."""
@@ -230,9 +242,10 @@ class CodecTask(fit.Task):
 def codec(
     dataset: LoopDataset,
     out: Path,
-    settings: Settings,
+    budget: Budget,
     soundfonts: Sequence[Path],
     *,
+    training: TrainConfig = TRAINING,
     config: CodecConfig = CONFIG,
     lesson: Lesson = LESSON,
     begin_with: Path | None = None,
@@ -240,6 +253,7 @@ def codec(
     n_workers: int = 1,
     device: torch.device,
     resume: bool = False,
+    events: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Result:
     """Train a codec on renders of the training songs of a dataset.
@@ -249,42 +263,51 @@ def codec(
         begin_with: a run whose codec is to learn more; its sizes are kept.
         decoder_only: keep its encoder and codebooks bit for bit.
         n_workers: processes that render.
+        events: write TensorBoard event files into ``out/events``.
 
     Raises:
-        CallError, LoopError: see `fit.fit`; or a split is empty, or a SoundFont cannot be loaded.
+        CallError, LoopError: see `Trainer.fit`; or a split is empty, or a SoundFont cannot be
+            loaded.
     """
-    fit.check_folder(out, resume=resume)
+    check_folder(out, resume=resume)
+    if events:
+        trainer.event_writer()
     begun = None if begin_with is None else coder.load(begin_with)
     config = config if begun is None else begun.config
     variety = Variety(rate=config.rate)
     for path in soundfonts:
         SoundFont(path, variety.rate)  # one that cannot be loaded is an error here
     source, others = (renders.loops(dataset, split) for split in ("train", "valid"))
-    making = Renders(source, soundfonts, variety, seed=settings.seed, n_workers=n_workers)
-    heard = {
-        **fit.heard(dataset, soundfonts),
-        "begun_with": None if begun is None else coder.fingerprint(begun),
-    }
+    seed = trainer.process_seed(training.seed)
+    making = Renders(source, soundfonts, variety, seed=seed, n_workers=n_workers)
+    first = None if begun is None else coder.fingerprint(begun)
+    data = {**renders.provenance(dataset, soundfonts), "begun_with": first}
     about = {
-        "settings": asdict(settings),
+        "settings": {**asdict(budget), **asdict(training)},
         "lesson": asdict(lesson),
         "decoder_only": decoder_only,
-        "data": heard,
+        "data": data,
     }
     try:
         task = CodecTask(
             config,
             lesson,
-            settings,
+            training.seed,
             making.take,
-            lambda: _valid(Renders(others, soundfonts, variety, seed=settings.seed), config),
+            lambda: _valid(Renders(others, soundfonts, variety, seed=training.seed), config),
             device,
-            heard,
+            {**renders.identity(data), "model to begin with": first},
             decoder_only=decoder_only,
         )
         if begun is not None:
             task.model.load_state_dict(begun.state_dict())
-        return fit.fit(task, settings, out, about=about, resume=resume, on_progress=on_progress)
+        return Trainer(task, budget, training).fit(
+            out,
+            about=about,
+            resume=resume,
+            events=out / "events" if events else None,
+            on_progress=on_progress,
+        )
     finally:
         making.close()
 

@@ -62,19 +62,27 @@ LAYERS = {
     },
     "data": {"errors", "grid", "store"},
     "checkpoint": {"configs", "errors", "files", "models", "models.layers"},
-    "fit": {
-        "configs", "errors", "files", "data", "models", "models.layers", "models.vq_vae",
-        "checkpoint",
+    "common": set(),
+    "common.devices": {"errors"},
+    "common.resume": {"checkpoint", "common", "common.devices", "configs", "errors", "files"},
+    "common.trainer": {
+        "checkpoint", "common", "common.devices", "common.resume", "errors", "files",
+    },
+    "training": set(),
+    "training.objective": {
+        "checkpoint", "common", "common.devices", "common.trainer", "data", "models",
+        "models.layers", "models.vq_vae",
     },
     "train": {
+        "common", "common.devices", "common.resume", "common.trainer",
         "errors", "files", "grid", "store", "data", "models", "models.layers", "models.vq_vae",
-        "models.prior", "models.form_prior", "checkpoint", "fit",
+        "models.prior", "models.form_prior", "checkpoint", "training.objective",
     },
     "loopsets": {"bits", "errors", "grid", "corpus", "score", "pianoroll", "store", "evaluate"},
     "generate": {
         "errors", "grid", "rules", "store", "metrics", "models.layers", "models.lstm_vae",
         "models.vq_vae", "models.prior", "models.form_prior", "models.sampling", "data",
-        "checkpoint", "fit", "train",
+        "checkpoint", "train", "training.objective",
     },
     "publish": {
         "errors", "files", "grid", "score", "pianoroll", "mined", "parts", "seal", "store",
@@ -82,7 +90,8 @@ LAYERS = {
     },
     "compare": {
         "errors", "files", "grid", "splits", "store", "metrics", "plot", "figures", "models",
-        "models.layers", "models.vq_vae", "data", "checkpoint", "fit", "train", "generate",
+        "models.layers", "models.vq_vae", "data", "checkpoint", "common", "common.trainer",
+        "train", "training.objective", "generate",
     },
 }  # fmt: skip
 
@@ -120,20 +129,19 @@ AUDIO_LAYERS = {
     "spectral": {"circular"},
     "adversary": {"circular", "spectral"},
     "renders": {"render", "synth", "wave"},
-    "fit": set(),
     "magnet": set(),
     "magnet.network": {"circular"},
     "magnet.decode": {"magnet.network"},
     "magnet.checkpoint": {"hub", "magnet.network"},
     "train": {
-        "adversary", "balance", "codec", "coder", "fidelity", "fit", "renders", "spectral", "synth",
+        "adversary", "balance", "codec", "coder", "fidelity", "renders", "spectral", "synth",
         "wave",
     },
     "conditions": set(),
     "tokens": {"circular", "conditions"},
     "coded": {"codec", "coder", "conditions", "render", "renders", "synth", "wave"},
     "token_models": {"coded", "codec", "tokens"},
-    "token_train": {"coded", "coder", "conditions", "fit", "renders", "token_models", "tokens"},
+    "token_train": {"coded", "coder", "conditions", "renders", "token_models", "tokens"},
     "magnet.loops": {"conditions", "magnet.decode", "tokens"},
     "priming": {"conditions", "magnet.decode", "tokens"},
     "fill": {
@@ -170,7 +178,7 @@ AUDIO_LAYERS = {
 }  # fmt: skip
 AUDIO_NEED_TORCH = {
     "circular", "codec", "coder", "encodec", "fidelity", "balance", "reconstruct", "spectral",
-    "adversary", "fit", "train", "magnet.network", "magnet.decode", "magnet.checkpoint",
+    "adversary", "train", "magnet.network", "magnet.decode", "magnet.checkpoint",
     "conditions", "tokens", "coded", "token_train", "token_models", "perplexity", "musicgen",
     "magnet.loops", "priming", "fill", "given", "refine", "prompted",
     "items", "ways", "measured", "summed", "compare_tables", "compare_figure", "compare",
@@ -200,7 +208,9 @@ def modules(package: str) -> dict[str, Path]:
 
 
 MODULES, AUDIO_MODULES = modules("midiloop"), modules("audioloop")
-NEED_TORCH = {"data", "models", "checkpoint", "fit", "train", "generate", "compare"}
+NEED_TORCH = {
+    "data", "models", "checkpoint", "common", "training", "train", "generate", "compare",
+}  # fmt: skip
 
 
 def test_every_module_has_its_place() -> None:

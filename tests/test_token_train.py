@@ -16,10 +16,9 @@ from test_coded import here, saved
 from test_renders import bundled
 from torch import Tensor, nn
 
-from audioloop import coded, coder, conditions, fit, token_train
+from audioloop import coded, coder, conditions, token_train
 from audioloop.coded import CodedLoop
 from audioloop.conditions import NOTES, UNSAID, Condition, Told
-from audioloop.fit import Settings
 from audioloop.token_models import KINDS
 from audioloop.token_train import (
     TASKS,
@@ -33,6 +32,7 @@ from audioloop.token_train import (
 from audioloop.tokens import TokenConfig
 from handmade import random_rolls
 from midiloop import checkpoint, workers
+from midiloop.common.trainer import Budget, Result, TrainConfig, Trainer
 from midiloop.errors import CallError, LoopError
 from midiloop.store import LoopDataset
 
@@ -41,7 +41,8 @@ CONFIG = TokenConfig(
 )
 STUDY = Study(line=40)
 ALL = Study(line=40, all_unsaid=0.0, without_notes=0.0, unsaid=0.0)
-SETTINGS = Settings(steps=6, batch=1, save_every_s=0)
+BUDGET, ONCE = Budget(steps=6), Budget(steps=1)
+SETTINGS = replace(token_train.TRAINING, batch_size=1, save_every_s=0)
 CPU = torch.device("cpu")
 WEIGHTS = "model.safetensors"
 LENGTHS = (32, 48, 32, 48)
@@ -80,35 +81,42 @@ LOOPS = [numbered(number, n_frames) for number, n_frames in enumerate(LENGTHS)]
 
 def task(
     kind: str,
-    settings: Settings = SETTINGS,
     study: Study = STUDY,
     config: TokenConfig = CONFIG,
     of: Callable[[int, int], CodedLoop] = numbered,
     heard: str = "tests",
+    seed: int = 0,
 ) -> TokenTask:
     loops = [of(number, n_frames) for number, n_frames in enumerate(LENGTHS)]
-    return TASKS[kind](kind, config, study, settings, loops, loops, 50.0, CPU, {"of": heard})
+    return TASKS[kind](kind, config, study, seed, loops, loops, 50.0, CPU, {"dataset": heard})
 
 
-def run(folder: Path, kind: str, *, resume: bool = False, **more: Any) -> fit.Result:
-    made = task(kind, **more)
-    return fit.fit(made, made.settings, folder, about={"of": "tests"}, resume=resume)
+def run(
+    folder: Path,
+    kind: str,
+    *,
+    budget: Budget = BUDGET,
+    settings: TrainConfig = SETTINGS,
+    resume: bool = False,
+    **more: Any,
+) -> Result:
+    made = task(kind, seed=settings.seed, **more)
+    return Trainer(made, budget, settings).fit(folder, about={"of": "tests"}, resume=resume)
 
 
 def run_until(at: int, folder: Path, kind: str, *, resume: bool = False) -> None:
     """A run that is interrupted in the step ``at``, counted from 0."""
-    made = task(kind)
-    step = made.step
+    step = Trainer._step
 
-    def stopping(number: int, stage: int) -> dict[str, Tensor]:
-        if number == at:
+    def stopping(running: Trainer) -> dict[str, Tensor]:
+        if running.step == at:
             raise KeyboardInterrupt
-        return step(number, stage)
+        return step(running)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(made, "step", stopping)
+        patch.setattr(Trainer, "_step", stopping)
         with pytest.raises(KeyboardInterrupt):
-            fit.fit(made, made.settings, folder, about={"of": "tests"}, resume=resume)
+            run(folder, kind, resume=resume)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -241,8 +249,8 @@ def check_aligned(codes: Tensor, condition: Condition) -> None:
 
 @both
 def test_lines_go_round_loops_from_anywhere(kind: str) -> None:
-    made = task(kind, replace(SETTINGS, batch=30), ALL)
-    codes, condition = made.lines(60, np.random.default_rng(0))
+    made = task(kind, replace(ALL, line=60))
+    codes, condition = made.lines(30, np.random.default_rng(0))
     assert codes.shape == (40, 3, 60)  # as many frames as 30 loops of 80
     check_aligned(codes, condition)
     assert len(set(codes[:, 0, 0].tolist())) > 15
@@ -250,11 +258,11 @@ def test_lines_go_round_loops_from_anywhere(kind: str) -> None:
 
 
 def test_rings_are_whole_loops_of_one_length() -> None:
-    made = task("masked", replace(SETTINGS, batch=5), ALL)
+    made = task("masked", ALL)
     assert isinstance(made, MaskedTask)
     seen = set()
     for seed in range(20):
-        codes, condition = made._rings(np.random.default_rng(seed))
+        codes, condition = made._rings(5, np.random.default_rng(seed))
         check_aligned(codes, condition)
         assert codes.shape[2] in LENGTHS
         assert not codes[:, 0, 0].any()
@@ -281,7 +289,7 @@ def seen(study: Study, n_steps: int) -> list[tuple[Tensor, int, bool]]:
     model: Any = stub
     made.model = model
     for number in range(n_steps):
-        loss = made.loss(number, np.random.default_rng([0, number]))
+        loss = made.loss(made.batch(number, 1, np.random.default_rng([0, number])))
         assert float(loss) == pytest.approx(math.log(CONFIG.codebook_size))
     return stub.given
 
@@ -325,15 +333,21 @@ def test_a_model_that_expects_nothing_is_as_bad_as_chance(kind: str) -> None:
         nn.init.zeros_(head.bias)
     chance = pytest.approx(math.log(CONFIG.codebook_size))
     assert made.validate(made.model) == {"nats": chance, "nats_untold": chance}
-    assert float(made.loss(0, np.random.default_rng(0))) == chance
+    assert float(made.loss(made.batch(0, 1, np.random.default_rng(0)))) == chance
 
 
 @both
-def test_a_model_learns(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "WARM_UP", 5)
-    monkeypatch.setattr(fit, "VALIDATE_EVERY", 5)
-    settings = Settings(steps=90, batch=4, learning_rate=1e-2, decay=0.9, save_every_s=1e9)
-    found = run(tmp_path, kind, settings=settings, study=ALL, of=repeating).history
+def test_a_model_learns(kind: str, tmp_path: Path) -> None:
+    settings = TrainConfig(
+        batch_size=4,
+        learning_rate=1e-2,
+        warmup_steps=5,
+        ema_decay=0.9,
+        validate_every=5,
+        save_every_s=1e9,
+    )
+    budget = Budget(steps=90)
+    found = run(tmp_path, kind, budget=budget, settings=settings, study=ALL, of=repeating).history
     assert found[-1]["nats"] < 0.6 * found[0]["nats"]
     assert found[-1]["loss"] < 0.6 * found[0]["loss"]
     assert found[-1]["nats"] < found[-1]["nats_untold"]  # for it heard which loop it is
@@ -343,8 +357,9 @@ def test_a_model_learns(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_products_of_half_as_many_bits_are_about_the_same(kind: str) -> None:
     losses = []
     for precision in ("float32", "bfloat16"):
-        made = task(kind, study=replace(STUDY, precision=precision))
-        losses.append(float(made.step(0, 0)["loss"]))
+        made = task(kind)
+        once = Trainer(made, BUDGET, replace(SETTINGS, precision=precision))
+        losses.append(float(once._step()["loss"]))
         assert all(weight.dtype == torch.float32 for weight in made.model.parameters())
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
@@ -358,7 +373,7 @@ def test_a_run_that_was_interrupted_ends_bit_for_bit_as_one_that_was_not(
 ) -> None:
     for number, at in enumerate((0, 1, 4)):
         run_until(at, tmp_path, whole.name, resume=number > 0)
-    assert run(tmp_path, whole.name, resume=True).steps == SETTINGS.steps
+    assert run(tmp_path, whole.name, resume=True).steps == BUDGET.steps
     assert (tmp_path / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
 
 
@@ -367,21 +382,24 @@ def test_another_seed_is_another_run(whole: Path, tmp_path: Path) -> None:
     assert (tmp_path / WEIGHTS).read_bytes() != (whole / WEIGHTS).read_bytes()
 
 
-OTHERS: dict[str, dict[str, Any]] = {
-    "more steps": {"settings": replace(SETTINGS, steps=7)},
-    "another seed": {"settings": replace(SETTINGS, seed=1)},
-    "another study": {"study": replace(STUDY, unsaid=0.5)},
-    "another precision": {"study": replace(STUDY, precision="bfloat16")},
-    "another model": {"config": replace(CONFIG, heads=4)},
-    "codes of another codec": {"config": replace(CONFIG, codec="other")},
-    "other loops": {"heard": "others"},
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "more steps": ({"budget": Budget(steps=7)}, "steps 6, not 7"),
+    "another seed": ({"settings": replace(SETTINGS, seed=1)}, "seed 0, not 1"),
+    "another study": ({"study": replace(STUDY, unsaid=0.5)}, "unsaid 0.12, not 0.5"),
+    "another precision": (
+        {"settings": replace(SETTINGS, precision="bfloat16")},
+        "precision 'float32', not 'bfloat16'",
+    ),
+    "another model": ({"config": replace(CONFIG, heads=4)}, "another model"),
+    "codes of another codec": ({"config": replace(CONFIG, codec="other")}, "another model"),
+    "other loops": ({"heard": "others"}, "another dataset"),
 }
 
 
-@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
-def test_a_run_goes_on_only_as_it_was_begun(other: dict[str, Any], whole: Path) -> None:
+@pytest.mark.parametrize(("other", "says"), OTHERS.values(), ids=OTHERS)
+def test_a_run_goes_on_only_as_it_was_begun(other: dict[str, Any], says: str, whole: Path) -> None:
     before = contents(whole)
-    with pytest.raises(CallError, match="the run was begun with other settings") as bad:
+    with pytest.raises(CallError, match=f"the run was begun with {says}; resume it as") as bad:
         run(whole, whole.name, resume=True, **other)
     assert "\n" not in str(bad.value)
     assert contents(whole) == before
@@ -389,7 +407,7 @@ def test_a_run_goes_on_only_as_it_was_begun(other: dict[str, Any], whole: Path) 
 
 def test_a_run_of_the_other_kind_is_another_run(whole: Path) -> None:
     (other,) = {"masked", "causal"} - {whole.name}
-    with pytest.raises(CallError, match="the run was begun with other settings"):
+    with pytest.raises(CallError, match="the run was begun with another model"):
         run(whole, other, resume=True)
 
 
@@ -433,13 +451,13 @@ def _few_and_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_both_kinds_are_trained_from_a_dataset_on_the_same_loops(
     dataset: LoopDataset, codec: Path, tmp_path: Path
 ) -> None:
-    settings = Settings(steps=2, batch=1, save_every_s=1e9)
+    budget = Budget(steps=2)
     name, folders = tmp_path / "loops", []
     for kind in ("masked", "causal"):
         seen: list[int] = []
         result = token_train.tokens(
-            kind, dataset, tmp_path / kind, settings, bundled(), n_loops=3, folder=name,
-            codec=codec, config=CONFIG, study=STUDY, device=CPU, on_coded=seen.append,
+            kind, dataset, tmp_path / kind, budget, bundled(), training=SETTINGS, n_loops=3,
+            folder=name, codec=codec, config=CONFIG, study=STUDY, device=CPU, on_coded=seen.append,
         )  # fmt: skip
         assert (result.steps, len(result.history)) == (2, 1)
         assert all(math.isfinite(value) for value in result.history[0].values())
@@ -462,24 +480,29 @@ def test_both_kinds_are_trained_from_a_dataset_on_the_same_loops(
 def test_what_is_kept_is_of_the_dataset_and_the_soundfont_that_were_asked_for(
     dataset: LoopDataset, reordered: LoopDataset, codec: Path, tmp_path: Path
 ) -> None:
-    settings = Settings(steps=1, batch=1)
-    given: dict[str, Any] = {"n_loops": 2, "codec": codec, "config": CONFIG, "device": CPU}
-    token_train.tokens("causal", dataset, tmp_path / "run", settings, bundled(), **given)
+    given: dict[str, Any] = {
+        "n_loops": 2,
+        "codec": codec,
+        "config": CONFIG,
+        "device": CPU,
+        "training": SETTINGS,
+    }
+    token_train.tokens("causal", dataset, tmp_path / "run", ONCE, bundled(), **given)
     about = checkpoint.read_config(tmp_path / "run")
     assert about["data"]["fingerprint"] == dataset.fingerprint
     again = {**given, "resume": True}
     with pytest.raises(CallError, match="holds loops that were coded otherwise"):
-        token_train.tokens("causal", reordered, tmp_path / "run", settings, bundled(), **again)
+        token_train.tokens("causal", reordered, tmp_path / "run", ONCE, bundled(), **again)
     elsewhere = {**again, "folder": tmp_path / "coded"}
     with pytest.raises(CallError, match="the run was begun with another dataset; resume it"):
-        token_train.tokens("causal", reordered, tmp_path / "run", settings, bundled(), **elsewhere)
+        token_train.tokens("causal", reordered, tmp_path / "run", ONCE, bundled(), **elsewhere)
     font = tmp_path / bundled().name  # of the same name and size
     data = bytearray(bundled().read_bytes())
     data[data.index(b"INAM") + 8] ^= 1
     font.write_bytes(data)
     with pytest.raises(CallError, match="holds loops that were coded otherwise"):
-        token_train.tokens("causal", dataset, tmp_path / "run", settings, font, **again)
-    token_train.tokens("causal", dataset, tmp_path / "run", settings, bundled(), **again)
+        token_train.tokens("causal", dataset, tmp_path / "run", ONCE, font, **again)
+    token_train.tokens("causal", dataset, tmp_path / "run", ONCE, bundled(), **again)
 
 
 @pytest.mark.parametrize("empty", ["train", "valid"])
@@ -496,13 +519,18 @@ def test_an_empty_split_is_seen_before_anything_is_rendered(
 
     monkeypatch.setattr(LoopDataset, "select", less)
     monkeypatch.setattr(workers, "run", rendered)
-    given: dict[str, Any] = {"n_loops": 2, "codec": codec, "config": CONFIG, "device": CPU}
-    settings = Settings(steps=1, batch=1)
+    given: dict[str, Any] = {
+        "n_loops": 2,
+        "codec": codec,
+        "config": CONFIG,
+        "device": CPU,
+        "training": SETTINGS,
+    }
     with pytest.raises(LoopError, match=f"no loop is in the {empty} split"):
-        token_train.tokens("masked", dataset, tmp_path / "run", settings, bundled(), **given)
+        token_train.tokens("masked", dataset, tmp_path / "run", ONCE, bundled(), **given)
     odd = {**given, "config": replace(CONFIG, heads=5)}
     with pytest.raises(CallError, match="no masked can be made of these sizes"):
-        token_train.tokens("masked", dataset, tmp_path / "run", settings, bundled(), **odd)
+        token_train.tokens("masked", dataset, tmp_path / "run", ONCE, bundled(), **odd)
     assert not (tmp_path / "run").exists()
 
 
@@ -510,13 +538,18 @@ def test_an_empty_split_is_seen_before_anything_is_rendered(
 def test_loops_are_kept_beside_the_run_unless_said_otherwise(
     dataset: LoopDataset, codec: Path, tmp_path: Path
 ) -> None:
-    settings = Settings(steps=1, batch=1)
-    given: dict[str, Any] = {"n_loops": 2, "codec": codec, "config": CONFIG, "device": CPU}
-    token_train.tokens("causal", dataset, tmp_path / "run", settings, bundled(), **given)
+    given: dict[str, Any] = {
+        "n_loops": 2,
+        "codec": codec,
+        "config": CONFIG,
+        "device": CPU,
+        "training": SETTINGS,
+    }
+    token_train.tokens("causal", dataset, tmp_path / "run", ONCE, bundled(), **given)
     found = {path.name for path in (tmp_path / "run" / "coded").iterdir()}
     assert found == {"train", "valid"}
     with pytest.raises(CallError, match="a run is there already"):
-        token_train.tokens("causal", dataset, tmp_path / "run", settings, bundled(), **given)
+        token_train.tokens("causal", dataset, tmp_path / "run", ONCE, bundled(), **given)
 
 
 @pytest.mark.usefixtures("_few_and_no_workers")
@@ -525,22 +558,22 @@ def test_a_model_that_learns_more_begins_as_it_was(
 ) -> None:
     given: dict[str, Any] = {
         "n_loops": 2, "folder": tmp_path / "loops", "codec": codec, "config": CONFIG, "device": CPU,
+        "training": SETTINGS,
     }  # fmt: skip
-    first = Settings(steps=1, batch=1)
-    token_train.tokens("causal", dataset, tmp_path / "run", first, bundled(), **given)
+    token_train.tokens("causal", dataset, tmp_path / "run", ONCE, bundled(), **given)
     # So small a rate moves no weight: what comes out is what it began with.
-    still = Settings(steps=1, batch=1, learning_rate=1e-30)
-    more = {**given, "begin_with": tmp_path / "run", "config": None}
-    token_train.tokens("causal", dataset, tmp_path / "more", still, bundled(), **more)
+    still = replace(SETTINGS, learning_rate=1e-30)
+    more = {**given, "training": still, "begin_with": tmp_path / "run", "config": None}
+    token_train.tokens("causal", dataset, tmp_path / "more", ONCE, bundled(), **more)
     before, after = (checkpoint.load_any(tmp_path / name, KINDS)[0] for name in ("run", "more"))
     for name, weight in before.state_dict().items():
         torch.testing.assert_close(after.state_dict()[name], weight, rtol=1e-6, atol=0)
     elsewhere = {**more, "begin_with": codec}
     with pytest.raises(LoopError, match="no model is called 'codec'; there are masked, causal"):
-        token_train.tokens("masked", dataset, tmp_path / "other", still, bundled(), **elsewhere)
+        token_train.tokens("masked", dataset, tmp_path / "other", ONCE, bundled(), **elsewhere)
     strange = {**more, "codec": saved(tmp_path / "strange", 9)}
     with pytest.raises(LoopError, match="another codec"):
-        token_train.tokens("causal", dataset, tmp_path / "other", still, bundled(), **strange)
+        token_train.tokens("causal", dataset, tmp_path / "other", ONCE, bundled(), **strange)
 
 
 def test_a_model_begins_with_what_it_has_in_common_with_one_of_the_other_kind(
@@ -548,15 +581,13 @@ def test_a_model_begins_with_what_it_has_in_common_with_one_of_the_other_kind(
 ) -> None:
     given: dict[str, Any] = {
         "n_loops": 2, "folder": tmp_path / "loops", "codec": codec, "device": CPU,
+        "training": replace(SETTINGS, learning_rate=1e-30),
     }  # fmt: skip
     deep = replace(CONFIG, layers=CONFIG.layers + 1)
-    still = Settings(steps=1, batch=1, learning_rate=1e-30)
-    token_train.tokens(
-        "causal", dataset, tmp_path / "run", still, bundled(), config=CONFIG, **given
-    )
+    token_train.tokens("causal", dataset, tmp_path / "run", ONCE, bundled(), config=CONFIG, **given)
     for name, begin_with in (("fresh", None), ("begun", tmp_path / "run")):
         token_train.tokens(
-            "masked", dataset, tmp_path / name, still, bundled(), config=deep,
+            "masked", dataset, tmp_path / name, ONCE, bundled(), config=deep,
             begin_with=begin_with, **given,
         )  # fmt: skip
     causal, fresh, begun = (
@@ -572,14 +603,9 @@ def test_a_model_begins_with_what_it_has_in_common_with_one_of_the_other_kind(
         torch.testing.assert_close(weight, source[name], rtol=1e-6, atol=1e-20)
 
 
-def test_a_precision_that_there_is_not() -> None:
-    with pytest.raises(CallError, match="precision float16: give float32 or bfloat16"):
-        Study(precision="float16")
-
-
 def test_no_loops_to_learn_from(dataset: LoopDataset, tmp_path: Path) -> None:
     with pytest.raises(CallError, match="0 loops to learn from; give 1 or more"):
         token_train.tokens(
-            "masked", dataset, tmp_path / "run", SETTINGS, bundled(), n_loops=0, device=CPU
+            "masked", dataset, tmp_path / "run", ONCE, bundled(), n_loops=0, device=CPU
         )
     assert not (tmp_path / "run").exists()

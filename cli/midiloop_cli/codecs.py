@@ -5,6 +5,7 @@ The library is imported inside each command, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from midiloop_cli import report
-from midiloop_cli.learned import device_option
+from midiloop_cli.learned import compile_option, device_option, precision_option
 from midiloop_cli.symbolic import INPUT, PATH, json_option, seed_option
 
 if TYPE_CHECKING:
@@ -28,7 +29,14 @@ if TYPE_CHECKING:
 @click.option("-o", "--out", required=True, type=PATH, metavar="RUN", help="Folder for the run.")
 @click.option("--minutes", type=float, help="How long to train, over all sessions.")
 @click.option("--steps", type=click.IntRange(1), help="How many steps to train, instead.")
-@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Excerpts.")
+@click.option(
+    "--batch", "batch_size", type=click.IntRange(1), default=8, show_default=True,
+    help="Excerpts or loops a step.",
+)  # fmt: skip
+@click.option(
+    "--micro-batch", "micro_batch_size", type=click.IntRange(1),
+    help="As many in memory at a time, adding up their gradients; default: all of a batch.",
+)  # fmt: skip
 @click.option("--learning-rate", type=float, default=1e-3, show_default=True,
     help="The largest, after the warm-up.",
 )  # fmt: skip
@@ -59,22 +67,23 @@ if TYPE_CHECKING:
 @click.option(
     "--codec", "run", type=INPUT, metavar="RUN", help="Whose codes masked or causal learn."
 )
-@click.option(
-    "--precision", type=click.Choice(["float32", "bfloat16"]),
-    help="Of what masked or causal compute; default: float32.",
-)  # fmt: skip
 @seed_option
 @click.option(
     "--workers", "n_workers", type=click.IntRange(1, 256), default=1, show_default=True,
     help="Processes that render.",
 )  # fmt: skip
 @device_option
+@precision_option
+@compile_option
+@click.option("--tensorboard", is_flag=True, help="Write event files into RUN/events.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
 @json_option
 def train(
     model: str,
     dataset: Path,
     out: Path,
+    minutes: float | None,
+    steps: int | None,
     soundfonts: tuple[Path, ...],
     begin_with: Path | None,
     changes: tuple[str, ...],
@@ -82,9 +91,10 @@ def train(
     n_loops: int | None,
     coded: Path | None,
     run: Path | None,
-    precision: str | None,
     n_workers: int,
     device: str,
+    compiled: bool,
+    tensorboard: bool,
     resume: bool,
     as_json: bool,
     **settings: Any,
@@ -92,48 +102,47 @@ def train(
     """Train on renders of a loop dataset, each of them played otherwise.
 
     codec turns sound into codes and back, masked fills gaps in codes, causal goes on with them.
+    Start it under torchrun to use several GPUs or machines.
     """
-    from audioloop import fit, synth
-    from midiloop.fit import choose_device
+    from audioloop import synth, token_train, train
+    from midiloop.common import devices
+    from midiloop.common.trainer import Budget
     from midiloop.store import LoopDataset
 
     mine = {"--lesson": changes or None, "--decoder-only": decoder_only or None}
     _only(model == "codec", mine, "a codec")
     if decoder_only and begin_with is None:
         raise click.UsageError("--decoder-only: say which codec's decoder by --begin-with.")
-    theirs = {"--loops": n_loops, "--coded": coded, "--codec": run, "--precision": precision}
+    theirs = {"--loops": n_loops, "--coded": coded, "--codec": run}
     _only(model != "codec", theirs, "masked and causal")
     fonts = [synth.soundfont(path).resolve() for path in soundfonts or (None,)]
+    if model != "codec" and len(fonts) > 1:
+        raise click.UsageError("--sf2: masked and causal learn from one SoundFont; give one.")
+    lesson, n = train.lesson_of(changes), n_loops or token_train.N_LOOPS
+    loops, budget = LoopDataset(dataset), Budget(steps=steps, minutes=minutes)
     shared: dict[str, Any] = {
-        "begin_with": begin_with,
-        "n_workers": n_workers,
-        "device": choose_device(device),
-        "resume": resume,
-    }
-    loops, how = LoopDataset(dataset), fit.Settings(**settings)
-    if model == "codec":
-        from audioloop import train
-
-        lesson = train.lesson_of(changes)
-        with report.sounding(model) as live:
-            result = train.codec(
-                loops, out, how, fonts, lesson=lesson, decoder_only=decoder_only,
-                on_progress=live, **shared,
-            )  # fmt: skip
-    else:
-        from audioloop import token_train
-
-        if len(fonts) > 1:
-            raise click.UsageError("--sf2: masked and causal learn from one SoundFont; give one.")
-        n = n_loops or token_train.N_LOOPS
-        study = replace(token_train.STUDY, precision=precision or "float32")
-        with report.counting("loops", n) as count, report.sounding(model) as live:
-            result = token_train.tokens(
-                model, loops, out, how, fonts[0], n_loops=n, folder=coded, codec=run, study=study,
-                on_coded=report.steps(count), on_lost=_left_out, on_progress=live, **shared,
-            )  # fmt: skip
-    last = {"folder": str(out), "steps": result.steps, "minutes": result.took_s / 60}
-    figures = {**result.history[-1], **last}
+        "begin_with": begin_with, "n_workers": n_workers, "resume": resume, "events": tensorboard,
+        "training": replace(
+            (train if model == "codec" else token_train).TRAINING, **settings, compile=compiled
+        ),
+    }  # fmt: skip
+    with devices.processes(devices.choose_device(device)) as place:
+        if model == "codec":
+            with report.sounding(model) as live:
+                result = train.codec(
+                    loops, out, budget, fonts, lesson=lesson, decoder_only=decoder_only,
+                    device=place, on_progress=live, **shared,
+                )  # fmt: skip
+        else:
+            with report.counting("loops", n) as count, report.sounding(model) as live:
+                result = token_train.tokens(
+                    model, loops, out, budget, fonts[0], n_loops=n, folder=coded, codec=run,
+                    device=place, on_coded=report.steps(count), on_lost=_left_out,
+                    on_progress=live, **shared,
+                )  # fmt: skip
+    if int(os.environ.get("RANK", "0")):
+        return  # the first of several processes reports for all
+    figures = {**result.history[-1], "folder": str(out), "steps": result.steps}
     report.echo(report.to_json(figures) if as_json else _trained(model, figures))
 
 

@@ -20,7 +20,6 @@ from midiloop import files
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from audioloop.fit import Progress as SoundProgress
     from midiloop.common.trainer import Progress as TrainingProgress
     from midiloop.evaluate import Distance, Estimate, Evaluation, Size
     from midiloop.extract import Progress as MiningProgress
@@ -265,7 +264,7 @@ def training() -> Iterator[Callable[[str, TrainingProgress], None]]:
 
 
 @contextmanager
-def sounding(name: str) -> Iterator[Callable[[SoundProgress], None]]:
+def sounding(name: str) -> Iterator[Callable[[TrainingProgress], None]]:
     """Show the share that is done, loss and validation, while a model of sound trains."""
     if not sys.stderr.isatty():
         yield lambda _: None
@@ -282,7 +281,7 @@ def sounding(name: str) -> Iterator[Callable[[SoundProgress], None]]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=1.0)
 
-        def draw(progress: SoundProgress) -> None:
+        def draw(progress: TrainingProgress) -> None:
             minutes, seconds = divmod(round(progress.left_s), 60)
             text = f"{minutes}:{seconds:02d} left, step {progress.step:,}"
             shown = {**progress.terms, **progress.figures}

@@ -107,13 +107,15 @@ def barrier() -> None:
 
 
 @contextmanager
-def first_before_others() -> Iterator[None]:
-    """Let the first process do what the others then find done."""
-    if rank():
+def in_turn() -> Iterator[None]:
+    """One process after the other, so that those that follow find done what the first has done."""
+    for _ in range(rank()):
         barrier()
-    yield
-    if not rank():
-        barrier()
+    try:
+        yield
+    finally:
+        for _ in range(rank(), world()):
+            barrier()
 
 
 def of_first(value: float) -> float:
