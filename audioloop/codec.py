@@ -9,8 +9,7 @@
 Frames of a learned basis take the place of a ladder of strided convolutions: nearly all of the work
 is done at 50 and 100 places a second, and there in matrix products. The blocks are those of
 ConvNeXt (Liu et al. 2022, section 2) in one dimension, as Vocos has them (Siuzdak 2023, section
-3.1); the residual quantiser is that of SoundStream (Zeghidour et al. 2021, algorithm 1) with the
-averages and restarts of Jukebox (Dhariwal et al. 2020, section 3).
+3.1).
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audioloop.circular import Conv, Frames, OverlapAdd
+from midiloop.common.vq import Quantized, ResidualVectorQuantizer
 from midiloop.configs import (
     Codebooks,
     CodebookSize,
@@ -78,20 +78,6 @@ class CodecConfig:
     def frames_per_s(self) -> float:
         """Codes a second, of each codebook."""
         return self.rate / self.frame
-
-
-class Quantized(NamedTuple):
-    """What the codebooks make of a latent.
-
-    Attributes:
-        latent: (B, L, T), sum of the chosen vectors, with the gradient of what went in.
-        codes: int64 (B, K, T).
-        commitment: (), mean squared distance of what was quantised, over codebooks.
-    """
-
-    latent: Tensor
-    codes: Tensor
-    commitment: Tensor
 
 
 class Block(nn.Module):
@@ -188,64 +174,6 @@ class Decoder(nn.Module):
         return wave
 
 
-class Quantizer(nn.Module):
-    """Codebooks one after the other, each for what those before it left over."""
-
-    def __init__(self, config: CodecConfig) -> None:
-        super().__init__()
-        self.decay, self.rare = config.decay, config.rare
-        shape = config.codebooks, config.codebook_size
-        self.vectors: Tensor
-        self.counts: Tensor
-        self.register_buffer("vectors", torch.randn(*shape, config.latent_dim))
-        self.register_buffer("counts", torch.zeros(shape))  # rows that each is the average of
-
-    def forward(self, latent: Tensor) -> Quantized:
-        """(B, L, T) to the nearest sum of vectors; in training, vectors move."""
-        left = rearrange(latent.float(), "b l t -> (b t) l")
-        codes, commitments = [], []
-        for book in range(len(self.vectors)):
-            nearest = self._nearest(left.detach(), book)
-            if self.training:
-                self._follow(left.detach(), nearest, book)
-            chosen = self.vectors[book, nearest]
-            commitments.append(F.mse_loss(left, chosen))
-            left = left - chosen
-            codes.append(nearest)
-        missed = rearrange(left, "(b t) l -> b l t", b=len(latent))
-        return Quantized(
-            latent - missed.detach(),
-            rearrange(torch.stack(codes), "k (b t) -> b k t", b=len(latent)),
-            torch.stack(commitments).mean(),
-        )
-
-    def lookup(self, codes: Tensor) -> Tensor:
-        """Codes (B, K, T), of the first K codebooks, to their latent (B, L, T)."""
-        vectors = [self.vectors[book, row] for book, row in enumerate(codes.unbind(1))]
-        return torch.stack(vectors).sum(0).mT
-
-    def _nearest(self, rows: Tensor, book: int) -> Tensor:
-        vectors = self.vectors[book]
-        with torch.autocast(rows.device.type, enabled=False):
-            distance = torch.addmm(vectors.square().sum(1), rows, vectors.T, alpha=-2)
-        return distance.argmin(1)
-
-    @torch.no_grad()
-    def _follow(self, rows: Tensor, codes: Tensor, book: int) -> None:
-        """Move every vector towards the average of its rows; those that few want start anew."""
-        vectors, counts = self.vectors[book], self.counts[book]
-        size, kept = len(vectors), self.decay * counts
-        sums = kept[:, None] * vectors
-        sums.index_add_(0, codes, rows, alpha=1 - self.decay)
-        counts.copy_(kept + (1 - self.decay) * torch.bincount(codes, minlength=size))
-        vectors.copy_(sums / counts[:, None].clamp(min=1e-8))
-        even = len(rows) / size
-        rare = counts < self.rare * even
-        fresh = rows[torch.randint(len(rows), (size,), device=rows.device)]
-        counts[rare] = even
-        vectors[rare] = fresh[rare]
-
-
 class Coded(NamedTuple):
     """A wave that went through the codec.
 
@@ -269,7 +197,13 @@ class Codec(nn.Module):
             raise ValueError(f"a frame of {config.frame} samples is not two hops")
         self.config = config
         self.encoder = Encoder(config)
-        self.quantizer = Quantizer(config)
+        self.quantizer = ResidualVectorQuantizer(
+            config.codebooks,
+            config.codebook_size,
+            config.latent_dim,
+            decay=config.decay,
+            rare=config.rare,
+        )
         self.decoder = Decoder(config)
 
     @property

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from audioloop import coder
-from audioloop.codec import Block, Codec, CodecConfig, Quantizer
+from audioloop.codec import Block, Codec, CodecConfig
 from audioloop.fidelity import si_sdr_db
 from audioloop.wave import Wave
 from midiloop import checkpoint, models
+from midiloop.common.vq import ResidualVectorQuantizer
 from midiloop.errors import CallError, LoopError
 from midiloop.models.vq_vae import VQVAEConfig
 
@@ -131,8 +132,8 @@ def test_fresh_blocks_add_nothing() -> None:
 # The quantiser.
 
 
-def quantizer(**changes: Any) -> Quantizer:
-    return Quantizer(replace(TINY, **changes)).eval()
+def quantizer(**changes: Any) -> ResidualVectorQuantizer:
+    return Codec(replace(TINY, **changes)).eval().quantizer
 
 
 def test_the_nearest_vector_is_the_nearest_and_each_codebook_sees_what_is_left() -> None:
@@ -177,7 +178,7 @@ def test_commitment_is_the_mean_square_of_what_each_codebook_misses() -> None:
     assert gradient.tolist() == [[[(2 + 1) / 2, (-1 + 0) / 2]]]
 
 
-def followed(rows: list[float], rare: float) -> Quantizer:
+def followed(rows: list[float], rare: float) -> ResidualVectorQuantizer:
     """Two vectors 0 and 10, each the average of two rows, after some more rows at a decay of ½."""
     books = quantizer(codebooks=1, codebook_size=2, latent_dim=1, decay=0.5, rare=rare).train()
     books.vectors.copy_(torch.tensor([[[0.0], [10.0]]]))

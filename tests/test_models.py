@@ -88,8 +88,8 @@ def test_the_vq_vae_has_as_many_parameters_as_its_table_and_a_dictionary_that_is
     assert n_parameters(model) == 62_829
     stack = model.stacks[0]
     assert isinstance(stack, Stack)
-    assert stack.dictionary.vectors.numel() == 8_192
-    assert not stack.dictionary.vectors.requires_grad
+    assert stack.quantizer.vectors.numel() == 8_192
+    assert not stack.quantizer.vectors.requires_grad
 
 
 def test_stages_of_the_lstm_vaes_have_the_shapes_of_tables_a_and_b() -> None:

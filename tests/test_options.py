@@ -190,7 +190,6 @@ UNUSED = {
     "audioloop train codec dataset -o o --steps 1 --decoder-only": "--begin-with",
     "audioloop train codec dataset -o o --steps 1 --loops 5": "--loops",
     "audioloop train codec dataset -o o --steps 1 --codec dataset": "--codec",
-    "audioloop train codec dataset -o o --steps 1 --precision float32": "--precision",
 }  # fmt: skip
 
 

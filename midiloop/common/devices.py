@@ -143,6 +143,12 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
             dist.broadcast(tensor.detach(), 0)
 
 
+def add_up(tensor: Tensor) -> None:
+    """Make a tensor the sum over all processes, in all of them."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+
+
 def averaged(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The mean of each term, (), over all processes; they have the same terms."""
     if not dist.is_initialized():

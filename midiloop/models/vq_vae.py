@@ -1,20 +1,19 @@
 """The VQ-VAE: a loop as a short row of symbols from a dictionary, and back.
 
-Source: Han, Ihm and Lim 2021, arXiv:2111.07657, equation 2 and appendix table (d). The dictionary
-follows its nearest vectors (van den Oord et al. 2017, arXiv:1711.00937, appendix A.1).
+Source: Han, Ihm and Lim 2021, arXiv:2111.07657, equation 2 and appendix table (d).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import torch
-import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from midiloop.common.vq import Quantized, ResidualVectorQuantizer
 from midiloop.configs import CodebookSize, Range, Share, Weight, Width
 from midiloop.models.layers import (
     ConvBlock,
@@ -72,78 +71,8 @@ class VQVAEConfig(RollConfig):
         return 1 if self.streams == "joint" else 2
 
 
-class Quantized(NamedTuple):
-    """What the dictionary makes of latent vectors.
-
-    Attributes:
-        z: (N, L, T), the nearest dictionary vectors, with the gradient of what went in.
-        codes: int64 (N, T), their indices.
-        commitment: (), mean squared distance, equation 2's second term without its β.
-    """
-
-    z: Tensor
-    codes: Tensor
-    commitment: Tensor
-
-
-class Dictionary(nn.Module):
-    """K vectors that each follow the average of the latent vectors nearest to them."""
-
-    def __init__(self, size: int, dim: int, decay: float) -> None:
-        super().__init__()
-        self.decay = decay
-        self.vectors: Tensor
-        self.counts: Tensor
-        self.sums: Tensor
-        self.register_buffer("vectors", torch.randn(size, dim))
-        self.register_buffer("counts", torch.zeros(size))
-        self.register_buffer("sums", torch.zeros(size, dim))
-
-    def forward(self, z: Tensor) -> Quantized:
-        """(N, L, T) to the nearest vectors; in training the dictionary moves."""
-        rows = rearrange(z.float(), "n l t -> (n t) l")
-        codes = self._nearest(rows.detach())
-        if self.training:
-            self._follow(rows.detach(), codes)
-        nearest = rearrange(self.vectors[codes], "(n t) l -> n l t", n=len(z))
-        commitment = F.mse_loss(z.float(), nearest)
-        straight_through = z + (nearest - z).detach()
-        return Quantized(straight_through, codes.view(len(z), -1), commitment)
-
-    def lookup(self, codes: Tensor) -> Tensor:
-        """Codes (N, T) to vectors (N, L, T)."""
-        return rearrange(self.vectors[codes], "n t l -> n l t")
-
-    def _nearest(self, rows: Tensor) -> Tensor:
-        with torch.autocast(rows.device.type, enabled=False):
-            lengths = self.vectors.square().sum(1)
-            distance = torch.addmm(lengths, rows, self.vectors.T, alpha=-2)  # (N·T, K)
-        return distance.argmin(1)
-
-    @torch.no_grad()
-    def _follow(self, rows: Tensor, codes: Tensor) -> None:
-        """Move every vector towards the average of its rows; those that few want start anew."""
-        size = len(self.vectors)
-        counts = torch.bincount(codes, minlength=size).float()
-        sums = torch.zeros_like(self.sums).index_add_(0, codes, rows)
-        fresh = rows[torch.randint(len(rows), (size,), device=rows.device)]
-        if dist.is_initialized():
-            dist.all_reduce(counts)
-            dist.all_reduce(sums)
-            dist.broadcast(fresh, 0)
-        self.counts.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(sums, 1 - self.decay)
-        rare = self.counts < 1
-        self.counts[rare] = 1.0
-        self.sums[rare] = fresh[rare]
-        # Laplace smoothing keeps a vector of few rows finite.
-        total = self.counts.sum()
-        smooth = (self.counts + 1e-5) / (total + size * 1e-5) * total
-        self.vectors.copy_(self.sums / smooth[:, None])
-
-
 class Stack(nn.Module):
-    """Encoder, dictionary and decoder of one stream of columns, table (d)."""
+    """Encoder, quantiser and decoder of one stream of columns, table (d)."""
 
     def __init__(self, columns: int, outputs: int, config: VQVAEConfig) -> None:
         super().__init__()
@@ -160,7 +89,9 @@ class Stack(nn.Module):
             *down,  # (N, c, T / 2^halvings)
             conv(c, config.latent_dim, 3, padding=padding),
         )
-        self.dictionary = Dictionary(config.codebook_size, config.latent_dim, config.decay)
+        self.quantizer = ResidualVectorQuantizer(
+            1, config.codebook_size, config.latent_dim, decay=config.decay
+        )
         self.decoder = nn.Sequential(
             ConvBlock(config.latent_dim, c, 3, padding=padding),
             *up,  # (N, c, T)
@@ -196,8 +127,8 @@ class VQVAE(RollModel):
         for stack, columns in zip(self.stacks, torch.split(rolls, self.widths, 2), strict=True):
             assert isinstance(stack, Stack)
             latents = stack.encoder(self._spans(columns.mT.float()))  # (N, L, T)
-            quantized.append(stack.dictionary(latents))
-            logits.append(self._whole(stack.decoder(quantized[-1].z), len(rolls)))
+            quantized.append(stack.quantizer(latents))
+            logits.append(self._whole(stack.decoder(quantized[-1].latent), len(rolls)))
         return torch.cat(logits, 1).mT, quantized
 
     def encode(self, rolls: Tensor) -> Tensor:
@@ -206,7 +137,7 @@ class VQVAE(RollModel):
         for stack, columns in zip(self.stacks, torch.split(rolls, self.widths, 2), strict=True):
             assert isinstance(stack, Stack)
             latents = stack.encoder(self._spans(columns.mT.float()))
-            codes.append(stack.dictionary(latents).codes.view(len(rolls), -1))
+            codes.append(stack.quantizer(latents).codes.view(len(rolls), -1))
         return torch.stack(codes, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -214,7 +145,7 @@ class VQVAE(RollModel):
         logits = []
         for stack, row in zip(self.stacks, codes.unbind(1), strict=True):
             assert isinstance(stack, Stack)
-            z = self._spans(stack.dictionary.lookup(row))
+            z = self._spans(stack.quantizer.lookup(row[:, None]))
             logits.append(self._whole(stack.decoder(z), len(codes)))
         return torch.cat(logits, 1).mT
 

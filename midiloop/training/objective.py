@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from midiloop import checkpoint, models
@@ -60,8 +59,7 @@ def mean_error(objective: Objective, loops: PackedLoops) -> float:
     total = torch.zeros((), dtype=devices.widest(device), device=device)
     for index in torch.split(mine, EVALUATION_BATCH) if len(mine) else ():
         total += objective.errors(loops.rolls(index)).to(total.dtype).sum()
-    if dist.is_initialized():
-        dist.all_reduce(total)
+    devices.add_up(total)
     return float(total) / len(loops)
 
 
