@@ -31,7 +31,8 @@ from audioloop.tokens import Causal, Masked, TokenConfig
 from midiloop import checkpoint
 from midiloop.common import devices, trainer
 from midiloop.common.resume import check_folder
-from midiloop.common.trainer import Budget, Losses, Progress, Result, Step, TrainConfig, Trainer
+from midiloop.common.task import Losses, Step, Task
+from midiloop.common.trainer import Budget, Progress, Result, TrainConfig, Trainer
 from midiloop.errors import CallError
 from midiloop.store import LoopDataset
 
@@ -72,7 +73,7 @@ TRAINING = TrainConfig(batch_size=8, warmup_steps=100, ema_decay=0.999, save_eve
 CONFIGS = {"masked": TokenConfig(), "causal": TokenConfig(layers=6)}
 
 
-class TokenTask(trainer.Task):
+class TokenTask(Task):
     """A model of codes, as the `Trainer` takes it.
 
     Args:

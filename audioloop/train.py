@@ -33,16 +33,8 @@ from audioloop.wave import Samples
 from midiloop import checkpoint
 from midiloop.common import trainer
 from midiloop.common.resume import check_folder
-from midiloop.common.trainer import (
-    Budget,
-    Losses,
-    Progress,
-    Result,
-    Stage,
-    Step,
-    TrainConfig,
-    Trainer,
-)
+from midiloop.common.task import Losses, Stage, Step, Task, process_seed
+from midiloop.common.trainer import Budget, Progress, Result, TrainConfig, Trainer
 from midiloop.errors import CallError, LoopError
 from midiloop.store import LoopDataset
 
@@ -108,7 +100,7 @@ def lesson_of(changes: Sequence[str]) -> Lesson:
     return replace(LESSON, **found)
 
 
-class CodecTask(trainer.Task):
+class CodecTask(Task):
     """A codec and its critics, as the `Trainer` takes them.
 
     Args:
@@ -278,7 +270,7 @@ def codec(
     for path in soundfonts:
         SoundFont(path, variety.rate)  # one that cannot be loaded is an error here
     source, others = (renders.loops(dataset, split) for split in ("train", "valid"))
-    seed = trainer.process_seed(training.seed)
+    seed = process_seed(training.seed)
     making = Renders(source, soundfonts, variety, seed=seed, n_workers=n_workers)
     first = None if begun is None else coder.fingerprint(begun)
     data = {**renders.provenance(dataset, soundfonts), "begun_with": first}

@@ -22,17 +22,8 @@ from audioloop.train import CodecTask, Lesson
 from audioloop.wave import Samples, Wave
 from midiloop import checkpoint
 from midiloop.common import trainer
-from midiloop.common.trainer import (
-    Budget,
-    Losses,
-    Progress,
-    Result,
-    Stage,
-    Step,
-    Task,
-    TrainConfig,
-    Trainer,
-)
+from midiloop.common.task import Losses, Stage, Step, Task
+from midiloop.common.trainer import Budget, Progress, Result, TrainConfig, Trainer
 from midiloop.errors import CallError, LoopError
 from midiloop.store import LoopDataset
 

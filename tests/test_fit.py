@@ -23,7 +23,8 @@ from conftest import ROOT
 from handmade import random_rolls
 from midiloop import checkpoint, models
 from midiloop.common import trainer
-from midiloop.common.trainer import Budget, Losses, Result, TrainConfig, Trainer
+from midiloop.common.task import Losses
+from midiloop.common.trainer import Budget, Result, TrainConfig, Trainer
 from midiloop.data import PackedLoops
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP

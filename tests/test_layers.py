@@ -66,12 +66,14 @@ LAYERS = {
     "data": {"errors", "grid", "store"},
     "checkpoint": {"configs", "errors", "files", "models", "models.layers"},
     "common.resume": {"checkpoint", "common", "common.devices", "configs", "errors", "files"},
+    "common.task": {"common", "common.devices"},
     "common.trainer": {
-        "checkpoint", "common", "common.devices", "common.resume", "errors", "files",
+        "checkpoint", "common", "common.devices", "common.resume", "common.task", "errors",
+        "files",
     },
     "training": set(),
     "training.objective": {
-        "checkpoint", "common", "common.devices", "common.trainer", "data", "models",
+        "checkpoint", "common", "common.devices", "common.task", "data", "models",
         "models.layers", "models.vq_vae",
     },
     "train": {

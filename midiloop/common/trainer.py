@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from midiloop import checkpoint, files
 from midiloop.common import devices
 from midiloop.common.resume import RunRecord, check_folder
+from midiloop.common.task import Step, Task, mixed_seed, process_seed
 from midiloop.errors import CallError, LoopError
 
 REPORT_EVERY_S = 0.2
@@ -125,115 +125,6 @@ def _check_ranges(config: object, **ranges: tuple[bool, str]) -> None:
         if not right:
             value = getattr(config, name)
             raise CallError(f"{name.replace('_', '-')} {value}: out of range; give {what}")
-
-
-class Stage(NamedTuple):
-    """A part of a run: where it begins (0 to 1), and its share of the learning rate."""
-
-    begins: float
-    rate: float
-
-
-class Draw(NamedTuple):
-    """A batch to draw at random: its number in the run, its items, and its share of the step."""
-
-    number: int
-    size: int
-    weight: float
-
-
-class Step(NamedTuple):
-    """Where a run is.
-
-    Attributes:
-        number: of the step, from 0.
-        stage: in which it is, from 0.
-        done: share of the run before it, 0 to 1.
-        seed: of this process.
-        batch_size: items of a step, over all processes.
-        micro_batch_size: most items to have in memory at a time.
-    """
-
-    number: int
-    stage: int
-    done: float
-    seed: int
-    batch_size: int
-    micro_batch_size: int
-
-    def draws(self) -> list[Draw]:
-        """What is this process's share of the step, where batches are drawn at random."""
-        mine = self.batch_size // devices.world()
-        n = math.ceil(mine / self.micro_batch_size)
-        sizes = [min(self.micro_batch_size, mine - i * self.micro_batch_size) for i in range(n)]
-        return [Draw(self.number * n + i, size, size / mine) for i, size in enumerate(sizes)]
-
-
-class Losses(NamedTuple):
-    """What a batch comes to.
-
-    Attributes:
-        minimise: what each network is to make small, by its name, (). Networks that are in none
-            stand still.
-        terms: name to (), detached, for the log.
-    """
-
-    minimise: dict[str, Tensor]
-    terms: dict[str, Tensor]
-
-
-class Task:
-    """Something to learn.
-
-    Attributes:
-        model: what is learned and saved.
-        networks: all that learns, by name, the model among them.
-        optimizers: of each network, by its name.
-        stages: in order, the first from 0 on.
-        n_items: in the training set; None: batches are drawn at random, and there are no epochs.
-        noise_stream: tells the noise of a step from what else its seed is used for.
-        measure: which figure of `validate` is the error, lower being better.
-    """
-
-    model: nn.Module
-    networks: Mapping[str, nn.Module]
-    optimizers: Mapping[str, Optimizer]
-    stages: tuple[Stage, ...] = (Stage(0.0, 1.0),)
-    n_items: int | None = None
-    noise_stream: int = 0
-    measure: str
-
-    def micro_batches(self, step: Step) -> Iterable[tuple[Any, float]]:
-        """What this process learns from in a step, in pieces that fit into memory.
-
-        Yields:
-            a piece, and its weight; weights add up to 1.
-        """
-        raise NotImplementedError
-
-    def losses(self, batch: Any, step: Step) -> Losses:
-        """The losses of a piece."""
-        raise NotImplementedError
-
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        """Figures of a model on what it does not learn from; all processes call it."""
-        raise NotImplementedError
-
-    def save(self, folder: Path, model: nn.Module, about: dict[str, Any]) -> None:
-        """Write a checkpoint of the model."""
-        raise NotImplementedError
-
-    def begun_with(self) -> dict[str, Any]:
-        """What must be the same when a run resumes, see `RunRecord`."""
-        raise NotImplementedError
-
-    def settled(self, done: float) -> bool:  # noqa: ARG002 - most are, from the start
-        """Whether errors from this share of the run on can be compared with later ones."""
-        return True
-
-    def compile(self) -> None:
-        """Have what takes time compiled."""
-        self.model.compile()
 
 
 class Progress(NamedTuple):
@@ -567,11 +458,9 @@ class Trainer:
         if devices.rank():
             return
         if self.steps_per_epoch is not None:
-            error = self.history[-1][self.task.measure]
-            trained: dict[str, Any] = {
-                "epoch": self.step // self.steps_per_epoch,
-                "validation_error": error,
-            }
+            error = self.history[-1][self.task.measure] if self.history else None
+            epoch = self.step // self.steps_per_epoch
+            trained: dict[str, Any] = {"epoch": epoch, "validation_error": error}
         else:
             minutes = round(self.took_s / 60, 2)
             trained = {"trained": {"steps": self.step, "minutes": minutes}}
@@ -670,16 +559,6 @@ def event_writer() -> Any:
     except ImportError as error:
         raise ImportError("event files: pip install tensorboard, or leave --tensorboard") from error
     return SummaryWriter
-
-
-def mixed_seed(seed: int, stream: int, step: int) -> int:
-    """A seed for one purpose at one step: different ones for all steps of a run."""
-    return (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9 + step) % 2**63
-
-
-def process_seed(seed: int) -> int:
-    """A seed for one of several processes; the first has the seed itself."""
-    return seed + (devices.rank() << 64)
 
 
 def _under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from midiloop import checkpoint, models
 from midiloop.common import devices
-from midiloop.common.trainer import Losses, Step, Task, mixed_seed
+from midiloop.common.task import Losses, Step, Task, mixed_seed
 from midiloop.data import PackedLoops, transpose_bass
 from midiloop.models.layers import Loss, Model
 from midiloop.models.vq_vae import VQVAE
