@@ -32,7 +32,8 @@ from midiloop import checkpoint
 from midiloop.common import devices, trainer
 from midiloop.common.resume import check_folder
 from midiloop.common.task import Losses, Step, Task
-from midiloop.common.trainer import Budget, Progress, Result, TrainConfig, Trainer
+from midiloop.common.train_config import Budget, TrainConfig
+from midiloop.common.trainer import Progress, Result, Trainer
 from midiloop.errors import CallError
 from midiloop.store import LoopDataset
 

@@ -34,7 +34,8 @@ from midiloop import checkpoint
 from midiloop.common import trainer
 from midiloop.common.resume import check_folder
 from midiloop.common.task import Losses, Stage, Step, Task, process_seed
-from midiloop.common.trainer import Budget, Progress, Result, TrainConfig, Trainer
+from midiloop.common.train_config import Budget, TrainConfig
+from midiloop.common.trainer import Progress, Result, Trainer
 from midiloop.errors import CallError, LoopError
 from midiloop.store import LoopDataset
 

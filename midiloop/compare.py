@@ -34,7 +34,8 @@ from midiloop import (
     plot,
     train,
 )
-from midiloop.common.trainer import Budget, Progress, TrainConfig
+from midiloop.common.train_config import Budget, TrainConfig
+from midiloop.common.trainer import Progress
 from midiloop.errors import CallError
 from midiloop.generate import Generator, Wish
 from midiloop.grid import LOOP, Roll

@@ -18,7 +18,8 @@ import torch
 from midiloop import checkpoint, data, files, models
 from midiloop.common import devices, trainer
 from midiloop.common.resume import check_folder
-from midiloop.common.trainer import Budget, Progress, TrainConfig, Trainer
+from midiloop.common.train_config import Budget, TrainConfig
+from midiloop.common.trainer import Progress, Trainer
 from midiloop.data import PackedLoops
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import Grid

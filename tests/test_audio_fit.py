@@ -23,7 +23,8 @@ from audioloop.wave import Samples, Wave
 from midiloop import checkpoint
 from midiloop.common import trainer
 from midiloop.common.task import Losses, Stage, Step, Task
-from midiloop.common.trainer import Budget, Progress, Result, TrainConfig, Trainer
+from midiloop.common.train_config import Budget, TrainConfig
+from midiloop.common.trainer import Progress, Result, Trainer
 from midiloop.errors import CallError, LoopError
 from midiloop.store import LoopDataset
 

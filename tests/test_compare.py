@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from midiloop import checkpoint, compare, files, metrics, models, train
-from midiloop.common.trainer import Budget
+from midiloop.common.train_config import Budget
 from midiloop.compare import Comparison
 from midiloop.errors import CallError
 from midiloop.grid import LOOP

@@ -24,7 +24,8 @@ from handmade import random_rolls
 from midiloop import checkpoint, models
 from midiloop.common import trainer
 from midiloop.common.task import Losses
-from midiloop.common.trainer import Budget, Result, TrainConfig, Trainer
+from midiloop.common.train_config import Budget, TrainConfig
+from midiloop.common.trainer import Result, Trainer
 from midiloop.data import PackedLoops
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP

@@ -67,9 +67,10 @@ LAYERS = {
     "checkpoint": {"configs", "errors", "files", "models", "models.layers"},
     "common.resume": {"checkpoint", "common", "common.devices", "configs", "errors", "files"},
     "common.task": {"common", "common.devices"},
+    "common.train_config": {"common", "common.devices", "errors"},
     "common.trainer": {
-        "checkpoint", "common", "common.devices", "common.resume", "common.task", "errors",
-        "files",
+        "checkpoint", "common", "common.devices", "common.resume", "common.task",
+        "common.train_config", "errors", "files",
     },
     "training": set(),
     "training.objective": {
@@ -77,7 +78,7 @@ LAYERS = {
         "models.layers", "models.vq_vae",
     },
     "train": {
-        "common", "common.devices", "common.resume", "common.trainer",
+        "common", "common.devices", "common.resume", "common.train_config", "common.trainer",
         "errors", "files", "grid", "store", "data", "models", "models.layers", "models.vq_vae",
         "models.prior", "models.form_prior", "checkpoint", "training.objective",
     },
@@ -93,7 +94,8 @@ LAYERS = {
     },
     "compare": {
         "errors", "files", "grid", "splits", "store", "metrics", "plot", "figures", "models",
-        "models.layers", "models.vq_vae", "data", "checkpoint", "common", "common.trainer",
+        "models.layers", "models.vq_vae", "data", "checkpoint", "common", "common.train_config",
+        "common.trainer",
         "train", "training.objective", "generate",
     },
 }  # fmt: skip

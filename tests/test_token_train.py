@@ -32,7 +32,8 @@ from audioloop.token_train import (
 from audioloop.tokens import TokenConfig
 from handmade import random_rolls
 from midiloop import checkpoint, workers
-from midiloop.common.trainer import Budget, Result, TrainConfig, Trainer
+from midiloop.common.train_config import Budget, TrainConfig
+from midiloop.common.trainer import Result, Trainer
 from midiloop.errors import CallError, LoopError
 from midiloop.store import LoopDataset
 

@@ -17,7 +17,7 @@ import torch
 
 from handmade import groove
 from midiloop import checkpoint, data, extract, models, rules, score, train
-from midiloop.common.trainer import Budget
+from midiloop.common.train_config import Budget
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP, Grid
 from midiloop.models.form_prior import FormPriorConfig

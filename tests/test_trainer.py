@@ -25,7 +25,8 @@ from conftest import ROOT
 from midiloop import checkpoint
 from midiloop.common import devices
 from midiloop.common.task import Losses, Task, mixed_seed
-from midiloop.common.trainer import Budget, Result, TrainConfig, Trainer
+from midiloop.common.train_config import Budget, TrainConfig
+from midiloop.common.trainer import Result, Trainer
 
 CPU = torch.device("cpu")
 SOUND = ("codec", "masked", "causal")

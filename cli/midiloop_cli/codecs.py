@@ -106,7 +106,7 @@ def train(
     """
     from audioloop import synth, token_train, train
     from midiloop.common import devices
-    from midiloop.common.trainer import Budget
+    from midiloop.common.train_config import Budget
     from midiloop.store import LoopDataset
 
     mine = {"--lesson": changes or None, "--decoder-only": decoder_only or None}

@@ -116,7 +116,7 @@ def train(
     """
     from midiloop import store, train
     from midiloop.common import devices
-    from midiloop.common.trainer import Budget
+    from midiloop.common.train_config import Budget
 
     config = replace(train.CONFIG, **settings, compile=compiled)
     with devices.processes(devices.choose_device(device)) as place, report.training() as live:
@@ -244,7 +244,7 @@ def compare(
     """Train the paper's models under one budget, and set its tables 1 to 4 beside ours."""
     from midiloop import compare, store, train
     from midiloop.common.devices import choose_device
-    from midiloop.common.trainer import Budget
+    from midiloop.common.train_config import Budget
 
     with report.training() as live:
         compare.run(
