@@ -57,9 +57,51 @@ def warm_up(modules: Sequence[str]) -> None:
     It goes on beside what the caller does next, for example the same imports. Where processes
     cannot be copied this does nothing.
     """
-    if FORKSERVER:
-        multiprocessing.get_context("forkserver").set_forkserver_preload([*modules])
+    if not FORKSERVER:
+        return
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*modules])
+    # An interrupt is the parent's to tell: here it would be a traceback out of an import.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
         forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def beside(work: Callable[[], object], *, preload: Sequence[str] = ()) -> Iterator[None]:
+    """Do ``work`` in a process of its own while the block runs, which ends when both have.
+
+    Where there is no such process, or it fails, the work is done here after the block: so whatever
+    it raises comes from here.
+
+    Args:
+        work: a function that a worker process can import, or a partial of one.
+        preload: modules that it needs, see `warm_up`.
+    """
+    worker = None
+    with suppress(OSError, LoopError):
+        warm_up(preload)
+        worker = _Worker(_tried)
+        worker.begin(work)
+    try:
+        yield
+        ended = worker and worker.result()
+    finally:
+        if worker:
+            worker.stop()
+    if not (ended and ended[1]):
+        work()
+
+
+def _tried(work: Callable[[], object], turn_to: Callable[[int], None]) -> bool:
+    """Whether the work was done."""
+    del turn_to
+    try:
+        work()
+    except (ImportError, LoopError, OSError):
+        return False
+    return True
 
 
 def run(

@@ -185,9 +185,12 @@ def generate(
     """
     if like is None:
         options.refuse("says what stays of --like; give --like as well", "keep")
-    from midiloop import files, gallery, generate, publish
+    from midiloop import files, plot, workers
 
     files.check_free(out)
+    workers.warm_up(plot.MODULES)  # while this process loads PyTorch
+    from midiloop import gallery, generate, publish
+
     names = tuple(name.strip() for name in must.split(",")) if must else ()
     wanted = generate.Wish(**wish, must=names, like=gallery.loop_of_midi(like) if like else None)
     generator = generate.load(run or generate.SHIPPED)
