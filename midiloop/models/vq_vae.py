@@ -213,9 +213,9 @@ class VQVAE(RollModel):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, S, T) to logits (B, 128, 93 or 94); a span that repeats is decoded once."""
         logits = []
-        for stack, rows in zip(self.stacks, codes.split(1, 1), strict=True):
+        for stack, rows in zip(self.stacks, torch.split(codes, 1, 1), strict=True):
             assert isinstance(stack, Stack)
-            spans, which = self._spans(rows)[:, 0].unique(dim=0, return_inverse=True)
+            spans, which = torch.unique(self._spans(rows)[:, 0], dim=0, return_inverse=True)
             spans = spans[wide(torch.arange(len(spans), device=spans.device), into=len(which))]
             decoded = stack.decoder(stack.dictionary.lookup(spans))
             logits.append(self._whole(decoded[which], len(codes)))
