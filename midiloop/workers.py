@@ -80,11 +80,11 @@ def beside(work: Callable[[], object], *, preload: Sequence[str] = ()) -> Iterat
         preload: modules that it needs, see `warm_up`.
     """
     worker = None
-    with suppress(OSError, LoopError):
-        warm_up(preload)
-        worker = _Worker(_tried)
-        worker.begin(work)
     try:
+        with suppress(OSError, LoopError):
+            warm_up(preload)
+            worker = _Worker(_tried)
+            worker.begin(work)
         yield
         ended = worker and worker.result()
     finally:
