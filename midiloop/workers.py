@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -55,15 +55,23 @@ def warm_up(modules: Sequence[str]) -> None:
     """Begin to import ``modules`` in a process that workers then start as copies of.
 
     It goes on beside what the caller does next, for example the same imports. Where processes
-    cannot be copied this does nothing.
+    cannot be copied, or there can be none, this does nothing.
     """
     if not FORKSERVER:
         return
     multiprocessing.get_context("forkserver").set_forkserver_preload([*modules])
-    # An interrupt is the parent's to tell: here it would be a traceback out of an import.
+    with suppress(OSError):  # whoever needs a worker will meet it again
+        resource_tracker.ensure_running()  # begun with the other, it would undo what follows
+        with _uninterrupted():
+            forkserver.ensure_running()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Processes that begin here leave interrupts to their parent, even while they import."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        forkserver.ensure_running()
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -4,6 +4,8 @@ import errno
 import multiprocessing.process
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -282,3 +284,27 @@ def test_a_block_that_fails_ends_the_work_beside_it() -> None:
     after = psutil.Process().children(recursive=True)
     left = [p for p in after if p not in before and p.status() != psutil.STATUS_ZOMBIE]
     assert left == []
+
+
+LOAD = "import time; from midiloop import workers; workers.warm_up(['slow']); time.sleep(60)"
+
+
+@pytest.mark.skipif(not workers.FORKSERVER, reason="processes cannot be copied here")
+def test_an_interrupt_while_modules_load_is_the_caller_s_alone(tmp_path: Path) -> None:
+    """It reaches all processes of a terminal, and one traceback is enough."""
+    (tmp_path / "slow.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(tmp_path / 'begun')!r}).touch()\ntime.sleep(2)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOAD],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate()[1].count("Traceback") == 1
