@@ -54,7 +54,7 @@ LAYERS = {
     "models.recurrent": set(),
     "models.lstm_vae": {"configs", "models.layers", "models.recurrent"},
     "models.cnn_vae": {"configs", "models.layers", "models.lstm_vae"},
-    "models.vq_vae": {"common", "common.vq", "configs", "models.layers"},
+    "models.vq_vae": {"common", "common.vq", "configs", "models.layers", "models.sampling"},
     "models.prior": {
         "configs", "errors", "models.layers", "models.recurrent", "models.sampling",
     },
@@ -90,7 +90,7 @@ LAYERS = {
     },
     "publish": {
         "errors", "files", "grid", "score", "pianoroll", "mined", "parts", "seal", "store",
-        "metrics", "export", "plot",
+        "metrics", "export", "plot", "workers",
     },
     "compare": {
         "errors", "files", "grid", "splits", "store", "metrics", "plot", "figures", "models",
