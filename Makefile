@@ -44,7 +44,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 test-slow: $(VENV)/.dev  ## the tests that `make test` leaves out
-	$(BIN)/python -m pytest -q tests/test_fit.py --slow
+	$(BIN)/python -m pytest -q tests/test_fit.py tests/test_trainer.py --slow
 
 # About 2 GB: audiocraft's requirements cannot be installed as they are, see tests/golden/magnet.py.
 test-audiocraft: $(VENV)/.dev $(AUDIOCRAFT)/.done  ## that MAGNeT is still audiocraft's own

@@ -190,7 +190,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
         "learning_rate 0.001, not 0.1",
     ),
     "another seed": ({"settings": replace(OFTEN, seed=1)}, "seed 0, not 1"),
-    "by the clock": ({"budget": Budget(minutes=1)}, "steps 6, not null, minutes null, not 1"),
+    "by the clock": ({"budget": Budget(minutes=1)}, "steps 6, not none, minutes none, not 1"),
     "another lesson": ({"lesson": replace(LESSON, mel=0.1)}, "mel 1.5, not 0.1"),
     "another codec": ({"config": replace(CONFIG, fine=48)}, "another model"),
     "its decoder only": ({"decoder_only": True}, "decoder_only False, not True"),

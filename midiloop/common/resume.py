@@ -126,7 +126,7 @@ class RunRecord:
             return
         old, new = before["settings"], now["settings"]
         odd = [
-            f"{name} {configs.quoted(old.get(name))}, not {configs.quoted(new[name])}"
+            f"{name} {_shown(old.get(name))}, not {_shown(new[name])}"
             for name in new
             if old.get(name) != new[name]
         ]
@@ -136,6 +136,10 @@ class RunRecord:
             f"{files.printable(self.folder)}: the run was begun with {', '.join(odd)}; resume it "
             "as it was begun, or choose another name"
         )
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else configs.quoted(value)
 
 
 def _damaged(path: Path, cause: str) -> LoopError:
