@@ -224,8 +224,3 @@ def _whole(number: Any, lowest: int, highest: int) -> int:
 def pitch_name(pitch: int) -> str:
     """Name of a MIDI pitch with C1 = 24, as in ``"F#2"``."""
     return f"{PITCH_NAMES[pitch % 12]}{pitch // 12 - 1}"
-
-
-def step_duration_s(tempo_bpm: float, steps_per_beat: int = 4) -> float:
-    """Duration of one grid step, in seconds, at ``tempo_bpm`` quarter notes a minute."""
-    return 60.0 / tempo_bpm / steps_per_beat
