@@ -25,7 +25,12 @@ OPTIONS = {
     for option in command.params
     if isinstance(option, click.Option)
 }
-SOURCES = {"lines.wav": b"", "dataset": None, "song.mid": score.to_bytes(groove(8))}
+SOURCES = {
+    "lines.wav": b"",
+    "dataset": None,
+    "loops/manifest.json": b"{}",
+    "song.mid": score.to_bytes(groove(8)),
+}
 
 
 def called(line: str, *args: object) -> Result:
@@ -35,12 +40,13 @@ def called(line: str, *args: object) -> Result:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with an audio file, a MIDI file and a folder, which is worked in."""
+    """A folder with an audio file, a MIDI file, a folder and a dataset, which is worked in."""
     monkeypatch.chdir(tmp_path)
     for name, data in SOURCES.items():
         if data is None:
             Path(name).mkdir()
         else:
+            Path(name).parent.mkdir(exist_ok=True)
             Path(name).write_bytes(data)
     return tmp_path
 
@@ -160,7 +166,14 @@ UNUSED = {
     "midiloop plot song.mid -o o.png --song x": "--song",
     "midiloop evaluate --reference dataset --split test": "--split",
     "midiloop export dataset": "--npz",
+    "midiloop generate -o o --temperature 0 --top-p 0.9": "--top-p: --temperature 0",
     "audioloop render song.mid -o o --split test": "--split",
+    "audioloop render song.mid -o o --song x": "--song",
+    "audioloop render dataset song.mid -o o --split test": "--split",
+    "audioloop render loops -o o --bars 4": "--bars",
+    "audioloop render song.mid -o o --gain 3 --loudness -14": "--gain: --loudness",
+    "audioloop refine song.mid -o o --temperature 0 --top-p 0.9": "--top-p: --temperature 0",
+    "audioloop generate -o o --temperature 0 --top-p 0.9": "--top-p: --temperature 0",
     "audioloop render song.mid -o o --format ogg --depth 16": "ogg",
     "audioloop refine song.mid -o o --mask even --keep 0.5": "--keep",
     "audioloop refine lines.wav -o o --sf2 lines.wav": "--sf2",

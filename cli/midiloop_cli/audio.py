@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from midiloop_cli import options, report
-from midiloop_cli.symbolic import INPUT, PATH, json_option
+from midiloop_cli.symbolic import INPUT, PATH, choice_options, json_option
 
 if TYPE_CHECKING:
     from audioloop.batch import Result
@@ -80,12 +80,7 @@ def sound_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="How files are named: default, audacity, splice, or a text with {name}, {number}, {bpm}, "
     "{exact_bpm}, {bars}, {part}, {root}, {meter}.",
 )  # fmt: skip
-@click.option("--limit", type=click.IntRange(1), help="At most so many loops.")
-@click.option(
-    "--split",
-    type=click.Choice(["train", "valid", "test"]),
-    help="Loops of one split of a dataset.",
-)
+@choice_options
 @click.option(
     "--workers",
     "n_workers",
@@ -101,6 +96,7 @@ def render(
     depth: str | None,
     sf2: Path | None,
     limit: int | None,
+    song: str,
     split: str | None,
     n_workers: int | None,
     resume: bool,
@@ -111,8 +107,7 @@ def render(
 
     Beside each audio file lies a MIDI file of the same name that ends at the bar line.
     """
-    if not any(source.is_dir() for source in sources):
-        options.refuse("chooses loops of a dataset, and none was given", "split")
+    _check_used(sources)
     from audioloop import batch, synth
     from audioloop.render import Sound
     from audioloop.wave import Format
@@ -124,7 +119,7 @@ def render(
         sound=Sound(**{name: value for name, value in settings.items() if name not in kept}),
         **{name: settings[name] for name in kept},
     )
-    items = batch.items(sources, limit=limit, split=split)
+    items = batch.items(sources, limit=limit, song=song, split=split)
     began_s = time.monotonic()
     with report.counting("loops", len(items)) as count:
         result = batch.run(
@@ -140,6 +135,17 @@ def render(
     for name, cause in result.failed:
         report.error("audioloop", f"{name}: {cause}")
     sys.exit(1 if result.failed else 0)
+
+
+def _check_used(sources: Sequence[Path]) -> None:
+    """Raise `click.UsageError` for an option that would change nothing."""
+    datasets = [options.is_dataset(source) for source in sources]
+    if not any(datasets):
+        options.refuse("chooses loops of a dataset, and none was given", "song", "split")
+    if all(datasets):
+        options.refuse("is for MIDI files, and loops of a dataset say their length", "bars")
+    if options.given("loudness_lufs"):
+        options.refuse("--loudness says how loud it is to be; give one of both", "gain_db")
 
 
 def _summary(result: Result, out: Path, took_s: float) -> str:

@@ -185,6 +185,7 @@ def generate(
     """
     if like is None:
         options.refuse("says what stays of --like; give --like as well", "keep")
+    options.refuse_top_p(wish["temperature"])
     from midiloop import files, gallery, generate, publish
 
     files.check_free(out)

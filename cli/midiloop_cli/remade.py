@@ -15,7 +15,7 @@ import click
 
 from midiloop_cli import report
 from midiloop_cli.learned import device_option
-from midiloop_cli.options import refuse
+from midiloop_cli.options import refuse, refuse_top_p
 from midiloop_cli.symbolic import INPUT, PATH, TOP_P, json_option, seed_option
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def refine(
         refuse("--mask says what is made anew, and --keep what stays; give one", "keep")
     if not options["rescoring"]:
         refuse("is asked only with --rescoring", "causal")
+    refuse_top_p(options["temperature"])
     from audioloop import fill, given, synth
     from audioloop import refine as making
     from audioloop.render import Sound
@@ -244,6 +245,7 @@ def generate(
 
 def _check_used(text: str | None, sources: tuple[Path, ...], options: dict[str, Any]) -> None:
     """Raise `click.UsageError` for an option that would change nothing."""
+    refuse_top_p(options["temperature"])
     if text is not None:
         notes = ("kit", "bass", "primed", "rescoring", "candidates", "masked", "causal", "codec")
         refuse("is for what has notes, and not for --text", *notes)

@@ -65,14 +65,19 @@ rules_option = click.option(
 
 
 def choice_options(command: Command) -> Command:
-    """Options that choose loops of a dataset."""
-    for option in (
+    """Options that choose loops, most of them of a dataset."""
+    choice = (
         click.option("--limit", type=click.IntRange(1), help="At most so many loops."),
         click.option(
-            "--split", type=click.Choice(["train", "valid", "test"]), help="Loops of one split."
+            "--split", type=click.Choice(["train", "valid", "test"]),
+            help="Loops of one split of a dataset.",
         ),
-        click.option("--song", default="*", help="Songs whose path matches, as in '*/funk*'."),
-    ):
+        click.option(
+            "--song", default="*", metavar="PATTERN",
+            help="Loops of a dataset from songs whose path matches, as in '*/funk*'.",
+        ),
+    )  # fmt: skip
+    for option in choice:
         command = option(command)
     return command
 
