@@ -21,7 +21,7 @@ from audioloop.perplexity import AHEAD, WINDOW
 from audioloop.tokens import Causal
 from audioloop.wave import SILENT, Wave
 from audioloop.ways import Made
-from midiloop.errors import CallError
+from midiloop.errors import CallError, counted
 
 REACH = 20  # frames on each side of the seam that figure 3 of LoopGen's paper shows
 EMBEDDED_S, HOP_S, SPECTRUM_S = 1.0, 0.5, 0.02
@@ -127,7 +127,7 @@ def frechet(some: ArrayLike, others: ArrayLike) -> float:
     means, spreads = [], []
     for vectors in (np.asarray(some, np.float64), np.asarray(others, np.float64)):
         if len(vectors) < 2:
-            raise CallError(f"a distance of {len(vectors)} windows; give 2 or more")
+            raise CallError(f"a distance of {counted(len(vectors), 'window')}; give 2 or more")
         means.append(vectors.mean(0))
         spreads.append(np.cov(vectors.T, bias=True).reshape(2 * (vectors.shape[1],)))
     root = _root(spreads[0])

@@ -17,7 +17,7 @@ from audioloop.label import Label
 from audioloop.magnet import checkpoint, decode, loops
 from audioloop.magnet.checkpoint import Published, TextModel
 from audioloop.wave import Wave
-from midiloop.errors import LoopError
+from midiloop.errors import LoopError, counted
 
 ENCODEC = "facebook/encodec_32khz"
 # As published: a text is followed further than notes are, and drawing begins hotter.
@@ -78,8 +78,8 @@ def load(
     sizes, shape = published.model.config, coded.config
     if (sizes.codebooks, sizes.codebook_size) != (shape.codebooks, shape.codebook_size):
         raise LoopError(
-            f"{folder}: writes {sizes.codebooks} codebooks of {sizes.codebook_size:,} codes, and "
-            f"the codec has {shape.codebooks} of {shape.codebook_size:,}; give the EnCodec that it "
-            "was trained with as --encodec"
+            f"{folder}: writes {counted(sizes.codebooks, 'codebook')} of {sizes.codebook_size:,} "
+            f"codes, and the codec has {shape.codebooks} of {shape.codebook_size:,}; give the "
+            "EnCodec that it was trained with as --encodec"
         )
     return Writer(published, TextModel(text_model or published.text_model, device), coded)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from midiloop.errors import LoopError
+from midiloop.errors import LoopError, counted
 from midiloop.grid import LOOP, Grid
 from midiloop.page import Box, Page, opened
 from midiloop.plot import (
@@ -385,7 +385,7 @@ def _check_grids(
     if not len(grids):
         raise LoopError(f"{path}: there are no codes to draw; give those of at least one loop")
     if len(titles) != len(grids):
-        raise LoopError(f"{path}: expected {len(grids)} titles, got {len(titles)}")
+        raise LoopError(f"{path}: expected {counted(len(grids), 'title')}, got {len(titles)}")
     for grid, title in zip(grids, titles, strict=True):
         integer = np.issubdtype(grid.dtype, np.integer)
         if not integer or grid.ndim != 2 or len(grid) not in STREAMS or not grid.size:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from midiloop.errors import LoopError
+from midiloop.errors import LoopError, counted
 
 Roll = NDArray[np.bool_]
 
@@ -77,7 +77,7 @@ class Grid:
         """As in ``8 bars of 16 steps, 9 drums, bass C1 to B7``."""
         lowest, highest = pitch_name(self.lowest_pitch), pitch_name(self.highest_pitch)
         return (
-            f"{self.bars} bar{'s' * (self.bars != 1)} of {self.steps_per_bar} steps, "
+            f"{counted(self.bars, 'bar')} of {self.steps_per_bar} steps, "
             f"{self.n_drums} drums, bass {lowest} to {highest}"
         )
 

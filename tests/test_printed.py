@@ -15,6 +15,7 @@ import pytest
 
 from handmade import groove
 from midiloop import extract, rules, score
+from midiloop.errors import counted
 from midiloop_cli import main, report
 
 # Newline, carriage return, a colour, a title (OSC), C1, bidi, rich's markup, no UTF-8, a format.
@@ -129,7 +130,7 @@ def test_a_stream_of_any_encoding_takes_any_name(encoding: str, tmp_path: Path) 
 
 
 def test_one_is_one_and_others_are_several() -> None:
-    assert [report.counted(n, "loop") for n in (0, 1, 2, 2000)] == [
+    assert [counted(n, "loop") for n in (0, 1, 2, 2000)] == [
         "0 loops", "1 loop", "2 loops", "2,000 loops",
     ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from midiloop import files
+from midiloop.errors import counted
 from midiloop_cli import report
 from midiloop_cli.symbolic import INPUT, json_option
 
@@ -40,8 +41,7 @@ def check(sources: tuple[Path, ...], as_json: bool) -> None:
         report.echo(report.to_json({"files": rows, "bad": bad}))
     elif len(rows) > 1:
         report.echo(
-            f"{report.counted(len(rows), 'file')}, "
-            + (f"{bad:,} of them bad" if bad else "all right")
+            f"{counted(len(rows), 'file')}, " + (f"{bad:,} of them bad" if bad else "all right")
         )
     sys.exit(1 if bad else 0)
 
@@ -95,9 +95,9 @@ def _summary(row: dict[str, Any]) -> list[str]:
     parts: list[str] = []
     if row["tempo_bpm"] is not None:
         noun, count = ("bar", row["bars"]) if row["bars"] else ("beat", row["beats"])
-        extent = f"{count:,} {noun}{'s' if count > 1 else ''} at " if count else ""
+        extent = f"{counted(count, noun)} at " if count else ""
         parts.append(f"{extent}{row['tempo_bpm']:.10g} bpm")
-    parts.append(f"{row['samples']:,} samples")
+    parts.append(counted(row["samples"], "sample"))
     if row["jump"] is not None:
         parts.append(f"jump {row['jump']:.1f}")
     return [*parts, *row["notes"]]

@@ -26,7 +26,7 @@ precision_option = click.option(
     type=click.Choice(["float32", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Of matrix products; bfloat16 pays on GPUs and on CPUs with AMX.",
+    help="Precision of matrix products; bfloat16 is faster on GPUs and on CPUs with AMX.",
 )
 split_choice = click.Choice(["train", "valid", "test"])
 
@@ -82,11 +82,13 @@ split_choice = click.Choice(["train", "valid", "test"])
     show_default=True,
     help="Move each bass up or down at random, so many semitones at most.",
 )
-@click.option("--repeats", is_flag=True, help="Learn from each loop as often as it comes.")
+@click.option(
+    "--repeats", is_flag=True, help="Learn from each loop as often as it comes, and not once."
+)
 @seed_option
 @device_option
 @precision_option
-@click.option("--compile", "compiled", is_flag=True, help="Through torch.compile.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the model by torch.compile.")
 @click.option("--tensorboard", is_flag=True, help="Write event files into RUN/MODEL/events.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
 @json_option
@@ -132,7 +134,9 @@ def train(
 
 @click.command()
 @click.argument("run", type=INPUT, required=False)
-@click.option("-n", "n", type=click.IntRange(1), default=8, show_default=True, help="Loops.")
+@click.option("-n", "n", type=click.IntRange(1), default=8, show_default=True,
+    help="How many loops to write.",
+)  # fmt: skip
 @click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="New folder.")
 @click.option(
     "--temperature",
@@ -215,7 +219,12 @@ def generate(
 )  # fmt: skip
 @seed_option
 @click.option(
-    "-n", "n", type=click.IntRange(1), default=20_000, show_default=True, help="Loops of each."
+    "-n",
+    "n",
+    type=click.IntRange(1),
+    default=20_000,
+    show_default=True,
+    help="How many loops to draw from each model.",
 )
 @device_option
 @precision_option
@@ -250,10 +259,21 @@ def compare(
 @click.command()
 @click.argument("source", type=INPUT, required=False, metavar="[LOOPS|DIR|RUN]")
 @click.option("--reference", required=True, type=INPUT, help="Loop dataset to compare with.")
-@click.option("--split", type=split_choice, help="Of LOOPS; default: all of them.")
-@click.option("--reference-split", type=split_choice, help="Of the reference; default: all of it.")
 @click.option(
-    "-n", "n", type=click.IntRange(1), default=20_000, show_default=True, help="Loops of a RUN."
+    "--split", type=split_choice, help="Loops of one split of LOOPS; default: all of them."
+)
+@click.option(
+    "--reference-split",
+    type=split_choice,
+    help="Loops of one split of the reference; default: all of them.",
+)
+@click.option(
+    "-n",
+    "n",
+    type=click.IntRange(1),
+    default=20_000,
+    show_default=True,
+    help="How many loops to draw from a RUN.",
 )
 @seed_option
 @json_option

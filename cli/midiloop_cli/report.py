@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from midiloop import files
+from midiloop.errors import counted
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -108,16 +109,6 @@ def to_json(found: Any) -> str:
     )
 
 
-def counted(n: int, noun: str) -> str:
-    """As in "1 loop", "2,000 loops"."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def bars(n: int) -> str:
-    """As in "1 bar"."""
-    return counted(n, "bar")
-
-
 class Live:
     """Progress of an extraction, drawn where stderr is a terminal."""
 
@@ -176,7 +167,9 @@ def live_progress() -> Iterator[Live]:
         def draw(progress: MiningProgress, in_work: float) -> None:
             files = progress.files + in_work
             rate = (files - progress.resumed_files) / (time.monotonic() - live.began_s)
-            text = f"{files:,.0f} files, {rate:,.0f}/s, {progress.loops:,} loops"
+            text = (
+                f"{counted(round(files), 'file')}, {rate:,.0f}/s, {counted(progress.loops, 'loop')}"
+            )
             if progress.rejects:
                 text += "\nno loop: " + _by_reason(dict(progress.rejects.most_common(6)))
             bar.update(task, completed=progress.seen, description=text)
@@ -325,8 +318,9 @@ def overview(found: Overview, path: Path) -> str:
     manifest = found.manifest
     counts, rules = manifest["counts"], manifest["rules"]
     lines = [
-        f"{plain(path)}: rules {plain(rules['name'])}, every {bars(manifest['stride_bars'])}, "
-        f"from {', '.join(map(plain, manifest['sources']))}",
+        f"{plain(path)}: rules {plain(rules['name'])}, every "
+        f"{counted(manifest['stride_bars'], 'bar')}, from "
+        f"{', '.join(map(plain, manifest['sources']))}",
         "",
         f"  files {counts['files']:>10,}",
         f"  songs {counts['songs']:>10,}   with a loop",
