@@ -30,12 +30,14 @@ def check(sources: tuple[Path, ...], as_json: bool) -> None:
     """
     from audioloop.sources import audio
 
-    rows = []
-    for path in audio(sources):
-        row = _row(path)
-        rows.append(row)
-        if not as_json:
-            report.echo(_line(row))
+    rows, paths = [], list(audio(sources))
+    with report.counting("files", len(paths)) as count:
+        for path in paths:
+            row = _row(path)
+            rows.append(row)
+            if not as_json:
+                report.echo(_line(row))
+            count()
     bad = sum(not row["ok"] for row in rows)
     if as_json:
         report.echo(report.to_json({"files": rows, "bad": bad}))

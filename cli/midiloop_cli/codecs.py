@@ -194,7 +194,6 @@ def reconstruct(
 
     if run and encodec:
         raise click.UsageError("--codec and --encodec are two codecs; give one.")
-    codec = _codec(run, encodec)
     sources = list(audio(files))
 
     shown: list[Reconstructed] = []
@@ -213,6 +212,7 @@ def reconstruct(
             show(outcome)
             count()
 
+        codec = _codec(run, encodec)
         done, failed = reconstruct.run(sources, out, codec, on_file=finished)
     if as_json:
         report.echo(report.to_json(reconstruct.as_json(done, failed, codec.config)))

@@ -124,7 +124,7 @@ def train(
             device=place,
             resume=resume,
             events=tensorboard,
-            on_progress=live,
+            on_progress=live.progress,
         )
     if int(os.environ.get("RANK", "0")):
         return  # the first of several processes reports for all
@@ -240,9 +240,9 @@ def compare(
     **settings: Any,
 ) -> None:
     """Train the paper's models under one budget, and set its tables 1 to 4 beside ours."""
-    from midiloop import compare, fit, store
+    from midiloop import compare, files, fit, store
 
-    with report.training() as live:
+    with report.training(n) as live:
         compare.run(
             store.LoopDataset(dataset),
             out,
@@ -250,10 +250,13 @@ def compare(
             n=n,
             device=fit.choose_device(device),
             resume=resume,
-            on_progress=live,
+            on_progress=live.progress,
+            on_loops=live.loops,
         )
-    name = "report.json" if as_json else "report.md"
-    report.echo((out / name).read_text().rstrip())
+    if as_json:
+        report.echo(report.to_json(files.read_json(out / "report.json")))
+    else:
+        report.echo((out / "report.md").read_text().rstrip())
 
 
 @click.command()

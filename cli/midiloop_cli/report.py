@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -101,12 +102,23 @@ def os_error(found: OSError) -> str:
 
 
 def to_json(found: Any) -> str:
-    """Indented JSON, without a mark that a terminal would act on or a stream cannot encode."""
-    encoding = sys.stdout.encoding or "ascii"
-    text = json.dumps(found, indent=2, ensure_ascii=not encoding.lower().startswith("utf"))
+    """Indented JSON, without a mark that a terminal would act on or a stream cannot encode.
+
+    JSON has no nan and no infinity: what is not finite is null.
+    """
+    ascii_alone = not (sys.stdout.encoding or "ascii").lower().startswith("utf")
+    text = json.dumps(_finite(found), indent=2, ensure_ascii=ascii_alone, allow_nan=False)
     return "".join(
         mark if mark.isprintable() or mark == "\n" else json.dumps(mark)[1:-1] for mark in text
     )
+
+
+def _finite(found: Any) -> Any:
+    if isinstance(found, Mapping):
+        return {key: _finite(value) for key, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_finite(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 class Live:
@@ -183,7 +195,8 @@ def counting(noun: str, total: int | None) -> Iterator[Callable[..., None]]:
     """Show how many of ``total`` are done; what it gives is called with how many more are.
 
     Args:
-        total: None where it is not known: a bar that moves, and the time that has passed.
+        total: None where it is not known: a bar that moves, and the time that has passed; and so
+            for 1, of which there is nothing to show but that it goes on.
     """
     global _live
     if not sys.stderr.isatty():
@@ -193,6 +206,7 @@ def counting(noun: str, total: int | None) -> Iterator[Callable[..., None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = [TextColumn("{task.description}", markup=False), BarColumn(BAR_WIDTH)]
+    total = None if total == 1 else total
     if total is not None:
         columns.append(MofNCompleteColumn())
     bar = Progress(
@@ -224,11 +238,22 @@ def steps(count: Callable[..., None]) -> Callable[[int], None]:
     return update
 
 
+class Training(NamedTuple):
+    """What to call as models train, and as they write loops."""
+
+    progress: Callable[[str, TrainingProgress], None] = lambda *_: None
+    loops: Callable[[str, int], None] = lambda *_: None
+
+
 @contextmanager
-def training() -> Iterator[Callable[[str, TrainingProgress], None]]:
-    """Show epochs, loss, validation error and speed, while a model trains."""
+def training(n_loops: int | None = None) -> Iterator[Training]:
+    """Show epochs, loss, validation error and speed, while a model trains.
+
+    Args:
+        n_loops: that each model writes in the end, if any.
+    """
     if not sys.stderr.isatty():
-        yield lambda *_: None
+        yield Training()
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -253,7 +278,13 @@ def training() -> Iterator[Callable[[str, TrainingProgress], None]]:
             text += f", {progress.loops_per_s:,.0f} loops/s"
             bar.update(tasks[stage], completed=progress.step, description=text)
 
-        yield draw
+        def count(row: str, more: int) -> None:
+            name = f"{row}, loops"
+            if name not in tasks:
+                tasks[name] = bar.add_task("", total=n_loops, stage=name)
+            bar.advance(tasks[name], more)
+
+        yield Training(draw, count)
 
 
 @contextmanager

@@ -116,8 +116,12 @@ def seam(
     files = list(audio(sources))
     if out and out.suffix.lower() in PICTURES and len(files) > 1:
         raise click.UsageError("--out names one picture for several files; give a folder.")
-    ear = _ear(model, codec, musicgen, encodec or ENCODEC) if perplexity else None
-    found = [_measured(path, place, bars, seed, ear) for path, place in _places(files, out)]
+    found: list[Measured | Failed] = []
+    with report.counting("files", len(files)) as count:
+        ear = _ear(model, codec, musicgen, encodec or ENCODEC) if perplexity else None
+        for path, place in _places(files, out):
+            found.append(_measured(path, place, bars, seed, ear))
+            count()
     measured = [one for one in found if isinstance(one, Measured)]
     failed = [one for one in found if isinstance(one, Failed)]
     over = [one.file for one in measured if limit is not None and one.excess() > limit]
