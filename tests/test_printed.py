@@ -49,15 +49,30 @@ def line(args: list[str], places: dict[str, str]) -> tuple[str, list[str]]:
     return group, rest
 
 
-def run(args: list[str], places: dict[str, str]) -> tuple[int, bytes, bytes]:
-    """Exit code, and the bytes of both streams, of a command run in this process."""
+class Terminal(io.TextIOWrapper):
+    """A stream that says it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def run(
+    args: list[str], places: dict[str, str], *, shown: bool = False
+) -> tuple[int, bytes, bytes]:
+    """Exit code, and the bytes of both streams, of a command run in this process.
+
+    Args:
+        shown: on a terminal, as far as stderr goes.
+    """
     group, rest = line(args, places)
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    printed, told = io.BytesIO(), io.BytesIO()
+    out = io.TextIOWrapper(printed, "utf-8", write_through=True)
+    err = (Terminal if shown else io.TextIOWrapper)(told, "utf-8", write_through=True)
     streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
     with streams[0], streams[1], pytest.raises(SystemExit) as left:
         getattr(main, group)(rest)
     assert isinstance(left.value.code, int)
-    return left.value.code, out.buffer.getvalue(), err.buffer.getvalue()
+    return left.value.code, printed.getvalue(), told.getvalue()
 
 
 def run_apart(
@@ -200,6 +215,34 @@ def test_json_is_valid_and_alone_whatever_the_name(
         assert b"not UTF-8" in err
     else:
         assert isinstance(json.loads(out, parse_constant=not_json), dict)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "check {folder}",
+        "seam {folder}",
+        "seam {folder} --perplexity",
+        "reconstruct {folder} -o {out}",
+    ],
+)
+def test_progress_is_shown_on_terminals_alone_and_changes_no_output(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    sounds = tmp_path / "sounds"
+    sounds.mkdir()
+    for number in range(2):
+        tone = np.sin(np.arange(16_000) * 2 * np.pi / 100) / 2
+        soundfile.write(sounds / f"{number}.wav", tone, 16_000)
+    found = {"folder": str(sounds), "out": str(tmp_path / "out")}
+    silent, shown = (
+        run(["audioloop", *command.split()], found, shown=shown) for shown in (False, True)
+    )
+    assert silent[:2] == shown[:2]
+    assert silent[2] == b""
+    assert b"files" in shown[2]
+    assert b"2/2" in shown[2]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
