@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 from midiloop.errors import LoopError, counted
 
-PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
+PCM, FLOAT = 1, 3
 SMPL_HEADER = struct.Struct("<9I")
 SMPL_LOOP = struct.Struct("<6I")
 ACID = struct.Struct("<IHHfIHHf")

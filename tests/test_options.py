@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from handmade import groove
 from midiloop import score
+from midiloop.errors import LoopError
 from midiloop_cli import main
 
 GROUPS = {"midiloop": main.midiloop, "audioloop": main.audioloop}
@@ -139,7 +140,6 @@ READ = {
     "audioloop refine song.mid -o o --masked none",
     "audioloop generate none.mid -o o",
     "audioloop generate -o o --codec none",
-    "audioloop generate -o o --text drums --magnet none",
     "audioloop compare none -o o",
 }
 
@@ -220,3 +220,25 @@ def test_an_option_that_would_change_nothing_is_refused(line: str, named: str, h
     assert done.stderr.count("\n") == 1
     assert named in done.stderr
     assert sorted(here.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "audioloop generate -o o --text drums --magnet an/other@v1",
+        "audioloop reconstruct lines.wav -o o --encodec an/other@v1",
+        "audioloop seam lines.wav --perplexity --musicgen an/other@v1",
+    ],
+)
+def test_published_models_are_named_as_hugging_face_names_them(
+    line: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pytest.importorskip("audioloop.hub")
+
+    def asked(name: str) -> None:
+        raise LoopError(f"asked for {name}")
+
+    monkeypatch.setattr(hub, "at", asked)
+    done = called(line)
+    assert done.exit_code == 1
+    assert done.stderr == "audioloop: error: asked for an/other@v1\n"

@@ -218,12 +218,9 @@ def refine(
 )
 @click.option("--primed", is_flag=True, help="Let the causal model write the first half.")
 @click.option("--text", help="Words for a published MAGNeT, see --magnet.")
-@click.option(
-    "--magnet",
-    type=INPUT,
-    metavar="FOLDER",
-    help="Folder of a published MAGNeT, facebook/magnet-*, with its state_dict.bin.",
-)
+@click.option("--magnet", metavar="NAME",
+    help="A published MAGNeT, as a folder or as NAME or NAME@REVISION of Hugging Face.",
+)  # fmt: skip
 @click.option(
     "--encodec",
     metavar="NAME",
@@ -235,7 +232,7 @@ def generate(
     sources: tuple[Path, ...],
     out: Path,
     text: str | None,
-    magnet: Path | None,
+    magnet: str | None,
     as_json: bool,
     form: str,
     **options: Any,
@@ -334,7 +331,7 @@ def _of_notes(paths: Sequence[Path], options: dict[str, Any]) -> Iterator[Made |
             yield LoopError(f"{path}: {cause or str(error).removeprefix(f'{path}: ')}")
 
 
-def _of_text(text: str, magnet: Path | None, options: dict[str, Any]) -> Iterator[Made]:
+def _of_text(text: str, magnet: str | None, options: dict[str, Any]) -> Iterator[Made]:
     from audioloop import given, prompted
     from audioloop import refine as making
     from audioloop.label import Label
