@@ -35,7 +35,7 @@ from midiloop import (
     plot,
     train,
 )
-from midiloop.errors import CallError
+from midiloop.errors import CallError, counted
 from midiloop.fit import Progress, Settings
 from midiloop.generate import Generator, Wish
 from midiloop.grid import LOOP, Roll
@@ -344,11 +344,12 @@ def report(found: Comparison) -> str:
     lines = [
         "# Comparison of the paper's models",
         "",
-        f"{counts['loops']:,} loops ({counts['distinct_loops']:,} distinct) of "
-        f"{counts['songs']:,} songs, rules {about['rules']}; {about['epochs']} epochs at batch "
-        f"{about['settings']['batch']} for every model, {about['settings']['precision']}, "
-        f"{about['device']}; {about['loops']:,} loops from each generator. The paper's figures, on "
-        "another and larger corpus and after 2,000 epochs, stand in brackets.",
+        f"{counted(counts['loops'], 'loop')} ({counts['distinct_loops']:,} distinct) of "
+        f"{counted(counts['songs'], 'song')}, rules {about['rules']}; "
+        f"{counted(about['epochs'], 'epoch')} at batch {about['settings']['batch']} for every "
+        f"model, {about['settings']['precision']}, {about['device']}; "
+        f"{counted(about['loops'], 'loop')} from each generator. The paper's figures, on another "
+        "and larger corpus and after 2,000 epochs, stand in brackets.",
         "",
         "## Table 1: reconstruction error, test split",
         "",

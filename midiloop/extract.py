@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from midiloop import __version__, corpus, files, parts, pianoroll, rules, score, workers
 from midiloop.corpus import Item, Problem
-from midiloop.errors import CallError, LoopError, MidiError
+from midiloop.errors import CallError, LoopError, MidiError, counted
 from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
 from midiloop.mined import Counts, MinedSong, Reject
 from midiloop.rules import Rules, Run
@@ -149,7 +149,7 @@ def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
     if not any(len(starts) for _, _, starts in windows):
         n_bars = [len(roll) // grid.steps_per_bar for _, roll, _ in windows]
         n_windows = sum(max(0, bars - grid.bars + 1) for bars in n_bars)
-        raise MidiError("no_loop", f"none of {n_windows} windows")
+        raise MidiError("no_loop", f"none of {counted(n_windows, 'window')}")
     packed = [
         np.packbits(roll[start * grid.steps_per_bar :][: grid.steps].ravel())
         for _, roll, starts in windows

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from midiloop import files, manifest
-from midiloop.errors import LoopError
+from midiloop.errors import LoopError, counted
 from midiloop.grid import LOOP, Grid, Roll, grid_from_json
 from midiloop.manifest import REMEDY
 from midiloop.mined import Reject
@@ -241,7 +241,9 @@ class LoopDataset:
             with open_parquet(self.path / shard["file"]) as file:
                 n_rows = file.metadata.num_rows
                 if n_rows != shard["loops"]:
-                    raise LoopError(f"{n_rows:,} rows, the manifest says {shard['loops']:,}")
+                    raise LoopError(
+                        f"{counted(n_rows, 'row')}, the manifest says {shard['loops']:,}"
+                    )
                 for batch in file.iter_batches(size, columns=found_columns(file, wanted)):
                     records = cast(batch, wanted)
                     check_values(records, self.grid)

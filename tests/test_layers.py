@@ -29,7 +29,7 @@ LAYERS = {
     "manifest": {"errors", "files", "grid", "splits"},
     "store": {"errors", "files", "grid", "manifest", "mined", "splits"},
     "parts": {"files", "grid", "mined"},
-    "seal": {"files", "grid", "manifest", "mined", "parts", "splits", "store"},
+    "seal": {"errors", "files", "grid", "manifest", "mined", "parts", "splits", "store"},
     "extract": {
         "errors", "files", "grid", "corpus", "score", "pianoroll", "rules", "workers",
         "mined", "parts", "store", "seal",
