@@ -418,6 +418,7 @@ class _Stream:
         )
         rows = rows[np.lexsort((*rows.T[::-1], which))]
         notes = np.split(rows, np.cumsum(counts)[:-1])
+        controls, bends = (np.flatnonzero(self.kinds == kind) for kind in (CONTROL, BEND))
         found = []
         # Track by track, in the order of first notes.
         for number in np.lexsort((begins, self.tracks[ons][begins])).tolist():
@@ -428,18 +429,17 @@ class _Stream:
                     int(program),
                     bool(is_drum),
                     notes[number],
-                    self._rows(int(channel), CONTROL),
-                    self._rows(int(channel), BEND),
+                    self._controls(controls[self.channels[controls] == channel]),
+                    self._bends(bends[self.channels[bends] == channel]),
                 )
             )
         return found
 
-    def _rows(self, channel: int, kind: int) -> NDArray[np.int64]:
-        at = np.flatnonzero((self.channels == channel) & (self.kinds == kind))
-        if kind == BEND:
-            bends = (self.second[at] << 7 | self.first[at]) - 8192
-            return np.stack([self.ticks[at], bends], axis=1)
+    def _controls(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.stack([self.ticks[at], self.first[at], self.second[at]], axis=1)
+
+    def _bends(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.stack([self.ticks[at], (self.second[at] << 7 | self.first[at]) - 8192], axis=1)
 
     def _paired(self, hit_ticks: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where notes begin, in order, and the tick at which each ends.
