@@ -347,7 +347,7 @@ class _Stream:
         ticks = np.concatenate([track.ticks for track in events])
         statuses = np.concatenate([track.statuses for track in events])
         # Of what stands at one tick, SysEx comes first: a reset may be on a later track.
-        order = np.lexsort((statuses != SYSEX, ticks))
+        order = np.argsort(2 * ticks + (statuses != SYSEX), kind="stable")
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
         starts = np.cumsum([0, *counts])
@@ -374,7 +374,7 @@ class _Stream:
         """Program, and whether it plays drums, of the channel of each event, at its time."""
         programs = np.zeros(len(self.ticks), np.int64)
         is_drum = np.zeros(len(self.ticks), np.bool_)
-        for channel in np.unique(self.channels[self.channels >= 0]).tolist():
+        for channel in np.flatnonzero(np.bincount(self.channels + 1)[1:]).tolist():
             here = np.flatnonzero(self.channels == channel)
             marks = [(0, 0, channel % 16 == DRUM_CHANNEL), *self._changes(channel, here)]
             at = np.searchsorted([mark[0] for mark in marks], here, "right") - 1
@@ -416,7 +416,8 @@ class _Stream:
         kinds, begins, which, counts = np.unique(
             keys, return_index=True, return_inverse=True, return_counts=True
         )
-        rows = rows[np.lexsort((*rows.T[::-1], which))]
+        sound = (rows[:, 2] << 7 | rows[:, 3]).astype(np.int16)  # which is quick to sort by
+        rows = rows[np.lexsort((sound, ends, rows[:, 0].copy(), which))]
         notes = np.split(rows, np.cumsum(counts)[:-1])
         controls, bends = (np.flatnonzero(self.kinds == kind) for kind in (CONTROL, BEND))
         found = []
