@@ -125,11 +125,23 @@ def load_any(
     check_shapes(path, fresh, kind)
     _check_unchanged(path, about)
     tensors, _ = read_tensors(path)
-    check_finite(path, tensors)
-    model.load_state_dict(
-        {name: tensor.to(fresh[name].dtype) for name, tensor in tensors.items()}, assign=True
-    )
+    with _one_thread():
+        check_finite(path, tensors)
+        model.load_state_dict(
+            {name: tensor.to(fresh[name].dtype) for name, tensor in tensors.items()}, assign=True
+        )
     return model.to(device or torch.device("cpu")).eval(), kind, about
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Hundreds of small tensors are each done before a second thread has woken up."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 class _NoDraws(TorchFunctionMode):

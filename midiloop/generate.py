@@ -38,6 +38,7 @@ from midiloop.train import FINGERPRINTS, MODELS, PRIOR, check_grid, knows
 
 SHIPPED = Path(__file__).parent / "pretrained"
 BATCH = 512
+SMALL_BATCH = 64  # fewer loops take hardly less time than these
 PATIENCE, MIN_TRIED = 200, 5_000  # candidates for each loop that is wanted, and at least
 PARTS = ("drums", "bass")
 LOOP_RULE = "loop"
@@ -192,7 +193,7 @@ def _candidates(source: _Source, batch: int, n: int, *, free: bool) -> Batches:
     A core draws a batch by itself: its steps are too small to be shared.
     """
     threads = torch.get_num_threads() if source.device.type == "cpu" else 1
-    ranges = _ranges(batch, n, free=free)
+    ranges = _ranges(batch, n, threads, free=free)
     with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
 
         def begin(candidates: range) -> Future[Roll]:
@@ -204,11 +205,20 @@ def _candidates(source: _Source, batch: int, n: int, *, free: bool) -> Batches:
             begun.extend(map(begin, itertools.islice(ranges, 1)))
 
 
-def _ranges(batch: int, n: int, *, free: bool) -> Iterator[range]:
-    """Which candidates to draw together: as many as are wanted first, then more and more."""
+def _ranges(batch: int, n: int, threads: int, *, free: bool) -> Iterator[range]:
+    """Which candidates to draw together.
+
+    Where each is wanted, batches are of one size, and as many as keep all threads busy to the end;
+    else as many as are wanted come first, then more and more.
+    """
+    if free:
+        rounds = -(-n // (batch * threads))
+        size = min(batch, max(SMALL_BATCH, -(-n // (rounds * threads))))
+        yield from (range(start, min(start + size, n)) for start in range(0, n, size))
+        return
     start, size = 0, min(batch, n)
-    while not free or start < n:
-        yield range(start, min(start + size, n) if free else start + size)
+    while True:
+        yield range(start, start + size)
         start += size
         size = min(batch, 2 * size)
 

@@ -13,6 +13,7 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -123,21 +124,15 @@ class Page:
         """
         from matplotlib.font_manager import FontProperties
         from matplotlib.text import Text
-        from matplotlib.textpath import text_to_path
 
         points = size * 72 / INCH_PX
         font = FontProperties(family=FONT, size=points, weight="bold" if bold else "normal")
-
-        def width(line: str) -> float:
-            measured = text_to_path.get_text_width_height_descent(line, font, ismath=False)
-            return float(measured[0]) * INCH_PX / 72
-
-        line = shorten(printable(text, font), lambda shorter: width(shorter) <= room)
+        line = shorten(printable(text, font), lambda shorter: _width(shorter, font) <= room)
         baseline = y + 0.365 * size  # half the height of a capital below the middle
         self._add(
             Text(x, baseline, line, color=colour, fontproperties=font, ha=align, parse_math=False)
         )
-        return width(line)
+        return _width(line, font)
 
     def image(self, values: NDArray[np.floating[Any]], box: Box, *, colours: str) -> None:
         """Fill a box with cells, one a value, the first row uppermost.
@@ -164,6 +159,15 @@ class Page:
         artist.set_transform(self.transform)
         artist.set_figure(self.figure)
         self.figure.add_artist(artist)
+
+
+@lru_cache(maxsize=4096)
+def _width(line: str, font: FontProperties) -> float:
+    """Of a line of text, in pixels. Measuring takes as long as drawing, and names come often."""
+    from matplotlib.textpath import text_to_path
+
+    measured = text_to_path.get_text_width_height_descent(line, font, ismath=False)
+    return float(measured[0]) * INCH_PX / 72
 
 
 def printable(text: str, font: FontProperties) -> str:

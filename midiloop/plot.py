@@ -16,6 +16,9 @@ from midiloop.errors import LoopError
 from midiloop.grid import LOOP, PITCH_NAMES, Grid, Roll
 from midiloop.page import INCH_PX, PNG_DPI, Page, opened
 
+# What drawing loads, for a process that shall begin with it.
+MODULES = ("midiloop.plot", "matplotlib.backends.backend_agg", "matplotlib.figure")
+
 # Paul Tol's "bright" scheme, which colour-blind readers can tell apart. A drum belongs to the first
 # family whose key is part of its name; the order is that of the rows, from the bottom.
 FAMILIES = {

@@ -6,12 +6,25 @@ import hashlib
 import importlib.util
 import shutil
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from midiloop import __version__, export, files, metrics, parts, pianoroll, plot, score, seal
+from midiloop import (
+    __version__,
+    export,
+    files,
+    metrics,
+    parts,
+    pianoroll,
+    plot,
+    score,
+    seal,
+    workers,
+)
 from midiloop.grid import LOOP, Roll
 from midiloop.mined import Counts, MinedSong
 
@@ -55,6 +68,25 @@ def _write(
     rolls: Roll, building: Path, *, tempo_bpm: float, seed: int, about: dict[str, Any]
 ) -> bool:
     """Write everything into an empty folder; whether a picture is among it."""
+    pictured = importlib.util.find_spec("matplotlib") is not None
+    with _sheet(rolls, building / SHEET, tempo_bpm) if pictured else nullcontext():
+        _write_loops(rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about)
+    return pictured
+
+
+def _sheet(rolls: Roll, path: Path, tempo_bpm: float) -> AbstractContextManager[None]:
+    """Draw the contact sheet beside what is done meanwhile."""
+    pictures = [
+        plot.Picture(roll, f"{number}", tempo_bpm) for number, roll in enumerate(rolls[:PICTURED])
+    ]
+    draw = partial(plot.contact_sheet, pictures, path, columns=min(3, len(pictures)))
+    return workers.beside(draw, preload=plot.MODULES)
+
+
+def _write_loops(
+    rolls: Roll, building: Path, *, tempo_bpm: float, seed: int, about: dict[str, Any]
+) -> None:
+    """Write MIDI files and the dataset."""
     (building / "parts").mkdir()
     songs = _songs(rolls, building / "midi", tempo_bpm, seed)
     part = building / "parts" / "0.part"
@@ -71,14 +103,6 @@ def _write(
     dataset = building / "dataset"
     seal.seal([part], dataset, provenance, counts, grid=LOOP, threads=1, by_split=False)
     shutil.rmtree(building / "parts")
-    pictured = importlib.util.find_spec("matplotlib") is not None
-    if pictured:
-        pictures = [
-            plot.Picture(roll, f"{number}", tempo_bpm)
-            for number, roll in enumerate(rolls[:PICTURED])
-        ]
-        plot.contact_sheet(pictures, building / SHEET, columns=min(3, len(pictures)))
-    return pictured
 
 
 def _songs(rolls: Roll, folder: Path, tempo_bpm: float, seed: int) -> list[MinedSong]:

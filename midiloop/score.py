@@ -563,6 +563,7 @@ def _chunk(events: Iterable[Event], length_ticks: int) -> bytes:
     return b"MTrk" + struct.pack(">I", len(data)) + data
 
 
+@lru_cache(maxsize=4096)
 def _variable(value: int) -> bytes:
     """A number as MIDI files have it: seven bits a byte, all but the last with the high bit set."""
     if value < 0:

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -55,11 +55,61 @@ def warm_up(modules: Sequence[str]) -> None:
     """Begin to import ``modules`` in a process that workers then start as copies of.
 
     It goes on beside what the caller does next, for example the same imports. Where processes
-    cannot be copied this does nothing.
+    cannot be copied, or there can be none, this does nothing.
     """
-    if FORKSERVER:
-        multiprocessing.get_context("forkserver").set_forkserver_preload([*modules])
-        forkserver.ensure_running()
+    if not FORKSERVER:
+        return
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*modules])
+    with suppress(OSError):  # whoever needs a worker will meet it again
+        resource_tracker.ensure_running()  # begun with the other, it would undo what follows
+        with _uninterrupted():
+            forkserver.ensure_running()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Processes that begin here leave interrupts to their parent, even while they import."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def beside(work: Callable[[], object], *, preload: Sequence[str] = ()) -> Iterator[None]:
+    """Do ``work`` in a process of its own while the block runs, which ends when both have.
+
+    Where there is no such process, or it fails, the work is done here after the block: so whatever
+    it raises comes from here.
+
+    Args:
+        work: a function that a worker process can import, or a partial of one.
+        preload: modules that it needs, see `warm_up`.
+    """
+    worker = None
+    try:
+        with suppress(OSError, LoopError):
+            warm_up(preload)
+            worker = _Worker(_tried)
+            worker.begin(work)
+        yield
+        ended = worker and worker.result()
+    finally:
+        if worker:
+            worker.stop()
+    if not (ended and ended[1]):
+        work()
+
+
+def _tried(work: Callable[[], object], turn_to: Callable[[int], None]) -> bool:
+    """Whether the work was done."""
+    del turn_to
+    try:
+        work()
+    except (ImportError, LoopError, OSError):
+        return False
+    return True
 
 
 def run(

@@ -101,7 +101,7 @@ def test_steps_equal_the_whole(prior: FormPrior) -> None:
             x = prior.word(before[:, at]) + prior.place(places[:, at])
             x = (x + prior.target(sentence.places[:, at]))[:, None]
             for layer, kept in zip(prior.layers, past, strict=True):
-                x = layer.step(x, kept, at)  # type: ignore[operator]
+                x = layer.step(x, *kept, at)  # type: ignore[operator]
             torch.testing.assert_close(prior.norm(x[:, 0]), whole[:, at], atol=2e-5, rtol=1e-4)
 
 

@@ -87,6 +87,14 @@ def test_conditions_do_not_depend_on_the_batch_either(generator: Generator) -> N
         assert drawn.tried == whole.tried
 
 
+@pytest.mark.parametrize(("n", "threads"), [(1, 1), (63, 4), (600, 2), (1025, 2), (5000, 3)])
+def test_batches_keep_all_threads_busy(n: int, threads: int) -> None:
+    batches = list(generate._ranges(512, n, threads, free=True))
+    assert [candidate for batch in batches for candidate in batch] == list(range(n))
+    assert max(map(len, batches)) <= 512
+    assert n < generate.SMALL_BATCH * threads or len(batches) % threads == 0
+
+
 def test_random_numbers_of_a_candidate_are_its_own() -> None:
     generator = bars_generator()
     whole = generate.candidate_uniforms(3, 0, 20, generator)

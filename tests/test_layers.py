@@ -52,7 +52,7 @@ LAYERS = {
     "models.recurrent": set(),
     "models.lstm_vae": {"configs", "models.layers", "models.recurrent"},
     "models.cnn_vae": {"configs", "models.layers", "models.lstm_vae"},
-    "models.vq_vae": {"configs", "models.layers"},
+    "models.vq_vae": {"configs", "models.layers", "models.sampling"},
     "models.prior": {
         "configs", "errors", "models.layers", "models.recurrent", "models.sampling",
     },
@@ -79,7 +79,7 @@ LAYERS = {
     },
     "publish": {
         "errors", "files", "grid", "score", "pianoroll", "mined", "parts", "seal", "store",
-        "metrics", "export", "plot",
+        "metrics", "export", "plot", "workers",
     },
     "compare": {
         "errors", "files", "grid", "splits", "store", "metrics", "plot", "figures", "models",

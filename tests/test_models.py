@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import torch
@@ -409,6 +410,19 @@ def test_bars_that_change_places_take_their_codes_with_them(streams: str) -> Non
         assert torch.equal(model.encode(moved(rolls, 1)), moved(codes, 2))
         decoded = model.decode(codes)
         torch.testing.assert_close(model.decode(moved(codes, 2)), moved(decoded, 1))
+
+
+@pytest.mark.parametrize("span", ["loop", "bar"])
+def test_what_repeats_is_decoded_as_what_does_not(span: Literal["loop", "bar"]) -> None:
+    model = VQVAE(VQVAEConfig(span=span)).eval()
+    codes = torch.randint(512, (3, 1, 32))
+    codes[:, :, 4:8] = codes[:, :, :4]
+    with torch.no_grad():
+        together = model.decode(codes[[0, 1, 0, 2, 1]])
+        alone = torch.cat([model.decode(codes[[row]]) for row in (0, 1, 0, 2, 1)])
+    torch.testing.assert_close(together, alone)
+    if span == "bar":
+        assert torch.equal(together[:, :16], together[:, 16:32])
 
 
 def test_codes_of_one_part_know_nothing_of_the_other() -> None:

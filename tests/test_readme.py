@@ -107,6 +107,6 @@ def test_every_python_line_runs_as_it_stands(desk: Path) -> None:
     for block in blocks("python"):
         done = subprocess.run(
             [sys.executable, "-c", imports + block],
-            cwd=desk, env=env, capture_output=True, text=True, timeout=600,
+            cwd=desk, env=env, capture_output=True, text=True, timeout=1800,
         )  # fmt: skip
         assert done.returncode == 0, f"{block}\n{done.stderr}"

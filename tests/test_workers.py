@@ -4,6 +4,8 @@ import errno
 import multiprocessing.process
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -221,3 +223,88 @@ def test_a_worker_that_is_killed_as_it_begins_is_begun_again(
 
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", killed)
     assert run([Numbers(n, (n,)) for n in range(9)], 3) == {n: ([2 * n], ()) for n in range(9)}
+
+
+def note_process(path: Path) -> None:
+    path.write_text(str(os.getpid()))
+
+
+def note_process_or_die(path: Path, parent: int) -> None:
+    if os.getpid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    note_process(path)
+
+
+def no_module(path: Path) -> None:
+    raise ImportError("as where a library is broken")
+
+
+def test_work_beside_a_block_is_another_process_s(tmp_path: Path) -> None:
+    with workers.beside(partial(note_process, tmp_path / "pid")):
+        pass
+    assert int((tmp_path / "pid").read_text()) != os.getpid()
+
+
+def test_work_that_lost_its_process_is_done_here(tmp_path: Path) -> None:
+    with workers.beside(partial(note_process_or_die, tmp_path / "pid", os.getpid())):
+        pass
+    assert int((tmp_path / "pid").read_text()) == os.getpid()
+
+
+def test_work_that_finds_no_process_is_done_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_process(*_: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(workers, "_started", no_process)
+    with workers.beside(partial(note_process, tmp_path / "pid")):
+        pass
+    assert int((tmp_path / "pid").read_text()) == os.getpid()
+
+
+def test_work_that_fails_fails_here_and_says_it_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        pytest.raises(ImportError, match="broken"),
+        workers.beside(partial(no_module, tmp_path)),
+    ):
+        pass
+    assert capfd.readouterr().err == ""
+
+
+def test_a_block_that_fails_ends_the_work_beside_it() -> None:
+    import psutil
+
+    run([], 1)  # starts the process that workers are copies of, which stays
+    before = psutil.Process().children(recursive=True)
+    with pytest.raises(ValueError, match="block"), workers.beside(partial(time.sleep, 60)):
+        raise ValueError("the block's own")
+    after = psutil.Process().children(recursive=True)
+    left = [p for p in after if p not in before and p.status() != psutil.STATUS_ZOMBIE]
+    assert left == []
+
+
+LOAD = "import time; from midiloop import workers; workers.warm_up(['slow']); time.sleep(60)"
+
+
+@pytest.mark.skipif(not workers.FORKSERVER, reason="processes cannot be copied here")
+def test_an_interrupt_while_modules_load_is_the_caller_s_alone(tmp_path: Path) -> None:
+    """It reaches all processes of a terminal, and one traceback is enough."""
+    (tmp_path / "slow.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(tmp_path / 'begun')!r}).touch()\ntime.sleep(2)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOAD],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate()[1].count("Traceback") == 1

@@ -9,7 +9,7 @@ exactly, and a form that a user writes is one more thing that is known beforehan
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -24,8 +24,10 @@ from midiloop.models.layers import CodeModel, Loss
 from midiloop.models.sampling import MIN_ROWS, draw, wide
 
 UNKNOWN = -1
-MORE_PLACES = 8  # that the past gets room for at a time: read when dense, it is read faster
-WORTH_KEEPING = 0.9  # share of loops that go on, below which the others are put aside then
+MORE_PLACES = (
+    48  # that keys and values get room for at a time: read when dense, they are read faster
+)
+WORTH_KEEPING = 0.9  # share of loops that go on, below which the others are put aside
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,12 @@ class Layer(nn.Module):
         scores = (q * q.shape[3] ** -0.5) @ k.mT + later  # (B, H, L, L)
         return self._add(x, scores.softmax(3).to(v.dtype) @ v)
 
-    def step(self, x: Tensor, past: Tensor, at: int) -> Tensor:
-        """One token (B, 1, D) more; ``past`` (2, B, H, L, D / H) takes up its keys and values."""
+    def step(self, x: Tensor, keys: Tensor, values: Tensor, at: int) -> Tensor:
+        """One token (B, 1, D) more, whose key and value those (B, H, L, D / H) before take up."""
         q, k, v = self._heads(x)
-        past[0, :, :, at], past[1, :, :, at] = k[:, :, 0], v[:, :, 0]
-        scores = (q * q.shape[3] ** -0.5) @ past[0, :, :, : at + 1].mT  # (B, H, 1, L)
-        return self._add(x, scores.softmax(3) @ past[1, :, :, : at + 1])
+        keys[:, :, at], values[:, :, at] = k[:, :, 0], v[:, :, 0]
+        scores = (q * q.shape[3] ** -0.5) @ keys[:, :, : at + 1].mT  # (B, H, 1, L)
+        return self._add(x, scores.softmax(3) @ values[:, :, : at + 1])
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.qkv(self.norm_attention(x))
@@ -270,27 +272,26 @@ class FormPrior(CodeModel):
         if order is None:
             order = torch.arange(c.segments, device=device)
         state = _Writing(self, n, order, known, form, device)
-        empty = torch.empty(2, n, c.heads, 0, c.dim // c.heads, device=device)
-        past = [empty] * c.layers  # keys and values (2, n, H, L, D / H)
+        empty = torch.empty(n, c.heads, 0, c.dim // c.heads, device=device)
+        past = [empty] * (2 * c.layers)  # keys, values, keys, … (n, H, L, D / H)
         words = torch.full((n,), c.words, device=device)
         places = torch.full((n,), c.places, device=device)
         rows = torch.arange(n, device=device)  # of the loops that go on
         for at in range(c.places):
             going = state.going(rows)
-            if not going.any():
+            n_going = int(going.sum())
+            if not n_going:
                 break
-            if at == past[0].shape[3]:
-                kept = None
-                if len(going) > MIN_ROWS and going.float().mean() < WORTH_KEEPING:
-                    kept = wide(going.nonzero()[:, 0], into=len(rows))
-                    rows, words, places = rows[kept], words[kept], places[kept]
-                for number, heard in enumerate(past):
-                    past[number] = _roomier(heard, kept, MORE_PLACES)
+            n_kept = max(n_going, min(MIN_ROWS, n))
+            if n_kept < WORTH_KEEPING * len(rows):
+                rows, words, places, *past = _first([rows, words, places, *past], going, n_kept)
+            if at == past[0].shape[2]:
+                past = [_roomier(heard) for heard in past]
             target = state.places(rows)
             x = (self.word(words) + self.place(places) + self.target(target))[:, None]
-            for layer, kept_past in zip(self.layers, past, strict=True):
+            for layer, keys, values in zip(self.layers, past[::2], past[1::2], strict=True):
                 assert isinstance(layer, Layer)
-                x = layer.step(x, kept_past, at)
+                x = layer.step(x, keys, values, at)
             chances = uniforms[rows, target]
             words = self._next(self.norm(x[:, 0]), target, state, rows, chances, temperature, top_p)
             state.write(rows, words)
@@ -335,11 +336,21 @@ class FormPrior(CodeModel):
         return rearrange(codes, "b s (bar k) -> b (bar s) k", bar=self.config.bars)
 
 
-def _roomier(heard: Tensor, rows: Tensor | None, more: int) -> Tensor:
-    """Some rows of a past (2, n, H, L, D / H), or all, with room for ``more`` places."""
-    if rows is not None:
-        heard = heard[:, rows]
-    return F.pad(heard, (0, 0, 0, more))
+def _first(tensors: Sequence[Tensor], going: Tensor, n_kept: int) -> list[Tensor]:
+    """The first ``n_kept`` rows of tensors (n, …), whose ``going`` rows, bool (n,), move there."""
+    moved = going[n_kept:].nonzero()[:, 0] + n_kept
+    gaps = (~going[:n_kept]).nonzero()[: len(moved), 0]
+    for tensor in tensors:
+        tensor[gaps] = tensor[moved]
+    return [tensor[:n_kept] for tensor in tensors]
+
+
+def _roomier(heard: Tensor) -> Tensor:
+    """Keys or values (n, H, L, D / H) with room for `MORE_PLACES`."""
+    n, heads, length, width = heard.shape
+    room = heard.new_empty(n, heads, length + MORE_PLACES, width)
+    room[:, :, :length] = heard
+    return room
 
 
 class _Writing:

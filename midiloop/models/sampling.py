@@ -48,11 +48,10 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: floa
     if top_p < 1:
         probabilities = nucleus(probabilities, top_p)
     cumulative = probabilities.cumsum(1, dtype=torch.float64)
-    targets = uniforms[:, None] * cumulative[:, -1:]
-    codes = torch.searchsorted(cumulative, targets, right=True)[:, 0]
+    total = cumulative[:, -1:]
     # A number just below 1 may round up to the whole sum, and then no code is left for it.
-    last = torch.where(probabilities > 0, torch.arange(logits.shape[1], device=logits.device), 0)
-    return torch.minimum(codes, last.amax(1))
+    targets = torch.minimum(uniforms[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, targets, right=True)[:, 0]
 
 
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:

@@ -27,6 +27,7 @@ from midiloop.models.layers import (
     conv,
     initialise,
 )
+from midiloop.models.sampling import wide
 
 
 @dataclass(frozen=True)
@@ -210,12 +211,14 @@ class VQVAE(RollModel):
         return torch.stack(codes, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes (B, S, T) to logits (B, 128, 93 or 94)."""
+        """Codes (B, S, T) to logits (B, 128, 93 or 94); a span that repeats is decoded once."""
         logits = []
-        for stack, row in zip(self.stacks, codes.unbind(1), strict=True):
+        for stack, rows in zip(self.stacks, torch.split(codes, 1, 1), strict=True):
             assert isinstance(stack, Stack)
-            z = self._spans(stack.dictionary.lookup(row))
-            logits.append(self._whole(stack.decoder(z), len(codes)))
+            spans, which = torch.unique(self._spans(rows)[:, 0], dim=0, return_inverse=True)
+            spans = spans[wide(torch.arange(len(spans), device=spans.device), into=len(which))]
+            decoded = stack.decoder(stack.dictionary.lookup(spans))
+            logits.append(self._whole(decoded[which], len(codes)))
         return torch.cat(logits, 1).mT
 
     def rolls(self, logits: Tensor) -> Tensor:
@@ -224,8 +227,8 @@ class VQVAE(RollModel):
         bass = logits[..., self.config.drums :]
         if self.config.bass == "sigmoid":
             return torch.cat([drums, bass >= 0], 2)
-        pitch = F.one_hot(bass.argmax(2), self.config.pitches + 1)[..., :-1].bool()
-        return torch.cat([drums, pitch], 2)
+        pitches = torch.arange(self.config.pitches, device=bass.device)
+        return torch.cat([drums, bass.argmax(2, keepdim=True) == pitches], 2)
 
     @torch.no_grad()
     def reconstruct(self, rolls: Tensor) -> Tensor:
