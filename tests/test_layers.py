@@ -39,7 +39,8 @@ LAYERS = {
     "features": {"bits", "grid", "metrics"},
     "evaluate": {"bits", "features", "errors", "grid", "metrics"},
     "overview": {"bits", "metrics", "store"},
-    "export": {"errors", "files", "score", "pianoroll", "interchange", "store"},
+    "npz": {"grid", "pianoroll", "store"},
+    "export": {"errors", "files", "grid", "npz", "score", "pianoroll", "store"},
     "page": {"errors", "files"},
     "plot": {"errors", "grid", "page"},
     "gallery": {

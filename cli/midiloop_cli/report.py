@@ -49,6 +49,7 @@ REMEDIES = {
     errno.EROFS: "choose a place that can be written to",
     errno.ENOSPC: "make room there, or choose another place",
     errno.EDQUOT: "make room there, or choose another place",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or choose another place",
     errno.EISDIR: "give a file",
     errno.ENOTDIR: "give a folder",
     errno.ENAMETOOLONG: "choose a shorter name",
