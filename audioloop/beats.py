@@ -114,12 +114,6 @@ def aligned_bars(pulse: Pulse, low_s: float, high_s: float, bars: int = 4) -> in
     return number if low_s <= number * pulse.bar_s <= high_s else None
 
 
-def aligned_s(pulse: Pulse, low_s: float, high_s: float, bars: int = 4) -> float | None:
-    """How long the bars of `aligned_bars` are: seconds, not rounded to frames or samples."""
-    number = aligned_bars(pulse, low_s, high_s, bars)
-    return None if number is None else number * pulse.bar_s
-
-
 def regressed(times_s: Iterable[float]) -> tuple[float, float]:
     """The even pulse nearest to beats of which some may be missing, doubled or out of place.
 

@@ -18,7 +18,7 @@ from audioloop.riff import Finding
 from audioloop.verdict import Verdict
 from audioloop.wave import SILENT, Samples
 from midiloop import files
-from midiloop.errors import CallError, LoopError
+from midiloop.errors import CallError, LoopError, counted
 
 # Full scale of what libsndfile calls a file's samples; all others are decoded to floats.
 FULL_SCALE = {
@@ -94,7 +94,7 @@ def _header_findings(found: Described) -> Iterator[Finding]:
             yield Finding("acid chunk", "a loop", "the flag of a one-shot")
     said = {(acid.beats, acid.meter) for acid in found.acids}
     if len(said) > 1:
-        texts = [f"{beats} beats of {n}/{d}" for beats, (n, d) in sorted(said)]
+        texts = [f"{counted(beats, 'beat')} of {n}/{d}" for beats, (n, d) in sorted(said)]
         yield Finding("acid chunks", "the same", " and ".join(texts))
     for loop in found.loops[:1]:
         if loop.kind != riff.FORWARD:
@@ -123,7 +123,9 @@ def _length_findings(found: Described) -> Iterator[Finding]:
             low, high = described.samples_of(found.beats, tempo, rate)
             expected = round(found.beats * 60 / tempo.bpm * rate)
             if not low <= length <= high:
-                wanted = f"{expected:,} samples for {found.beats:,} beats at {tempo}"
+                wanted = (
+                    f"{counted(expected, 'sample')} for {counted(found.beats, 'beat')} at {tempo}"
+                )
                 yield Finding("length", wanted, f"{length:,}")
     yield from _point_findings(found)
 
@@ -164,7 +166,9 @@ def _sample_findings(found: Described) -> Iterator[Finding]:
         # Nothing within half a step of the largest value but that and the two most negative.
         longest = max(_longest_run(channel, (scale - 1.5) / scale) for channel in samples)
         if longest >= CLIPPED_SAMPLES:
-            yield Finding("level", "no clipping", f"{longest:,} samples in a row at full scale")
+            yield Finding(
+                "level", "no clipping", f"{counted(longest, 'sample')} in a row at full scale"
+            )
 
 
 def _decibels(peak: float) -> str:

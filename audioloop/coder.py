@@ -148,11 +148,9 @@ def encoded(wave: Wave, coder: Coder, *, circular: bool = True) -> Coding:
 
 
 @torch.inference_mode()
-def decoded(
-    latent: Tensor, coder: Coder, n_samples: int, rate: int, *, circular: bool = True
-) -> Wave:
-    """The wave (1, ``n_samples``) of a latent (1, L, T)."""
-    return off_ring(coder.decode(latent.to(coder.device), circular=circular), n_samples, rate)
+def decoded(latent: Tensor, coder: Coder, n_samples: int, rate: int) -> Wave:
+    """The wave (1, ``n_samples``) of a ring's latent (1, L, T)."""
+    return off_ring(coder.decode(latent.to(coder.device), circular=True), n_samples, rate)
 
 
 @torch.inference_mode()

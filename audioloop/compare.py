@@ -35,7 +35,7 @@ from audioloop.wave import Format, Wave
 from audioloop.wave import write as write_wave
 from audioloop.ways import SETTINGS, Asked
 from midiloop import checkpoint, files, workers
-from midiloop.errors import CallError, LoopError
+from midiloop.errors import CallError, LoopError, counted
 from midiloop.store import LoopDataset
 
 ITEM_TIMEOUT_S = 3600.0
@@ -71,7 +71,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Raise `CallError` unless each is in its range."""
         if self.items < 2:
-            raise CallError(f"{self.items} items; intervals need 2 or more")
+            raise CallError(f"{counted(self.items, 'item')}; intervals need 2 or more")
         low_s, high_s = items.WINDOWS_S
         if not low_s <= self.window_s <= high_s:
             raise CallError(f"a window of {self.window_s:g} s; give {low_s:g} to {high_s:g}")

@@ -48,10 +48,6 @@ class Condition(NamedTuple):
         """The same on a device."""
         return Condition(*(tensor.to(device) for tensor in self))
 
-    def rolled(self, n_frames: int) -> Condition:
-        """Of the loops rotated by ``n_frames``."""
-        return self._replace(frames=self.frames.roll(n_frames, -1))
-
     def silent(self) -> Condition:
         """Nothing is told."""
         unsaid = torch.full_like(self.kit, UNSAID)

@@ -38,7 +38,7 @@ from midiloop.configs import (
     Widening,
     Width,
 )
-from midiloop.errors import LoopError
+from midiloop.errors import LoopError, counted
 
 CONTEXT_S = 2.0  # on each side: what the LSTM remembers, and what the convolutions see
 PROBE_FRAMES = 3
@@ -262,5 +262,5 @@ def _fill(model: Any, path: Path) -> None:
         ) from error
     if missing:
         raise LoopError(
-            f"{path}: {len(missing)} weights are not there, {missing[0]} among them; {hub.AGAIN}"
+            f"{path}: lacks {counted(len(missing), 'weight')}, {missing[0]} among them; {hub.AGAIN}"
         )

@@ -21,7 +21,7 @@ from audioloop.render import DRUMS, Sound
 from audioloop.synth import SoundFont
 from audioloop.wave import SILENT, Wave
 from midiloop import pianoroll
-from midiloop.errors import LoopError
+from midiloop.errors import LoopError, counted
 from midiloop.grid import LOOP, Roll
 from midiloop.score import Score
 
@@ -168,7 +168,7 @@ def _so_long(loop: Wave, bpm: float, n_bars: int, meter: tuple[int, int]) -> tup
     off_beats = (len(loop) - n_samples) / loop.rate * bpm / 60
     if abs(off_beats) <= NEAR_BEATS:
         return loop, []
-    said = f"{counted(n_bars)} at {decimal(bpm)} bpm"
+    said = f"{counted(n_bars, 'bar')} at {decimal(bpm)} bpm"
     if off_beats < 0:
         raise LoopError(
             f"{said} are {n_samples / loop.rate:.2f} s, and it lasts {loop.duration_s:.2f} s; "
@@ -185,11 +185,6 @@ def _cut(n_samples: int, loop: Wave) -> str:
     return f"the first {n_samples:,} samples of {len(loop):,}, the rest is left out"
 
 
-def counted(n_bars: int) -> str:
-    """As in "1 bar"."""
-    return f"{n_bars} bar{'' if n_bars == 1 else 's'}"
-
-
 def _tempo(loop: Wave, n_bars: int, meter: tuple[int, int], stated: float | None) -> float:
     """The tempo that gives just as many samples: a stated one may be rounded."""
     one = Label(stated or USUAL_BPM, n_bars, meter)
@@ -198,8 +193,9 @@ def _tempo(loop: Wave, n_bars: int, meter: tuple[int, int], stated: float | None
     tempo_bpm = float(one.quarters) * 60 / loop.duration_s
     if not piece.MIN_BPM <= tempo_bpm <= piece.MAX_BPM:
         raise LoopError(
-            f"{counted(n_bars)} in {loop.duration_s:.2f} s are {decimal(tempo_bpm)} bpm, and tempi "
-            f"are from {piece.MIN_BPM:.0f} to {piece.MAX_BPM:.0f}; say how many it has with --bars"
+            f"{counted(n_bars, 'bar')} in {loop.duration_s:.2f} s are {decimal(tempo_bpm)} bpm, "
+            f"and tempi are from {piece.MIN_BPM:.0f} to {piece.MAX_BPM:.0f}; say how many it has "
+            "with --bars"
         )
     return tempo_bpm
 
@@ -262,7 +258,7 @@ def _some_of(loop: Wave, pulse: Pulse) -> Bars | None:
 
 def _tempo_of(pulse: Pulse, n_bars: int) -> str:
     tracked = "" if pulse.source == "said" else f" ({pulse.source})"
-    return f"{counted(n_bars)} at {decimal(pulse.tempo_bpm)} bpm{tracked}"
+    return f"{counted(n_bars, 'bar')} at {decimal(pulse.tempo_bpm)} bpm{tracked}"
 
 
 def _by_length(loop: Wave, heard: Pulse | None) -> Bars | None:
@@ -286,7 +282,8 @@ def _by_length(loop: Wave, heard: Pulse | None) -> Bars | None:
     else:
         likely = any(abs(wanted / tempo_bpm / times - 1) <= off for times, off in HEARD.items())
     said = (
-        f"{counted(n_bars)} at {decimal(tempo_bpm)} bpm (by its length; else say --bars or --bpm)"
+        f"{counted(n_bars, 'bar')} at {decimal(tempo_bpm)} bpm (by its length; else say --bars or "
+        "--bpm)"
     )
     return (loop, n_bars, (4, 4), [said]) if likely else None
 

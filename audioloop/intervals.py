@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from midiloop.errors import CallError
+from midiloop.errors import CallError, counted
 
 CONFIDENCE = 0.95
 SIGMAS = 1.96  # around a mean, as LoopGen counts: 95 % of a normal distribution
@@ -83,5 +83,5 @@ def paired(differences: ArrayLike) -> Paired:
 def _several(values: ArrayLike) -> NDArray[np.float64]:
     found = np.asarray(values, np.float64)
     if found.ndim != 1 or len(found) < 2:
-        raise CallError(f"an interval of {found.size} loops; give 2 or more")
+        raise CallError(f"an interval of {counted(found.size, 'loop')}; give 2 or more")
     return found

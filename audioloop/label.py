@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Self
 
 from audioloop.riff import Acid
-from midiloop.errors import CallError, LoopError
+from midiloop.errors import CallError, LoopError, counted
 
 PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 ACID_OCTAVE = 48  # root notes are written from this C on
@@ -63,8 +63,9 @@ class Label:
     def __post_init__(self) -> None:
         if self.quarters != int(self.quarters):
             raise LoopError(
-                f"{self.bars} bars of {self.meter[0]}/{self.meter[1]} are {float(self.quarters)} "
-                "quarter notes, and DAWs count whole ones; give an even number of bars"
+                f"{counted(self.bars, 'bar')} of {self.meter[0]}/{self.meter[1]}: "
+                f"{float(self.quarters)} quarter notes, and DAWs count whole ones; give an even "
+                "number of bars"
             )
 
     @property

@@ -21,7 +21,7 @@ from audioloop.perplexity import AHEAD, WINDOW
 from audioloop.tokens import Causal
 from audioloop.wave import SILENT, Wave
 from audioloop.ways import Made
-from midiloop.errors import CallError
+from midiloop.errors import CallError, counted
 
 REACH = 20  # frames on each side of the seam that figure 3 of LoopGen's paper shows
 EMBEDDED_S, HOP_S, SPECTRUM_S = 1.0, 0.5, 0.02
@@ -63,22 +63,22 @@ def of(made: Made, filler: Filler, *, told: bool) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def nats_around(codes: Tensor, model: Causal, reach: int = REACH) -> NDArray[np.float64]:
-    """Cross-entropy of each frame on both sides of a ring's seam (K, T): (K, 2 · reach + 1).
+def nats_around(codes: Tensor, model: Causal) -> NDArray[np.float64]:
+    """Cross-entropy of each frame on both sides of a ring's seam (K, T): (K, 2 · `REACH` + 1).
 
-    Value number ``reach`` is of the first frame after the seam. The model is told nothing, and
+    Value number `REACH` is of the first frame after the seam. The model is told nothing, and
     hears what `perplexity.heard_before` the seam.
     """
     n_frames = codes.shape[1]
-    context = max(reach, perplexity.heard_before(n_frames))
-    span = torch.arange(-context, reach + 1 + AHEAD)
+    context = max(REACH, perplexity.heard_before(n_frames))
+    span = torch.arange(-context, REACH + 1 + AHEAD)
     line = codes[None][..., span % n_frames]
-    first = context - reach
+    first = context - REACH
     logits = model(line, Told().on(n_frames, 1.0).taken(span), first)[0].float()
     nats = F.cross_entropy(
         logits.flatten(0, 1), line[0, :, first:].flatten(), reduction="none"
     ).reshape(len(codes), -1)
-    return nats[:, : 2 * reach + 1].double().numpy()
+    return nats[:, : 2 * REACH + 1].double().numpy()
 
 
 def _sounds(wave: Wave, bar_lines: Sequence[int]) -> dict[str, float | None]:
@@ -127,7 +127,7 @@ def frechet(some: ArrayLike, others: ArrayLike) -> float:
     means, spreads = [], []
     for vectors in (np.asarray(some, np.float64), np.asarray(others, np.float64)):
         if len(vectors) < 2:
-            raise CallError(f"a distance of {len(vectors)} windows; give 2 or more")
+            raise CallError(f"a distance of {counted(len(vectors), 'window')}; give 2 or more")
         means.append(vectors.mean(0))
         spreads.append(np.cov(vectors.T, bias=True).reshape(2 * (vectors.shape[1],)))
     root = _root(spreads[0])

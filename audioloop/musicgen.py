@@ -25,7 +25,7 @@ from audioloop import hub
 from audioloop.encodec import EnCodec
 from midiloop import checkpoint, files
 from midiloop.configs import Codebooks, CodebookSize, Depth, Heads, Range, Width
-from midiloop.errors import LoopError
+from midiloop.errors import LoopError, counted
 
 FITTING = "give facebook/musicgen-small, or a model of its kind"
 # Of a config, where in it the decoder is told, and what its weights' names begin with.
@@ -132,8 +132,8 @@ def of_codec(model: MusicGen, codec: EnCodec) -> None:
     found = codec.config.codebooks, codec.config.codebook_size
     if known != found:
         raise LoopError(
-            f"the MusicGen knows {known[0]} codebooks of {known[1]}, the EnCodec has {found[0]} of "
-            f"{found[1]}; give the one that it was trained with"
+            f"the MusicGen knows {counted(known[0], 'codebook')} of {known[1]}, the EnCodec has "
+            f"{found[0]} of {found[1]}; give the one that it was trained with"
         )
 
 
@@ -158,8 +158,8 @@ def _check(fresh: dict[str, Tensor], folder: Path, prefix: str) -> None:
     odd = [name for name in fresh if found.get(name) != tuple(fresh[name].shape)]
     if odd:
         raise LoopError(
-            f"{folder}: {len(odd)} weights are not in its .safetensors, or of other sizes than "
-            f"config.json says, {odd[0]} among them; nothing else is read; {FITTING}"
+            f"{folder}: {counted(len(odd), 'weight')} not in its .safetensors, or of other sizes "
+            f"than config.json says, {odd[0]} among them; nothing else is read; {FITTING}"
         )
 
 

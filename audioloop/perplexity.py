@@ -33,7 +33,7 @@ from audioloop.coder import Coder
 from audioloop.conditions import Condition, Told
 from audioloop.intervals import Interval, Paired
 from audioloop.wave import Wave
-from midiloop.errors import CallError
+from midiloop.errors import CallError, counted
 
 MEANING = {
     "perplexity": "e to the mean cross-entropy of the 5 frames after the seam, of the first "
@@ -157,7 +157,9 @@ def _check(codes: Tensor, shape: Shape, window: int, context: int) -> None:
             f"{shape.codebook_size - 1}; they are of another codec"
         )
     if window < 1 or context < 0:
-        raise CallError(f"a window of {window} after {context} frames; give 1 and 0 or more")
+        raise CallError(
+            f"a window of {window} after {counted(context, 'frame')}; give 1 and 0 or more"
+        )
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,8 @@ def of_wave(wave: Wave, codec: Coder, model: Reader, bars: int | None) -> SeamPe
     n_bars = 1 if bars is None else bars
     if not 1 <= n_bars <= n_frames:
         raise CallError(
-            f"{bars} bars in {n_frames} frames; give the number of bars that the loop has"
+            f"{counted(n_bars, 'bar')} in {counted(n_frames, 'frame')}; give the number of bars "
+            "that the loop has"
         )
     lines = [Fraction(n_frames * bar, n_bars) for bar in range(n_bars)]
     parts = lines[-1].denominator  # of a frame: all lines are a whole number of them from the seam

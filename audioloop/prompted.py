@@ -17,7 +17,7 @@ from audioloop.label import Label
 from audioloop.magnet import checkpoint, decode, loops
 from audioloop.magnet.checkpoint import Published, TextModel
 from audioloop.wave import Wave
-from midiloop.errors import LoopError
+from midiloop.errors import LoopError, counted
 
 ENCODEC = "facebook/encodec_32khz"
 # As published: a text is followed further than notes are, and drawing begins hotter.
@@ -60,12 +60,15 @@ class Writer:
 
 
 def load(
-    folder: Path, codec: str | None, text_model: str | None, device: torch.device | None = None
+    magnet: str | Path,
+    codec: str | None,
+    text_model: str | None,
+    device: torch.device | None = None,
 ) -> Writer:
     """Read all three.
 
     Args:
-        folder: of the MAGNeT, see `magnet.checkpoint.load`.
+        magnet: name or folder of the MAGNeT, see `magnet.checkpoint.load`.
         codec: name or folder of the EnCodec; None for facebook/encodec_32khz.
         text_model: name or folder of the T5; None for the one that the MAGNeT names.
 
@@ -73,13 +76,13 @@ def load(
         ImportError: transformers is not installed.
         LoopError: one of them cannot be had, or they do not fit together.
     """
-    published = checkpoint.load(folder, device)
+    published = checkpoint.load(magnet, device)
     coded = encodec.load(codec or ENCODEC, device)
     sizes, shape = published.model.config, coded.config
     if (sizes.codebooks, sizes.codebook_size) != (shape.codebooks, shape.codebook_size):
         raise LoopError(
-            f"{folder}: writes {sizes.codebooks} codebooks of {sizes.codebook_size:,} codes, and "
-            f"the codec has {shape.codebooks} of {shape.codebook_size:,}; give the EnCodec that it "
-            "was trained with as --encodec"
+            f"{magnet}: writes {counted(sizes.codebooks, 'codebook')} of {sizes.codebook_size:,} "
+            f"codes, and the codec has {shape.codebooks} of {shape.codebook_size:,}; give the "
+            "EnCodec that it was trained with as --encodec"
         )
     return Writer(published, TextModel(text_model or published.text_model, device), coded)

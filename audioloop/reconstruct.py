@@ -19,7 +19,7 @@ from audioloop.coder import Coder, Shape
 from audioloop.described import Described
 from audioloop.label import Label, Names, legal
 from audioloop.wave import SILENT, Format, Wave
-from midiloop.errors import LoopError
+from midiloop.errors import LoopError, counted
 from midiloop.files import printable, working_in, write
 
 WAYS = ("latent", "codes")
@@ -200,7 +200,7 @@ def _notes(loop: Wave, shape: Shape) -> list[str]:
         notes.append("silent")
     clipped = int((np.abs(loop.samples) >= 1).sum())
     if clipped:
-        notes.append(f"{clipped:,} samples at full scale or beyond")
+        notes.append(f"{counted(clipped, 'sample')} at full scale or beyond")
     return notes
 
 

@@ -27,7 +27,7 @@ from audioloop.label import Label, Names
 from audioloop.sources import blamed
 from audioloop.wave import Format, Wave
 from midiloop import score
-from midiloop.errors import CallError, LoopError
+from midiloop.errors import CallError, LoopError, counted
 from midiloop.files import printable, working_in
 from midiloop.grid import LOOP
 from midiloop.score import Score
@@ -80,8 +80,8 @@ class Part:
         anew = self._bars(bars)
         if not anew:
             raise CallError(
-                f"--keep {self.keep:g} keeps all of {bars} bars, and nothing is left to be made; "
-                "keep less, or choose bars with --mask"
+                f"--keep {self.keep:g} keeps all of {counted(bars, 'bar')}, and nothing is left "
+                "to be made; keep less, or choose bars with --mask"
             )
         bar = ((np.arange(n_frames) + 0.5) * bars / n_frames).astype(np.int64) + 1
         return torch.from_numpy(np.isin(bar, list(anew)))

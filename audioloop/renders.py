@@ -24,7 +24,7 @@ from audioloop import render
 from audioloop.synth import SoundFont
 from audioloop.wave import Samples
 from midiloop import files, pianoroll
-from midiloop.errors import LoopError
+from midiloop.errors import LoopError, counted
 from midiloop.grid import LOOP, Roll
 from midiloop.score import Score, Track
 from midiloop.store import LoopDataset
@@ -90,9 +90,9 @@ def loops(dataset: LoopDataset, split: str) -> Loops:
     grid = dataset.grid
     if grid != LOOP:
         raise LoopError(
-            f"{dataset.path}: loops of {grid.bars} bars, {grid.steps} steps and {grid.columns} "
-            f"columns, and what is learned of sound has {LOOP.bars}, {LOOP.steps} and "
-            f"{LOOP.columns}; extract them on the usual grid"
+            f"{dataset.path}: loops of {counted(grid.bars, 'bar')}, {grid.steps} steps and "
+            f"{grid.columns} columns, and what is learned of sound has {LOOP.bars}, {LOOP.steps} "
+            f"and {LOOP.columns}; extract them on the usual grid"
         )
     batches = list(dataset.select(split=split, distinct=True))
     if not batches:

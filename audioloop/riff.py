@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
-from midiloop.errors import LoopError
+from midiloop.errors import LoopError, counted
 
-PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
+PCM, FLOAT = 1, 3
 SMPL_HEADER = struct.Struct("<9I")
 SMPL_LOOP = struct.Struct("<6I")
 ACID = struct.Struct("<IHHfIHHf")
@@ -211,7 +211,9 @@ class _Reader:
                 return
             if not all(0x20 <= byte < 0x7F for byte in name):
                 if any(name):  # zeros fill up, which harms nobody
-                    self._note("header", "chunks", f"{self.length - at:,} bytes that are none")
+                    self._note(
+                        "header", "chunks", f"{counted(self.length - at, 'byte')} that are none"
+                    )
                 return
             at += 8
             size = self._size(name, int.from_bytes(head[4:], "little"), at)
@@ -232,9 +234,9 @@ class _Reader:
             return size
         if unclosed or size == UNKNOWN:
             said = "none, as from a pipe" if size else "0"
-            self._note(_called(name), f"{left:,} bytes", said)
+            self._note(_called(name), counted(left, "byte"), said)
         else:
-            self._note(_called(name), f"at most {left:,} bytes", f"{size:,}")
+            self._note(_called(name), f"at most {counted(left, 'byte')}", f"{size:,}")
         return left
 
     def _padded(self, name: bytes, at: int) -> bool:
@@ -286,7 +288,7 @@ def read_smpl(body: bytes) -> list[Loop]:
         raise LoopError(f"'smpl' has {len(body)} of {SMPL_HEADER.size} bytes")
     n_loops = SMPL_HEADER.unpack_from(body)[7]
     if len(body) < SMPL_HEADER.size + n_loops * SMPL_LOOP.size:
-        raise LoopError(f"'smpl' says {n_loops:,} loops, and has no room for them")
+        raise LoopError(f"'smpl' says {counted(n_loops, 'loop')}, and has no room for them")
     found = (
         SMPL_LOOP.unpack_from(body, SMPL_HEADER.size + number * SMPL_LOOP.size)
         for number in range(n_loops)
@@ -302,7 +304,7 @@ def read_cue(body: bytes) -> list[int]:
     """
     n_points = int.from_bytes(body[:4], "little")
     if len(body) < 4 + n_points * CUE_POINT.size:
-        raise LoopError(f"'cue ' says {n_points:,} points, and has no room for them")
+        raise LoopError(f"'cue ' says {counted(n_points, 'point')}, and has no room for them")
     return [
         CUE_POINT.unpack_from(body, 4 + number * CUE_POINT.size)[5] for number in range(n_points)
     ]

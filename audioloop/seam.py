@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from audioloop import mel
 from audioloop.mel import Signal
 from audioloop.wave import SILENT, Wave
-from midiloop.errors import CallError, LoopError
+from midiloop.errors import CallError, LoopError, counted
 
 MEANING = {
     "jump": "step between the two samples that meet, over the median step within 25 ms; "
@@ -201,7 +201,8 @@ def bar_lines(wave: Wave, bars: int | None) -> list[int]:
     """
     if bars is not None and not 1 <= bars <= max(1.0, wave.duration_s / 0.1):
         raise CallError(
-            f"{bars} bars in {wave.duration_s:.2f} s; give the number of bars that the loop has"
+            f"{counted(bars, 'bar')} in {wave.duration_s:.2f} s; give the number of bars that "
+            "the loop has"
         )
     return [round(len(wave) * bar / bars) for bar in range(1, bars)] if bars else []
 

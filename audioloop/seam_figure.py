@@ -13,6 +13,7 @@ import numpy as np
 from audioloop import mel
 from audioloop.seam import Control, Figures, Seam
 from audioloop.wave import Wave
+from midiloop.errors import counted
 from midiloop.figures import value_ticks
 from midiloop.page import Page, opened
 from midiloop.plot import ADDED, BAR_LINE, BASS, BEAT_LINE, FAINT, FAMILIES, INK, MISSED
@@ -52,7 +53,7 @@ def draw(wave: Wave, seam: Seam, path: Path, title: str) -> None:
     height = above + sum(HEADING + panel + AXIS for panel in heights) + EDGE
     left, half = EDGE + GUTTER, (LANE - GAP - GUTTER / 2) / 2
     with opened(path, left + LANE + EDGE, height) as page:
-        bars = "" if seam.bars is None else f", {seam.bars} bar{'s' * (seam.bars != 1)}"
+        bars = "" if seam.bars is None else f", {counted(seam.bars, 'bar')}"
         about = f"{wave.duration_s:.2f} s at {wave.rate:,} Hz{bars}"
         taken = page.text(left + LANE, EDGE + 8, about, LABEL, FAINT, align="right")
         room = GUTTER + LANE - taken - EDGE

@@ -20,6 +20,7 @@ REMEDIES = {
     errno.EPERM: "check its permissions",
     errno.EROFS: "choose another place",
     errno.ENOSPC: "make room, and run it again",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
 }
 
 

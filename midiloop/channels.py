@@ -15,6 +15,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,17 +89,16 @@ class Events:
 
     def __init__(self, track: bytes) -> None:
         padded = np.frombuffer(track + bytes(8), np.uint8)
-        low = np.where(padded < 0x80, np.arange(len(padded)), len(padded) - 1)
-        ends = np.minimum.accumulate(low[::-1])[::-1]  # where a number that begins here ends
-        starts = np.array(_starts(padded.tolist(), ends.tolist(), len(track)), np.int64)
-        here = ends[starts] + 1
-        self.track, self.starts = track, starts
-        self.ticks = np.cumsum(_quantities(padded, starts, ends[starts]))
-        explicit = padded[here] >= 0x80
-        sets = explicit & (padded[here] < SYSEX)
+        starts, ends = _times(track, padded)
+        here = ends + 1
+        self.track = track
+        self.ticks = np.cumsum(_quantities(padded, starts, ends))
+        stated = padded[here]
+        explicit = stated >= 0x80
+        sets = explicit & (stated < SYSEX)
         since = np.maximum.accumulate(np.where(sets, np.arange(len(here)), 0))
-        running = padded[here[since]] if len(here) else padded[:0]
-        self.statuses = np.where(explicit, padded[here], running).astype(np.int64)
+        running = stated[since] if len(here) else stated
+        self.statuses = np.where(explicit, stated, running).astype(np.int64)
         self.bodies = here + explicit
         self.first = np.minimum(padded[self.bodies], 127).astype(np.int64)
         self.second = np.minimum(padded[self.bodies + 1], 127).astype(np.int64)
@@ -126,50 +127,81 @@ class Events:
         return ports
 
 
-def _starts(data: list[int], ends: list[int], size: int) -> list[int]:
-    """Where events begin, each with the time before it."""
-    found: list[int] = []
-    at, more, running = 0, 2, False  # data bytes that follow the running status
-    while at < size:
-        start, here = at, ends[at] + 1
-        if here >= size:
+def _times(track: bytes, padded: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and last byte of the time before each event.
+
+    Most events have two data bytes. Only the last byte of a time and data are below 128, so while
+    such events follow one another each third of these bytes ends a time. The rest, and what looks
+    odd, is read one by one.
+    """
+    lows = np.flatnonzero(padded < 0x80)
+    plain = _plain(padded, lows, len(track))
+    runs: list[tuple[int, int, int]] = []  # where it starts; of ``lows``, its first; its events
+    at, low, more, running = 0, 0, 2, False  # data bytes that follow the running status
+    while at < len(track):
+        end = int(lows[low])
+        if end + 1 >= len(track):
             break
-        status = data[here]
-        if status < 0x80:
-            if not running:
-                break
-            at = here + more
-        elif status < SYSEX:
-            running, more = True, 1 if status & 0xE0 == PROGRAM else 2
-            at = here + 1 + more
-        elif status in (META, SYSEX, SYSEX_GOES_ON):
-            here += 1 + (status == META)
-            if here >= size:
-                break
-            length = 0
-            for place in range(here, ends[here] + 1):
-                length = length << 7 | data[place] & 0x7F
-            at = ends[here] + 1 + length
-        else:
-            at = here + 1 + SYSTEM_DATA_BYTES.get(status, 0)
-        if at > size:
+        if track[end + 1] >= 0x80 or (running and more == 2):
+            n_events = plain[low % 3].index(False, low // 3) - low // 3
+            if n_events:
+                runs.append((at, low, n_events))
+                low, more, running = low + 3 * n_events, 2, True
+                at = int(lows[low - 1]) + 1
+                continue
+        start, (at, more, running) = at, _next(track, end + 1, more, running)
+        if not start < at <= len(track):
             break  # the track is cut off
-        found.append(start)
-        if status == META and data[here - 1] == END_OF_TRACK:
+        runs.append((start, low, 1))
+        if track[end + 1 : end + 3] == _END[:2]:
             break
-    return found
+        low = int(np.searchsorted(lows, at))
+    run_starts, firsts, counts = np.array(runs, np.int64).reshape(-1, 3).T
+    begins = np.cumsum(counts) - counts
+    which = np.repeat(firsts - 3 * begins, counts) + 3 * np.arange(counts.sum())
+    starts = lows[which - 1] + 1
+    starts[begins] = run_starts
+    return starts, lows[which]
+
+
+def _plain(padded: NDArray[np.uint8], lows: NDArray[np.int64], size: int) -> list[bytes]:
+    """Of each third of ``lows``: whether a whole event with two data bytes stands after each."""
+    status, gaps = padded[lows[:-2] + 1], np.diff(lows)
+    plain = (gaps[:-1] == 1) | ((gaps[:-1] == 2) & (status < SYSEX) & (status & 0xE0 != PROGRAM))
+    plain &= (gaps[1:] == 1) & (lows[2:] < size)
+    return [plain[third::3].tobytes() for third in range(3)]
+
+
+def _next(track: bytes, here: int, more: int, running: bool) -> tuple[int, int, bool]:
+    """Where the event ends whose time is over at ``here``, and the running status after it.
+
+    An end that is not beyond ``here`` is of an event that is cut off, or none.
+    """
+    status = track[here]
+    if status < 0x80:
+        return (here + more if running else 0), more, running
+    if status < SYSEX:
+        more = 1 if status & 0xE0 == PROGRAM else 2
+        return here + 1 + more, more, True
+    if status not in (META, SYSEX, SYSEX_GOES_ON):
+        return here + 1 + SYSTEM_DATA_BYTES.get(status, 0), more, running
+    try:
+        length, begin = _quantity(track, here + 1 + (status == META))
+    except IndexError:
+        return 0, more, running
+    return begin + length, more, running
 
 
 def _quantities(
     data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Numbers of variable length, of which four bytes count."""
-    values = np.zeros(len(starts), np.int64)
-    for back in range(4):
-        place = np.maximum(ends - back, starts)
-        values += (
-            np.where(ends - back >= starts, data[place] & 0x7F, 0).astype(np.int64) << 7 * back
-        )
+    values = data[ends].astype(np.int64)
+    for back in range(1, 4):
+        longer = np.flatnonzero(ends - starts >= back)
+        if not len(longer):
+            break
+        values[longer] += (data[ends[longer] - back] & 0x7F).astype(np.int64) << 7 * back
     return values
 
 
@@ -208,7 +240,7 @@ def shared(tracks: Sequence[bytes], wanted: range = range(128)) -> bool:
     Args:
         wanted: programs that matter: which of the others a channel has makes no difference.
     """
-    if _may_say_drums(tracks) and _says_drums([Events(track) for track in tracks]):
+    if _says_drums(tracks):
         return True
     return any(
         _unclear([Events(tracks[number]) for number in numbers], channel, wanted)
@@ -216,13 +248,35 @@ def shared(tracks: Sequence[bytes], wanted: range = range(128)) -> bool:
     )
 
 
-def _may_say_drums(tracks: Sequence[bytes]) -> bool:
-    """Whether some bytes look like SysEx or banks that make a channel one of drums, or of none."""
-    said = [track for track in tracks if any(mark in track for mark in SYSTEM_MARKS)]
-    if any(_part_changes(track) for track in said):
-        return True
-    resets = any(RESETS[name].search(track) for track in said for name in DRUM_BANKS)
-    return resets and any(_BANKS.search(track) for track in tracks)
+def _says_drums(tracks: Sequence[bytes]) -> bool:
+    """Whether a channel but 10 plays drums, or that one does not, by SysEx and banks."""
+    said = [
+        track
+        for track in tracks
+        if SYSEX in track and any(mark in track for mark in SYSTEM_MARKS) and _may_say_drums(track)
+    ]
+    systems = set()
+    for track in said:
+        events = Events(track)
+        for index in np.flatnonzero(events.statuses == SYSEX).tolist():
+            text = events.text(index)
+            systems |= {name for name, pattern in RESETS.items() if pattern.match(text)}
+            if _part_changes(text):
+                return True
+    banks = [bank for name in systems for bank in DRUM_BANKS.get(name, ())]
+    if not banks or not any(_BANKS.search(track) for track in tracks):
+        return False
+    for events in map(Events, tracks):
+        is_bank = (events.kinds == CONTROL) & (events.first == 0)
+        on_drums = events.statuses & 0x0F == DRUM_CHANNEL
+        if (is_bank & (np.isin(events.second, banks) != on_drums)).any():
+            return True
+    return False
+
+
+def _may_say_drums(track: bytes) -> bool:
+    """Whether some bytes look like SysEx that makes a channel one of drums, or of none."""
+    return any(RESETS[name].search(track) for name in DRUM_BANKS) or _part_changes(track)
 
 
 def _part_changes(track: bytes) -> bool:
@@ -239,9 +293,9 @@ def _doubtful(tracks: Sequence[bytes], wanted: range) -> Iterator[tuple[int, lis
     """
     if len(tracks) < 2:
         return
-    programs = re.escape(bytes(wanted)) if len(wanted) < 128 else rb"\x00-\x7f"
-    change = re.compile(rb"([\xc0-\xc8\xca-\xcf])[%s]" % programs, re.DOTALL)
-    channels = {found[0] & 0x0F for track in tracks for found in change.findall(track)}
+    data = np.frombuffer(b"".join(tracks), np.uint8)
+    is_change = (data[:-1] & 0xF0 == PROGRAM) & (data[1:] - np.uint8(wanted.start) < len(wanted))
+    channels = set((data[:-1][is_change] & 0x0F).tolist()) - {DRUM_CHANNEL}
     for channel in sorted(channels):
         plays = re.compile(re.escape(bytes((NOTE_ON | channel,))) + rb"[\x00-\x7f]{2}", re.DOTALL)
         says = re.compile(re.escape(bytes((PROGRAM | channel,))) + rb"[\x00-\x7f]", re.DOTALL)
@@ -266,30 +320,19 @@ def _unclear(events: Sequence[Events], channel: int, wanted: range) -> bool:
     return n_players > 0 and unclear and any(program in wanted for program in programs)
 
 
-def _says_drums(events: Sequence[Events]) -> bool:
-    """Whether a channel but 10 plays drums, or that one does not, by SysEx and banks."""
-    systems = set()
-    for track in events:
-        for index in np.flatnonzero(track.statuses == SYSEX).tolist():
-            text = track.text(index)
-            systems |= {name for name, pattern in RESETS.items() if pattern.match(text)}
-            if _part_changes(text):
-                return True
-    banks = {bank for name in systems for bank in DRUM_BANKS.get(name, ())}
-    if not banks:
-        return False
-    for track in events:
-        is_bank = (track.kinds == CONTROL) & (track.first == 0)
-        on_drums = track.statuses & 0x0F == DRUM_CHANNEL
-        if (is_bank & (np.isin(track.second, list(banks)) != on_drums)).any():
-            return True
-    return False
-
-
 def instruments(tracks: Sequence[bytes], ticks_per_quarter: int) -> list[Instrument]:
     """What plays, track by track, in the order in which each begins."""
     stream = _Stream([Events(track) for track in tracks])
     return stream.instruments(max(1, ticks_per_quarter // 4))
+
+
+class _System(NamedTuple):
+    """A SysEx that tells which parts are drums: where, on which port, and what it says."""
+
+    place: int
+    port: int
+    reset: str
+    part: tuple[int, bool] | None
 
 
 class _Stream:
@@ -298,21 +341,26 @@ class _Stream:
     def __init__(self, events: Sequence[Events]) -> None:
         self.ends = np.array([track.end_tick for track in events], np.int64)
         self.names = [_name(track) for track in events]
-        self.system: list[tuple[int, int, bytes]] = []
+        self.system: list[_System] = []
         counts = [len(track.ticks) for track in events]
         numbers = np.repeat(np.arange(len(events)), counts)
         ticks = np.concatenate([track.ticks for track in events])
         statuses = np.concatenate([track.statuses for track in events])
         # Of what stands at one tick, SysEx comes first: a reset may be on a later track.
-        order = np.lexsort((statuses != SYSEX, ticks))
+        order = np.argsort(2 * ticks + (statuses != SYSEX), kind="stable")
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
         starts = np.cumsum([0, *counts])
         ports = np.concatenate([track.ports() for track in events])
         for start, track in zip(starts.tolist(), events, strict=False):
             for index in np.flatnonzero(track.statuses == SYSEX).tolist():
-                port = int(ports[start + index])
-                self.system.append((int(place[start + index]), port, track.text(index)))
+                text = track.text(index)
+                reset = next((name for name, of in RESETS.items() if of.match(text)), "")
+                part = _part(text)
+                if reset or part:
+                    at = start + index
+                    self.system.append(_System(int(place[at]), int(ports[at]), reset, part))
+        self.system.sort()
         self.tracks, self.ticks, self.statuses = numbers[order], ticks[order], statuses[order]
         self.first = np.concatenate([track.first for track in events])[order]
         self.second = np.concatenate([track.second for track in events])[order]
@@ -326,7 +374,7 @@ class _Stream:
         """Program, and whether it plays drums, of the channel of each event, at its time."""
         programs = np.zeros(len(self.ticks), np.int64)
         is_drum = np.zeros(len(self.ticks), np.bool_)
-        for channel in np.unique(self.channels[self.channels >= 0]).tolist():
+        for channel in np.flatnonzero(np.bincount(self.channels + 1)[1:]).tolist():
             here = np.flatnonzero(self.channels == channel)
             marks = [(0, 0, channel % 16 == DRUM_CHANNEL), *self._changes(channel, here)]
             at = np.searchsorted([mark[0] for mark in marks], here, "right") - 1
@@ -341,21 +389,20 @@ class _Stream:
             (self.kinds[here] == PROGRAM)
             | ((self.kinds[here] == CONTROL) & (self.first[here] == 0))
         ]
-        said = [(index, -1, b"") for index in of.tolist()]
-        program, drum, system, bank = 0, number == DRUM_CHANNEL, "gm", -1
-        for index, from_port, text in sorted([*said, *self.system]):
-            if text:
-                for name, pattern in RESETS.items():
-                    if pattern.match(text):
-                        system, bank, drum = name, -1, number == DRUM_CHANNEL
-                part = _part(text)
-                if part is not None and from_port == port and part[0] == number:
-                    drum = part[1]
-            elif from_port < 0 and self.kinds[index] == PROGRAM:
+        said = [(index, None) for index in of.tolist()]
+        system = [(message.place, message) for message in self.system]
+        program, drum, kind, bank = 0, number == DRUM_CHANNEL, "gm", -1
+        for index, message in sorted([*said, *system], key=itemgetter(0)):
+            if message and message.reset:
+                kind, bank, drum = message.reset, -1, number == DRUM_CHANNEL
+            elif message and message.part:
+                if (message.port, message.part[0]) == (port, number):
+                    drum = message.part[1]
+            elif self.kinds[index] == PROGRAM:
                 program = int(self.first[index])
-                if system in DRUM_BANKS and bank >= 0:
-                    drum = bank in DRUM_BANKS[system]
-            elif from_port < 0:
+                if kind in DRUM_BANKS and bank >= 0:
+                    drum = bank in DRUM_BANKS[kind]
+            else:
                 bank = int(self.second[index])
             yield index, program, drum
 
@@ -366,30 +413,34 @@ class _Stream:
         sizes = (len(self.names), 16 * 128, 128, 2)
         keys = np.ravel_multi_index(tuple(part.astype(np.int64) for part in parts), sizes)
         rows = np.stack([self.ticks[ons], ends, self.first[ons], self.second[ons]], axis=1)
-        kinds, begins, which = np.unique(keys, return_index=True, return_inverse=True)
+        kinds, begins, which, counts = np.unique(
+            keys, return_index=True, return_inverse=True, return_counts=True
+        )
+        sound = (rows[:, 2] << 7 | rows[:, 3]).astype(np.int16)  # which is quick to sort by
+        rows = rows[np.lexsort((sound, ends, rows[:, 0].copy(), which))]
+        notes = np.split(rows, np.cumsum(counts)[:-1])
+        controls, bends = (np.flatnonzero(self.kinds == kind) for kind in (CONTROL, BEND))
         found = []
         # Track by track, in the order of first notes.
         for number in np.lexsort((begins, self.tracks[ons][begins])).tolist():
             track, channel, program, is_drum = np.unravel_index(kinds[number], sizes)
-            notes = rows[which == number]
             found.append(
                 Instrument(
                     self.names[int(track)],
                     int(program),
                     bool(is_drum),
-                    notes[np.lexsort(notes.T[::-1])],
-                    self._rows(int(channel), CONTROL),
-                    self._rows(int(channel), BEND),
+                    notes[number],
+                    self._controls(controls[self.channels[controls] == channel]),
+                    self._bends(bends[self.channels[bends] == channel]),
                 )
             )
         return found
 
-    def _rows(self, channel: int, kind: int) -> NDArray[np.int64]:
-        at = np.flatnonzero((self.channels == channel) & (self.kinds == kind))
-        if kind == BEND:
-            bends = (self.second[at] << 7 | self.first[at]) - 8192
-            return np.stack([self.ticks[at], bends], axis=1)
+    def _controls(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.stack([self.ticks[at], self.first[at], self.second[at]], axis=1)
+
+    def _bends(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.stack([self.ticks[at], (self.second[at] << 7 | self.first[at]) - 8192], axis=1)
 
     def _paired(self, hit_ticks: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where notes begin, in order, and the tick at which each ends.

@@ -36,7 +36,7 @@ from midiloop import (
 )
 from midiloop.common.train_config import Budget, TrainConfig
 from midiloop.common.trainer import Progress
-from midiloop.errors import CallError
+from midiloop.errors import CallError, counted
 from midiloop.generate import Generator, Wish
 from midiloop.grid import LOOP, Roll
 from midiloop.models.layers import RollModel
@@ -350,11 +350,12 @@ def report(found: Comparison) -> str:
     lines = [
         "# Comparison of the paper's models",
         "",
-        f"{counts['loops']:,} loops ({counts['distinct_loops']:,} distinct) of "
-        f"{counts['songs']:,} songs, rules {about['rules']}; {about['epochs']} epochs at batch "
-        f"{about['settings']['batch_size']} for every model, {about['settings']['precision']}, "
-        f"{about['device']}; {about['loops']:,} loops from each generator. The paper's figures, on "
-        "another and larger corpus and after 2,000 epochs, stand in brackets.",
+        f"{counted(counts['loops'], 'loop')} ({counts['distinct_loops']:,} distinct) of "
+        f"{counted(counts['songs'], 'song')}, rules {about['rules']}; "
+        f"{counted(about['epochs'], 'epoch')} at batch {about['settings']['batch_size']} for every "
+        f"model, {about['settings']['precision']}, {about['device']}; "
+        f"{counted(about['loops'], 'loop')} from each generator. The paper's figures, on another "
+        "and larger corpus and after 2,000 epochs, stand in brackets.",
         "",
         "## Table 1: reconstruction error, test split",
         "",

@@ -25,16 +25,19 @@ from midiloop.errors import CallError, MidiError
 
 MIDI_SUFFIXES = (".mid", ".midi", ".kar", ".rmi")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+UNREAD_SUFFIXES = (".7z", ".rar", ".lzh", ".lha", ".arj", ".cab")
 
 REASONS = {
     "unreadable": "the file cannot be opened or read",
     "unsafe_path": "an archive member whose path leaves the archive",
     "not_a_file": "a link, a device or the like, under the name of a MIDI file",
     "nested_archive": "an archive inside an archive, which is not opened; give it by itself",
+    "unread_archive": "an archive of a kind that is not read; unpack it",
     "broken_archive": "the archive ends or breaks here; what came before is used",
     "archive_bomb": "the archive unfolds into more than a corpus holds",
 }
 
+NOT_OPENED = ("nested_archive", "unread_archive")  # what may hold MIDI files, and is none
 MAX_FILE_BYTES = 4 << 20
 _DRIVE = re.compile(r"[A-Za-z]:")
 
@@ -75,6 +78,10 @@ class Problem(NamedTuple):
 
     reason: str
     detail: str
+
+
+GIVE_ALONE = Problem("nested_archive", "give it as a source of its own")
+UNPACK = Problem("unread_archive", "an archive of a kind that is not read; unpack it")
 
 
 class Item(NamedTuple):
@@ -120,6 +127,8 @@ def check_sources(sources: Sequence[Path]) -> None:
     for source in sources:
         if not source.exists():
             raise CallError(f"{source}: no such file or folder; check the path")
+        if source.is_file() and _is_unread(source.name):
+            raise CallError(f"{source}: {UNPACK.detail}, and give the folder")
         if not (source.is_dir() or _is_midi(source.name) or _is_archive(source.name)):
             kinds = ", ".join((*MIDI_SUFFIXES, ".zip", *TAR_SUFFIXES))
             raise CallError(f"{source}: not a folder, MIDI file or archive; give one of {kinds}")
@@ -196,7 +205,7 @@ def _midi_files(folder: str) -> Iterator[str]:
     for child in children:
         if child.is_dir(follow_symlinks=False):
             yield from _midi_files(child.path)
-        elif _is_midi(child.name) or _is_archive(child.name):
+        elif _is_wanted(child.name):
             yield child.path
 
 
@@ -220,7 +229,9 @@ def _file_item(
     name: str, path: str, status: os.stat_result | OSError, seen: float, limits: Limits
 ) -> Item:
     problem = None
-    if isinstance(status, OSError):
+    if _is_unread(path):
+        problem = UNPACK
+    elif isinstance(status, OSError):
         problem = Problem("unreadable", status.strerror or str(status))
     elif not stat.S_ISREG(status.st_mode):
         problem = Problem("not_a_file", "not a regular file")
@@ -258,11 +269,7 @@ def _archive_items(
                     raise _BombError(f"more than {limits.entries:,} members")
                 if member.is_folder:
                     continue
-                if _is_archive(member.name):
-                    share = min(1.0, file.tell() / total)
-                    problem = Problem("nested_archive", "give it as a source of its own")
-                    yield Item(_text(member.name), member.size, share, problem=problem)
-                elif _is_midi(member.name):
+                if _is_wanted(member.name):
                     share = min(1.0, file.tell() / total)
                     item = _member_item(member, share, limits)
                     yield item._replace(changed_ns=status.st_mtime_ns)
@@ -278,6 +285,8 @@ def _member_item(member: _Member, share: float, limits: Limits) -> Item:
     path = PurePosixPath(member.name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or _DRIVE.match(path.parts[0]):
         problem = Problem("unsafe_path", "the path leads out of the archive")
+    elif not _is_midi(member.name):
+        problem = UNPACK if _is_unread(member.name) else GIVE_ALONE
     elif not member.is_file:
         problem = Problem("not_a_file", "a link or a device")
     elif member.size > limits.file_bytes:
@@ -391,6 +400,15 @@ def _is_midi(name: str) -> bool:
 
 def _is_archive(name: str) -> bool:
     return name.lower().endswith((".zip", *TAR_SUFFIXES))
+
+
+def _is_unread(name: str) -> bool:
+    return name.lower().endswith(UNREAD_SUFFIXES)
+
+
+def _is_wanted(name: str) -> bool:
+    """Whether a file is one of the corpus: one that is read, or one that should be unpacked."""
+    return _is_midi(name) or _is_archive(name) or _is_unread(name)
 
 
 def _text(path: str) -> str:

@@ -1,4 +1,4 @@
-"""The errors that a caller may want to catch."""
+"""The errors that a caller may want to catch, and how messages count."""
 
 
 class LoopError(ValueError):
@@ -21,3 +21,8 @@ class MidiError(LoopError):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+def counted(n: int, noun: str) -> str:
+    """As in "1 loop", "2,000 loops"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

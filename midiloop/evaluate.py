@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from midiloop import metrics
 from midiloop.bits import LOOPS_AT_A_TIME, Bits, as_bits
-from midiloop.errors import LoopError
+from midiloop.errors import LoopError, counted
 from midiloop.features import FEATURES
 from midiloop.grid import LOOP, Grid, Roll
 from midiloop.metrics import Measure, Values, as_values
@@ -242,7 +242,10 @@ def _pieces(sets: Iterable[LoopSet], grid: Grid) -> Iterator[tuple[Bits, NDArray
     """Loops in pieces that fit into a cache together with what is computed of them."""
     for rolls, songs in sets:
         if songs is not None and len(songs) != len(rolls):
-            raise LoopError(f"{len(rolls)} loops, but {len(songs)} songs; name the song of each")
+            raise LoopError(
+                f"{counted(len(rolls), 'loop')}, but {counted(len(songs), 'song')}; name the "
+                "song of each"
+            )
         bits = rolls if isinstance(rolls, Bits) else _bits(rolls, grid)
         if bits.grid != grid:
             raise LoopError(
@@ -271,8 +274,8 @@ def compare_profiles(loops: Profile, reference: Profile, rng: np.random.Generato
     for of, what in ((loops, "set to evaluate"), (reference, "reference")):
         if of.n_songs < MIN_SONGS:
             raise LoopError(
-                f"the {what} has loops of {of.n_songs} song(s), intervals need {MIN_SONGS}; "
-                "widen the choice, or give more loops"
+                f"the {what} has loops of {counted(of.n_songs, 'song')}, intervals need "
+                f"{MIN_SONGS}; widen the choice, or give more loops"
             )
     draws, reference_draws = _draws(loops.n_songs, rng), _draws(reference.n_songs, rng)
     halves = _halves(reference.n_songs, rng)

@@ -8,13 +8,15 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from midiloop import files, interchange, pianoroll, score
+from midiloop import files, npz, pianoroll, score
 from midiloop.errors import CallError, LoopError
+from midiloop.grid import LOOP
 from midiloop.store import LoopBatch
 
-# A loop takes 2 · 128 · 128 bytes in pypianoroll's own arrays, and several times that to save.
-MAX_NPZ_LOOPS = 10_000
+# 10,000 loops. Whoever loads the file needs 256 bytes a step: pypianoroll's own arrays are dense.
+MAX_NPZ_STEPS = 10_000 * LOOP.steps
 MAX_NAME = 60
+NO_LOOP = "no loop matches; widen the choice, 'midiloop inspect' shows what there is"
 
 
 def to_midi(
@@ -42,9 +44,7 @@ def to_midi(
                 names.append(name)
                 on_loop()
         if not names:
-            raise LoopError(
-                "no loop matches; widen the choice, 'midiloop inspect' shows what there is"
-            )
+            raise LoopError(NO_LOOP)
     return [folder / name for name in names]
 
 
@@ -64,27 +64,23 @@ def to_npz(batches: Iterable[LoopBatch], path: Path) -> int:
 
     Raises:
         CallError: the file exists, is not called ``.npz``, or its folder does not exist.
-        LoopError: there are no loops, or more than fit into memory.
-        ImportError: pypianoroll is not installed.
+        LoopError: there are no loops, or more than pypianoroll can load again.
     """
     if path.suffix != ".npz":
-        raise CallError(f"{path}: pypianoroll reads .npz files; end the name in .npz")
+        raise CallError(f"{files.printable(path)}: pypianoroll reads .npz; end the name in it")
     files.check_free(path)
-    chosen: list[LoopBatch] = []
+    loops: npz.SparseLoops | None = None
     for batch in batches:
-        chosen.append(batch)
-        if sum(map(len, chosen)) > MAX_NPZ_LOOPS:
+        if loops is None:
+            loops = npz.SparseLoops(batch.grid)
+        loops.add(batch)
+        if len(loops) > (most := MAX_NPZ_STEPS // batch.grid.steps):
             raise LoopError(
-                f"more than {MAX_NPZ_LOOPS:,} loops do not fit into one .npz; choose fewer with "
+                f"pypianoroll cannot hold more than {most:,} loops in one .npz; choose fewer with "
                 "--limit, --song, --split or --distinct"
             )
-    if not chosen:
-        raise LoopError("no loop matches; widen the choice, 'midiloop inspect' shows what there is")
-    loops = LoopBatch.joined(chosen)
-    grid = loops.grid
-    song = interchange.to_multitrack(
-        loops.rolls.reshape(-1, grid.columns), np.repeat(loops.tempos_bpm, grid.steps), grid=grid
-    )
+    if loops is None:
+        raise LoopError(NO_LOOP)
     with files.replacing(path) as temporary:
-        song.save(str(temporary))
+        loops.save(temporary)
     return len(loops)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from midiloop import __version__, corpus, files, parts, pianoroll, rules, score, workers
 from midiloop.corpus import Item, Problem
-from midiloop.errors import CallError, LoopError, MidiError
+from midiloop.errors import CallError, LoopError, MidiError, counted
 from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
 from midiloop.mined import Counts, MinedSong, Reject
 from midiloop.rules import Rules, Run
@@ -37,6 +37,7 @@ ITEM_TIMEOUT_S = 10.0
 PLAN, PLAN_FORMAT = "plan.json", "midiloop-extract-plan"
 WHOLE = "whole"  # the dataset, before it has its name
 LOST = (workers.CRASHED, workers.TIMEOUT)
+SHOWN_ARCHIVES = 3  # of those that a message names
 MAX_SEALING_THREADS = 2  # each holds a shard in memory
 
 REASONS = {
@@ -149,7 +150,7 @@ def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
     if not any(len(starts) for _, _, starts in windows):
         n_bars = [len(roll) // grid.steps_per_bar for _, roll, _ in windows]
         n_windows = sum(max(0, bars - grid.bars + 1) for bars in n_bars)
-        raise MidiError("no_loop", f"none of {n_windows} windows")
+        raise MidiError("no_loop", f"none of {counted(n_windows, 'window')}")
     packed = [
         np.packbits(roll[start * grid.steps_per_bar :][: grid.steps].ravel())
         for _, roll, starts in windows
@@ -358,16 +359,27 @@ def _mine(
         importlib.import_module("midiloop.seal")  # and Arrow: while the workers work
         progress.add(batch, counts)
         on_progress(progress, 0)
-    if not paths:
+    if progress.files == sum(progress.rejects[reason] for reason in corpus.NOT_OPENED):
+        archives = [reject.file for path in paths for reject in parts.read(path, 0).rejects]
         shutil.rmtree(folder)
-        names, suffixes = ", ".join(map(str, sources)), ", ".join(corpus.MIDI_SUFFIXES)
-        raise LoopError(f"{names}: no MIDI file inside; they end in {suffixes}")
+        raise LoopError(_no_midi(sources, archives))
     threads = min(n_workers, MAX_SEALING_THREADS)
     whole = folder / WHOLE
     if whole.exists():
         shutil.rmtree(whole)
     provenance = _provenance(sources, settings)
     return _seal(paths, whole, provenance, progress, settings.grid, threads)
+
+
+def _no_midi(sources: Sequence[Path], archives: Sequence[str]) -> str:
+    """What to say where there is no MIDI file, but maybe archives that are not opened."""
+    names = ", ".join(map(files.printable, sources))
+    if not archives:
+        return f"{names}: no MIDI file inside; they end in {', '.join(corpus.MIDI_SUFFIXES)}"
+    shown = ", ".join(map(files.printable, archives[:SHOWN_ARCHIVES]))
+    more = len(archives) - SHOWN_ARCHIVES
+    rest = f" and {more:,} more" if more > 0 else ""
+    return f"{names}: no MIDI file inside, but archives not opened: {shown}{rest}; unpack them"
 
 
 def _seal(

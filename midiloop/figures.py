@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from midiloop.errors import LoopError
-from midiloop.grid import LOOP, Grid
+from midiloop.errors import LoopError, counted
+from midiloop.grid import LOOP
 from midiloop.page import Box, Page, opened
 from midiloop.plot import (
     BAR_LINE,
@@ -40,13 +40,12 @@ DASHES: tuple[tuple[float, ...], ...] = ((), (4, 2), (1, 2))  # of the runs past
 STREAMS = {1: (("", INK),), 2: (("drums", FAMILIES["kick"]), ("bass", BASS))}
 
 # Pixels, as everything on a page.
-EDGE, HEADING, HEADING_TEXT, TITLE_TEXT, LABEL = 20, 30, 17, 13, 11
+EDGE, HEADING, TITLE_TEXT, LABEL = 20, 30, 13, 11
 CURVES_WIDTH, CURVES_HEIGHT, CODES_WIDTH, CODES_HEIGHT = 340, 260, 400, 150
+CODES_COLUMNS = 2
 
 
-def curves(
-    histories: Mapping[str, Sequence[Mapping[str, float]]], path: Path, *, title: str = ""
-) -> None:
+def curves(histories: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
     """Draw the training loss and the validation error of every epoch, a line for each run.
 
     Both are drawn to a logarithmic scale: what has no place on it (nan, infinity, zero and less)
@@ -65,9 +64,8 @@ def curves(
     runs = {name: _points(name, history, path) for name, history in histories.items()}
     height = max(CURVES_HEIGHT, 1.5 * LABEL * len(runs))
     gutter, names = 46, 30 + min(180, 0.62 * LABEL * max(map(len, runs)))
-    across, top = gutter + CURVES_WIDTH + names, EDGE + (HEADING if title else 0) + 24
+    across, top = gutter + CURVES_WIDTH + names, EDGE + 24
     with opened(path, 2 * (EDGE + across), top + height + 44) as page:
-        _write_heading(page, title)
         for number, (key, measure) in enumerate(MEASURES.items()):
             left = EDGE + number * (across + EDGE) + gutter
             page.text(left, top - 16, measure, TITLE_TEXT, INK, bold=True)
@@ -90,8 +88,6 @@ def codes(
     path: Path,
     *,
     codebook_size: int,
-    columns: int = 2,
-    title: str = "",
 ) -> None:
     """Draw the codes of some loops, a panel for each: the step to the right, the index upwards.
 
@@ -108,17 +104,15 @@ def codes(
         ImportError: matplotlib is missing.
     """
     _check_grids(grids, titles, path, codebook_size)
-    if columns < 1:
-        raise LoopError(f"{path}: expected at least one column, got {columns}")
-    columns = min(columns, len(grids))
+    columns = min(CODES_COLUMNS, len(grids))
     streams = max(map(len, grids))
     first, gutter, above, below = EDGE + 30, 32, 40, 28
     across, down = gutter + CODES_WIDTH + EDGE, above + CODES_HEIGHT + below
-    top = EDGE / 2 + (HEADING if title or streams > 1 else 0)
+    top = EDGE / 2 + (HEADING if streams > 1 else 0)
     rows = -(-len(grids) // columns)
     with opened(path, first + across * columns, top + down * rows + EDGE / 2) as page:
-        taken = _write_streams(page, streams) if streams > 1 else 0
-        _write_heading(page, title, taken)
+        if streams > 1:
+            _write_streams(page, streams)
         for number, (grid, name) in enumerate(zip(grids, titles, strict=True)):
             row, column = divmod(number, columns)
             left, upper = first + across * column + gutter, top + down * row + above
@@ -137,10 +131,6 @@ def reconstructions(
     originals: Rolls,
     others: Mapping[str, Rolls],
     path: Path,
-    *,
-    titles: Sequence[str] = (),
-    title: str = "",
-    grid: Grid = LOOP,
 ) -> None:
     """Draw loops, a row for each: the original, then what each model made of it.
 
@@ -150,16 +140,12 @@ def reconstructions(
     Args:
         originals: bool (n, 128, 93).
         others: by the name of a model, rolls of the same shape.
-        titles: one for each loop; else "original".
 
     Raises:
         LoopError: there is nothing to draw or too much for one page, shapes differ, or the file
             cannot be called that.
         ImportError: matplotlib is missing.
     """
-    titles = titles or ["original"] * len(originals)
-    if len(titles) != len(originals):
-        raise LoopError(f"{path}: expected {len(originals)} titles, got {len(titles)}")
     for name, rolls in others.items():
         if rolls.shape != originals.shape or rolls.dtype != np.bool_:
             raise LoopError(
@@ -167,13 +153,13 @@ def reconstructions(
                 f"{rolls.shape}; reconstruct the loops that are drawn"
             )
     pictures = []
-    for number, (original, name) in enumerate(zip(originals, titles, strict=True)):
+    for number, original in enumerate(originals):
         made = {model: rolls[number] for model, rolls in others.items()}
         beside = np.any([original, *made.values()], axis=0)
-        pictures.append(Picture(original, name, beside=beside))
+        pictures.append(Picture(original, "original", beside=beside))
         for model, roll in made.items():
             pictures.append(Picture(roll, model, reference=original, beside=beside))
-    contact_sheet(pictures, path, columns=1 + len(others), title=title, grid=grid)
+    contact_sheet(pictures, path, columns=1 + len(others))
 
 
 def frequent_codes(codes: Codes, codebook_size: int, rank: int) -> NDArray[np.int64]:
@@ -242,12 +228,6 @@ class _Axes:
         left, bottom = self.left - 0.5, self.top + self.height - 0.5
         edges = [(left, self.top, 1.0, self.height), (left, bottom, self.width + 1, 1.0)]
         self.page.boxes(edges, BAR_LINE)
-
-
-def _write_heading(page: Page, title: str, taken: float = 0) -> None:
-    room = page.width - 2 * EDGE - taken
-    if title:
-        page.text(EDGE, EDGE + 4, title, HEADING_TEXT, INK, room=room, bold=True)
 
 
 def _points(name: str, history: Sequence[Mapping[str, float]], path: Path) -> dict[str, Points]:
@@ -385,7 +365,7 @@ def _check_grids(
     if not len(grids):
         raise LoopError(f"{path}: there are no codes to draw; give those of at least one loop")
     if len(titles) != len(grids):
-        raise LoopError(f"{path}: expected {len(grids)} titles, got {len(titles)}")
+        raise LoopError(f"{path}: expected {counted(len(grids), 'title')}, got {len(titles)}")
     for grid, title in zip(grids, titles, strict=True):
         integer = np.issubdtype(grid.dtype, np.integer)
         if not integer or grid.ndim != 2 or len(grid) not in STREAMS or not grid.size:
@@ -405,14 +385,13 @@ def _check_range(codes: Codes, codebook_size: int, what: str) -> None:
         )
 
 
-def _write_streams(page: Page, streams: int) -> float:
-    """Say at the right of the heading what the marks mean; give the width that it takes."""
+def _write_streams(page: Page, streams: int) -> None:
+    """Say at the top right what the marks mean."""
     x = page.width - EDGE
     for number, (name, colour) in reversed(list(enumerate(STREAMS[streams]))):
         x -= page.text(x, EDGE + 4, name, LABEL, INK, align="right") + 10
         page.boxes([_square(x, EDGE + 4, 7)], colour, corner=0 if number else 3.5)
         x -= 18
-    return page.width - EDGE - x
 
 
 def _draw_codes(page: Page, box: Box, grid: Codes, title: str, codebook_size: int) -> None:

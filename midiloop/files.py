@@ -91,7 +91,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         CallError: see `check_free`.
-        OSError: the disk is full, or the folder cannot be written.
+        OSError: the disk is full, or the folder cannot be written; it names ``path``, or what was
+            to be in it.
     """
     check_free(path)
     building = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=path.parent))
@@ -100,8 +101,16 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield building
         check_free(path)
         building.rename(path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(building, ignore_errors=True)
+        if isinstance(error, OSError):  # it names what nobody has heard of, or nothing at all
+            name = str(error.filename or building)
+            if name.startswith(str(building)):
+                raise OSError(
+                    error.errno,
+                    error.strerror or str(error),
+                    str(path) + name[len(str(building)) :],
+                ) from error
         raise
 
 

@@ -235,7 +235,8 @@ class _Source:
         if codec is None:
             given = {"--copy-latents": wish.copy_latents, "--pattern": wish.pattern is not None}
             given["--like"] = wish.like is not None
-            given["--temperature or --top-p"] = (wish.temperature, wish.top_p) != (1.0, 1.0)
+            given["--temperature"] = wish.temperature != 1
+            given["--top-p"] = wish.top_p != 1
             if any(given.values()):
                 what = next(name for name, used in given.items() if used)
                 raise CallError(f"{generator.name}: {what} needs codes; give a run of vq-vae")

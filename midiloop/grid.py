@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from midiloop.errors import LoopError
+from midiloop.errors import LoopError, counted
 
 Roll = NDArray[np.bool_]
 
@@ -77,7 +77,7 @@ class Grid:
         """As in ``8 bars of 16 steps, 9 drums, bass C1 to B7``."""
         lowest, highest = pitch_name(self.lowest_pitch), pitch_name(self.highest_pitch)
         return (
-            f"{self.bars} bar{'s' * (self.bars != 1)} of {self.steps_per_bar} steps, "
+            f"{counted(self.bars, 'bar')} of {self.steps_per_bar} steps, "
             f"{self.n_drums} drums, bass {lowest} to {highest}"
         )
 
@@ -224,8 +224,3 @@ def _whole(number: Any, lowest: int, highest: int) -> int:
 def pitch_name(pitch: int) -> str:
     """Name of a MIDI pitch with C1 = 24, as in ``"F#2"``."""
     return f"{PITCH_NAMES[pitch % 12]}{pitch // 12 - 1}"
-
-
-def step_duration_s(tempo_bpm: float, steps_per_beat: int = 4) -> float:
-    """Duration of one grid step, in seconds, at ``tempo_bpm`` quarter notes a minute."""
-    return 60.0 / tempo_bpm / steps_per_beat

@@ -8,6 +8,7 @@ NumPy alone.
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -49,10 +50,11 @@ def write(
         "bar_distance_cells": _joined([song.distances_cells for song in songs]),
         "roll": rolls,
     }
-    with files.replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, np.frombuffer(json.dumps(about).encode(), dtype=np.uint8))
-        for name in COLUMNS:
-            np.save(file, columns[name])
+    data = io.BytesIO()  # into a file, NumPy writes by a way that does not say why it failed
+    np.save(data, np.frombuffer(json.dumps(about).encode(), dtype=np.uint8))
+    for name in COLUMNS:
+        np.save(data, columns[name])
+    files.write(path, data.getvalue())
 
 
 def _joined(arrays: list[NDArray[Any]]) -> NDArray[Any]:

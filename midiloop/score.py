@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from midiloop import channels, files
 from midiloop.channels import DRUM_CHANNEL
 from midiloop.corpus import MAX_FILE_BYTES
-from midiloop.errors import LoopError, MidiError
+from midiloop.errors import LoopError, MidiError, counted
 
 if TYPE_CHECKING:
     from symusic.core import ScoreTick, TrackTick, TrackTickList
@@ -287,7 +287,7 @@ def _unwrap(data: bytes) -> bytes:
         raise MidiError("truncated", f"the header ends after {len(data)} of 14 bytes")
     length, kind, _, division = struct.unpack(">IHHH", data[4:14])
     if length < 6 or length > len(data) or kind > 2:
-        raise MidiError("bad_header", f"header of {length} bytes, format {kind}")
+        raise MidiError("bad_header", f"header of {counted(length, 'byte')}, format {kind}")
     if division & 0x8000:
         raise MidiError("smpte_division", f"{256 - (division >> 8)} frames a second")
     if division == 0:
@@ -300,7 +300,7 @@ def _what_it_looks_like(data: bytes) -> str:
         return "the file is empty"
     if data.lstrip()[:1] == b"<":
         return "this is a web page"
-    return f"no MThd in {len(data):,} bytes; they begin with {data[:4]!r}"
+    return f"no MThd in {counted(len(data), 'byte')}; they begin with {data[:4]!r}"
 
 
 def _parse(tracks: list[bytes], data: bytes) -> ScoreTick:

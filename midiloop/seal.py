@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from midiloop import files, splits
+from midiloop.errors import counted
 from midiloop.grid import Grid
 from midiloop.manifest import FORMAT, FORMAT_VERSION, fingerprint
 from midiloop.mined import Counts
@@ -205,8 +206,8 @@ def _card(manifest: dict[str, Any]) -> str:
             "",
             "# Loops",
             "",
-            f"{manifest['counts']['loops']:,} loops of bass and drums, written by midiloop "
-            f"{manifest['midiloop_version']}. `manifest.json` says how they were",
+            f"{counted(manifest['counts']['loops'], 'loop')} of bass and drums, written by "
+            f"midiloop {manifest['midiloop_version']}. `manifest.json` says how they were",
             "found; midiloop's documentation, what the columns mean.",
             "",
         ]

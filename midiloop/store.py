@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from midiloop import files, manifest
-from midiloop.errors import LoopError
+from midiloop.errors import LoopError, counted
 from midiloop.grid import LOOP, Grid, Roll, grid_from_json
 from midiloop.manifest import REMEDY
 from midiloop.mined import Reject
@@ -241,13 +241,17 @@ class LoopDataset:
             with open_parquet(self.path / shard["file"]) as file:
                 n_rows = file.metadata.num_rows
                 if n_rows != shard["loops"]:
-                    raise LoopError(f"{n_rows:,} rows, the manifest says {shard['loops']:,}")
-                for batch in file.iter_batches(size, columns=found_columns(file, wanted)):
+                    raise LoopError(
+                        f"{counted(n_rows, 'row')}, the manifest says {shard['loops']:,}"
+                    )
+                for batch in read_batches(file, wanted, size):
                     records = cast(batch, wanted)
                     check_values(records, self.grid)
                     if shard.get("split") and not _matches(records["split"], shard["split"]).all():
                         raise LoopError(f"a loop that is not of split {shard['split']}")
                     yield LoopBatch(self.grid, records)
+        except MemoryError:  # Arrow's own is an ArrowException too, and nothing is damaged
+            raise
         except (OSError, pa.ArrowException, LoopError) as error:
             cause = files.shortened(str(error).splitlines()[0] if str(error) else "damaged", 200)
             raise LoopError(f"{name}: {cause}; {REMEDY}") from error
@@ -333,8 +337,9 @@ class LoopDataset:
         path = self.path / "rejects.parquet"
         try:
             with open_parquet(path) as file:
-                found_columns(file, REJECTS)
-                batches = [cast(batch, REJECTS) for batch in file.iter_batches()]
+                batches = [cast(batch, REJECTS) for batch in read_batches(file, REJECTS)]
+        except MemoryError:
+            raise
         except (OSError, pa.ArrowException, LoopError) as error:
             cause = files.shortened(str(error).splitlines()[0], 200)
             raise LoopError(f"{files.printable(path)}: {cause}; {REMEDY}") from error
@@ -344,7 +349,7 @@ class LoopDataset:
 
 def open_parquet(path: Path) -> pq.ParquetFile:
     """A Parquet file whose pages are compared with their checksums, where they have any."""
-    return pq.ParquetFile(path, page_checksum_verification=True)
+    return pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
 
 
 def found_columns(file: pq.ParquetFile, wanted: pa.Schema) -> list[str]:
@@ -354,6 +359,17 @@ def found_columns(file: pq.ParquetFile, wanted: pa.Schema) -> list[str]:
             raise LoopError(f"{n_found or 'no'} columns called {name!r}")
     found: list[str] = wanted.names
     return found
+
+
+def read_batches(
+    file: pq.ParquetFile, wanted: pa.Schema, size: int = 2048
+) -> Iterator[pa.RecordBatch]:
+    """The wanted columns, ``size`` rows at a time; see `found_columns`.
+
+    In this thread alone: where memory does not suffice for another, Arrow ends the process.
+    """
+    columns = found_columns(file, wanted)
+    yield from file.iter_batches(size, columns=columns, use_threads=False)
 
 
 def cast(batch: pa.RecordBatch, wanted: pa.Schema) -> pa.RecordBatch:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from midiloop.grid import LOOP, Roll
 from midiloop.score import Meter, Score, Tempo, Track
+
+if TYPE_CHECKING:
+    from audioloop.conditions import Condition
 
 TPQ = 480
 STEP = TPQ // 4
@@ -120,3 +124,8 @@ def several_tracks() -> Score:
         meters=(Meter(0, 4, 4), Meter(2 * BAR, 7, 8), Meter(4 * BAR, 4, 4)),
         length=8 * BAR,
     )
+
+
+def rotated(condition: Condition, n_frames: int) -> Condition:
+    """The condition of the loops rotated by ``n_frames``."""
+    return condition._replace(frames=condition.frames.roll(n_frames, -1))

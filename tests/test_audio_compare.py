@@ -452,7 +452,7 @@ def test_a_folder_of_other_settings_is_left_alone(
 
 @pytest.mark.parametrize(
     ("wrong", "cause"),
-    [({"items": 0}, "0 items"), ({"items": 1}, "1 items"), ({"window_s": 5.9}, "window of 5.9 s"),
+    [({"items": 0}, "0 items"), ({"items": 1}, "1 item;"), ({"window_s": 5.9}, "window of 5.9 s"),
      ({"window_s": 14.1}, "window of 14.1 s; give 6 to 14"),
      ({"rescoring": 2.0}, "rescoring 2")],
 )  # fmt: skip

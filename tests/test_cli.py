@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import mido
 import numpy as np
+import pyarrow as pa
 import pypianoroll
 import pytest
+from pyarrow import parquet
 
 from handmade import BAR, groove, score, track
 from midiloop import export, interchange, pianoroll, store
 from midiloop import score as scores
 from midiloop.errors import CallError
+from midiloop.grid import LOOP
 
 
 def midiloop(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -246,6 +250,107 @@ def test_exported_npz_holds_every_loop_in_order(loops: Path, tmp_path: Path) -> 
     rolls = interchange.from_multitrack(song).reshape(9, 128, 93)
     expected = next(store.LoopDataset(loops).batches()).rolls[:9]
     np.testing.assert_array_equal(rolls, expected)
+
+
+LIMITED = """
+import resource, sys
+kind, most = getattr(resource, sys.argv.pop(1)), int(sys.argv.pop(1))
+resource.setrlimit(kind, (most, most))
+from midiloop_cli.main import midiloop
+midiloop()
+"""
+
+
+def limited(kind: str, most: int, *args: object) -> subprocess.CompletedProcess[str]:
+    """A command that may take no more than so much of something."""
+    command = [sys.executable, "-c", LIMITED, kind, str(most), *map(str, args)]
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # each thread takes address space
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+
+
+@pytest.fixture(scope="module")
+def many(loops: Path, tmp_path_factory: pytest.TempPathFactory) -> store.LoopDataset:
+    """A dataset of 7,000 loops, whose dense piano rolls take 230 MB."""
+    out = tmp_path_factory.mktemp("many") / "loops"
+    shutil.copytree(loops, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    for shard in manifest["shards"]:
+        table = pa.concat_tables([parquet.read_table(out / shard["file"])] * 100)
+        parquet.write_table(table, out / shard["file"])
+        shard["loops"] = len(table)
+        shard.pop("sha256")
+    counts = manifest["counts"]
+    counts["loops"] *= 100
+    counts["splits"] = {split: 100 * n for split, n in counts["splits"].items()}
+    del manifest["fingerprint"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    return store.LoopDataset(out)
+
+
+def test_what_is_exported_in_little_memory_is_what_is_loaded(
+    many: store.LoopDataset, tmp_path: Path
+) -> None:
+    out = tmp_path / "loops.npz"
+    done = limited("RLIMIT_AS", 640 << 20, "export", many.path, "--npz", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    song = pypianoroll.load(str(out))
+    rolls = interchange.from_multitrack(song).reshape(-1, LOOP.steps, LOOP.columns)
+    np.testing.assert_array_equal(rolls, np.concatenate([b.rolls for b in many.batches()]))
+
+
+@pytest.mark.parametrize("most_mib", [128, 200, 416])
+@pytest.mark.parametrize("command", [("inspect",), ("export", "--npz"), ("plot", "-o")])
+def test_too_little_address_space_is_one_line(
+    loops: Path, most_mib: int, command: tuple[str, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / ("x.npz" if command[0] == "export" else "x.png")
+    rest = [*command[1:], out] if command[1:] else []
+    done = limited("RLIMIT_AS", most_mib << 20, command[0], loops, *rest)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"midiloop: error: address space is limited to {most_mib} MiB, and at least 512 MiB are "
+        "needed; raise the limit (ulimit -v)\n"
+    )
+    assert not any(tmp_path.iterdir())
+
+
+def test_arrow_that_finds_no_memory_is_no_damage(
+    loops: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise pa.ArrowMemoryError("malloc of size 3047424 failed")
+
+    monkeypatch.setattr(store, "cast", fail)
+    with pytest.raises(MemoryError):
+        next(store.LoopDataset(loops).batches())
+    with pytest.raises(MemoryError):
+        store.LoopDataset(loops).rejects()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("extract", "{songs}", "-o", "{out}/o"),
+        ("export", "{loops}", "--npz", "{out}/o.npz"),
+        ("export", "{loops}", "--midi", "{out}/o"),
+        ("plot", "{loops}", "-o", "{out}/o.png"),
+        ("plot", "{loops}", "-o", "{out}/o.svg"),
+    ],
+    ids=lambda command: f"{command[0]}{command[2]} {command[3]}",
+)
+def test_a_file_that_may_not_grow_is_one_line_and_not_half_written(
+    songs: Path, loops: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    args = [part.format(songs=songs, loops=loops, out=tmp_path) for part in command]
+    done = limited("RLIMIT_FSIZE", 500, *args)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"midiloop: error: {tmp_path}/o")
+    assert done.stderr.endswith(
+        ": File too large; raise the limit on the size of files (ulimit -f), or choose another "
+        "place\n"
+    )
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert {*left} <= ({"plan.json"} if command[0] == "extract" else set())
 
 
 def test_an_interrupted_export_leaves_no_folder_under_its_name(loops: Path, tmp_path: Path) -> None:

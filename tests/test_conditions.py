@@ -12,7 +12,7 @@ from torch import Tensor
 
 from audioloop import conditions
 from audioloop.conditions import CHANNELS, NOTES, UNSAID, Condition, Told
-from handmade import random_rolls
+from handmade import random_rolls, rotated
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP, Roll
 
@@ -55,7 +55,7 @@ def test_all_that_is_told_rolls_with_the_loop_by_whole_beats(
     for by in (4, 16, STEPS - 4):
         told = Told(np.roll(roll, by, 0), STEPS, 8, 33)
         found = told.on(STEPS * frames_per_step, FRAMES_PER_S)
-        rolled = condition.rolled(by * frames_per_step)
+        rolled = rotated(condition, by * frames_per_step)
         close(found.frames, rolled.frames)
         assert (found.kit, found.bass) == (rolled.kit, rolled.bass)
 
@@ -64,7 +64,7 @@ def test_places_go_round() -> None:
     condition = Told(steps=STEPS).on(48, FRAMES_PER_S)
     places = torch.arange(-7, 100)
     assert torch.equal(condition.taken(places).frames[..., 7:55], condition.frames)
-    assert torch.equal(condition.taken(places).frames[..., :48], condition.rolled(7).frames)
+    assert torch.equal(condition.taken(places).frames[..., :48], rotated(condition, 7).frames)
 
 
 # What is said.

@@ -114,7 +114,17 @@ def test_the_share_seen_rises_to_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../up.mid", "/abs.mid", "a/../../b.mid", "C:/x.mid", "..\\w.mid"]
+    "name",
+    [
+        "../up.mid",
+        "/abs.mid",
+        "a/../../b.mid",
+        "C:/x.mid",
+        "..\\w.mid",
+        "../i.zip",
+        "/i.tar",
+        "../i.7z",
+    ],
 )
 def test_no_path_leaves_an_archive(name: str, tmp_path: Path) -> None:
     tar, packed = tmp_path / "x.tar", tmp_path / "x.zip"

@@ -7,6 +7,8 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import torture
+
 from conftest import ROOT
 from midiloop import extract, store
 from midiloop_cli.main import audioloop, midiloop
@@ -34,6 +36,12 @@ def test_every_command_and_its_options_are_in_the_readme() -> None:
         options = {option for p in command.params for option in p.opts if "--" in option}
         for option in options - {"--out"}:
             assert re.search(rf"{option}\b", text), f"{name} {option}"
+
+
+def test_every_way_of_breaking_it_is_in_the_table() -> None:
+    text = (ROOT / "docs" / "robustness.md").read_text()
+    shown = re.findall(r"^\| (.+) \| [\d,]+ \| \d+ \|$", text, re.MULTILINE)
+    assert shown == [row.title for row in torture.ROWS.values()]
 
 
 def test_links_inside_the_repository_lead_somewhere() -> None:

@@ -505,7 +505,7 @@ BAD = {
         ["evaluate", "loops", "--reference", "silence", "--reference-split", "test"],
         "silence: no loops in split test",
     ),
-    "few songs": (1, ["evaluate", "few", "--reference", "loops"], "1 song(s)"),
+    "few songs": (1, ["evaluate", "few", "--reference", "loops"], "of 1 song, intervals"),
     "a short file": (1, ["evaluate", "short", "--reference", "loops"], "b.mid: ends in bar 6"),
     "a bad file": (1, ["evaluate", "bad", "--reference", "loops"], "b.mid: not_midi"),
 }

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -502,3 +503,22 @@ def deadly(
             turn_to(at)
             os._exit(3)
     return MINE_BATCH(batch, turn_to, settings=settings, folder=folder)
+
+
+def test_archives_that_are_not_opened_are_named_where_there_is_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "more").mkdir(parents=True)
+    with zipfile.ZipFile(folder / "outer.zip", "w") as archive:
+        archive.writestr("inner.zip", b"")
+        archive.writestr("deep/inner.rar", b"")
+    for name in ("a.7z", "more/b.LZH"):
+        (folder / name).write_bytes(b"")
+    named = "a.7z, more/b.LZH, outer.zip/inner.zip and 1 more; unpack them"
+    with pytest.raises(LoopError, match=f"in: no MIDI file inside, but archives .*: {named}"):
+        extract.run([folder], tmp_path / "loops", n_workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    (folder / "z.mid").write_bytes(smf(note(0, 60) + END))
+    rejects = extract.run([folder], tmp_path / "loops", n_workers=1).manifest["counts"]["rejects"]
+    assert rejects == {"unread_archive": 3, "nested_archive": 1, "no_meter": 1}
+    with pytest.raises(CallError, match=r"a\.7z: an archive .* unpack it"):
+        extract.run([folder / "a.7z"], tmp_path / "more")

@@ -5,7 +5,7 @@ import pytest
 
 from handmade import random_rolls
 from midiloop.errors import LoopError
-from midiloop.grid import LOOP, Drum, Grid, pitch_name, step_duration_s
+from midiloop.grid import LOOP, Drum, Grid, pitch_name
 
 
 def test_the_loop_grid_has_the_shape_of_the_paper() -> None:
@@ -65,7 +65,3 @@ def test_check_says_what_it_expected() -> None:
     LOOP.check(np.zeros((128, 93), dtype=np.bool_))
     with pytest.raises(LoopError, match=r"expected a bool roll \(128, 93\), got"):
         LOOP.check(np.zeros((64, 93), dtype=np.bool_))
-
-
-def test_a_step_at_120_bpm_lasts_an_eighth_of_a_second() -> None:
-    assert step_duration_s(120) == 0.125

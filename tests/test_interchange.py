@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
 import pretty_midi
+import pyarrow as pa
 import pypianoroll
 import pytest
 
 from handmade import BAR, TPQ, groove, random_rolls, rows, several_tracks
-from midiloop import interchange, pianoroll
+from midiloop import export, interchange, pianoroll, store
 from midiloop.errors import LoopError
-from midiloop.grid import LOOP
+from midiloop.grid import KIT, LOOP, Grid
 from midiloop.score import read, to_bytes
 
 
@@ -58,6 +60,52 @@ def test_pypianoroll_there_and_back(rng: np.random.Generator, tmp_path: Path) ->
         np.testing.assert_array_equal(interchange.from_multitrack(back), roll)
         assert back.tempo.min() == back.tempo.max() == 133
         assert np.flatnonzero(back.downbeat).tolist() == list(range(0, 128, 16))
+
+
+def loop_batch(grid: Grid, packed: np.ndarray, tempos_bpm: np.ndarray) -> store.LoopBatch:
+    n = len(packed)
+    columns = {
+        "roll": [row.tobytes() for row in packed],
+        "song": ["s.mid"] * n,
+        "song_md5": ["0" * 32] * n,
+        "start_bar": [0] * n,
+        "tempo_bpm": tempos_bpm.tolist(),
+        "bar_distance_cells": [0] * n,
+        "split": ["train"] * n,
+    }
+    return store.LoopBatch(grid, pa.RecordBatch.from_pydict(columns, schema=store.schema(grid)))
+
+
+@pytest.mark.parametrize(
+    "grid", [LOOP, Grid(bars=3, steps_per_beat=6, drums=KIT[2:5], lowest_pitch=0, highest_pitch=90)]
+)
+def test_an_npz_of_loops_is_what_pypianoroll_saves_of_them(
+    grid: Grid, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    batches = []
+    for n in (3, 1, 20):
+        rolls = rng.random((n, grid.steps, grid.columns)) < 0.05
+        rolls[:, :, -1] = False  # as of a pitch that nobody plays
+        batches.append(loop_batch(grid, grid.pack(rolls), rng.uniform(40, 250, n)))
+    assert export.to_npz(batches, tmp_path / "ours.npz") == 24
+    joined = store.LoopBatch.joined(batches)
+    tempos_bpm = np.repeat(joined.tempos_bpm, grid.steps)
+    theirs = interchange.to_multitrack(
+        joined.rolls.reshape(-1, grid.columns), tempos_bpm, grid=grid
+    )
+    theirs.save(str(tmp_path / "theirs.npz"))
+    with np.load(tmp_path / "ours.npz") as one, np.load(tmp_path / "theirs.npz") as other:
+        assert {*one.files} == {*other.files}
+        for name in other.files:
+            if name == "info.json":
+                assert json.loads(one[name]) == json.loads(other[name])
+            else:
+                assert one[name].dtype == other[name].dtype
+                np.testing.assert_array_equal(one[name], other[name])
+    loaded = pypianoroll.load(str(tmp_path / "ours.npz"))
+    np.testing.assert_array_equal(loaded.tempo[:, 0], tempos_bpm)
+    for track, expected in zip(loaded.tracks, theirs.tracks, strict=True):
+        np.testing.assert_array_equal(track.pianoroll, expected.pianoroll)
 
 
 def test_pypianoroll_reads_our_files_as_we_do(tmp_path: Path) -> None:

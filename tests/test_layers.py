@@ -29,7 +29,7 @@ LAYERS = {
     "manifest": {"errors", "files", "grid", "splits"},
     "store": {"errors", "files", "grid", "manifest", "mined", "splits"},
     "parts": {"files", "grid", "mined"},
-    "seal": {"files", "grid", "manifest", "mined", "parts", "splits", "store"},
+    "seal": {"errors", "files", "grid", "manifest", "mined", "parts", "splits", "store"},
     "extract": {
         "errors", "files", "grid", "corpus", "score", "pianoroll", "rules", "workers",
         "mined", "parts", "store", "seal",
@@ -39,7 +39,8 @@ LAYERS = {
     "features": {"bits", "grid", "metrics"},
     "evaluate": {"bits", "features", "errors", "grid", "metrics"},
     "overview": {"bits", "metrics", "store"},
-    "export": {"errors", "files", "score", "pianoroll", "interchange", "store"},
+    "npz": {"grid", "pianoroll", "store"},
+    "export": {"errors", "files", "grid", "npz", "score", "pianoroll", "store"},
     "page": {"errors", "files"},
     "plot": {"errors", "grid", "page"},
     "gallery": {

@@ -16,7 +16,7 @@ from audioloop.conditions import Condition, Told, stacked
 from audioloop.magnet import loops
 from audioloop.magnet.decode import Anywhere, DecodeConfig, Predict, decode
 from audioloop.tokens import Masked, TokenConfig
-from handmade import random_rolls
+from handmade import random_rolls, rotated
 from midiloop.errors import LoopError
 
 TINY = TokenConfig(
@@ -72,7 +72,7 @@ def test_a_ring_may_be_cut_anywhere(
     found = decode(loops.ring(model, condition), codes, GAP, seeded(), LIKELIEST)
     assert n_frames < 9 or len(set(found.flatten().tolist())) > 6
     for by in (1, 3, 29):
-        predict = loops.ring(model, condition.rolled(by))
+        predict = loops.ring(model, rotated(condition, by))
         again = decode(predict, codes.roll(by, -1), GAP, seeded(), LIKELIEST)
         assert torch.equal(again, found.roll(by, -1))
 
@@ -85,7 +85,7 @@ def test_a_line_may_not_be_nor_where_spans_end(
     config = LIKELIEST if on == "a line" else replace(LIKELIEST, ring=False)
 
     def found(by: int) -> Tensor:
-        predict = loops.asked(model, condition.rolled(by), circular=on != "a line")
+        predict = loops.asked(model, rotated(condition, by), circular=on != "a line")
         return decode(predict, gaps(41), GAP, seeded(), config).roll(-by, -1)
 
     assert any(not torch.equal(found(by), found(0)) for by in (5, 20, 30))

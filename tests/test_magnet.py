@@ -33,7 +33,7 @@ from audioloop.magnet.decode import (
     ranked,
     spans_of,
 )
-from audioloop.magnet.network import PRESETS, Magnet, MagnetConfig, positions
+from audioloop.magnet.network import Magnet, MagnetConfig, positions
 from midiloop.checkpoint import read_tensors
 from midiloop.errors import LoopError
 
@@ -132,8 +132,8 @@ def test_codes_are_those_of_audiocraft(
 
 def test_the_sizes_are_the_published_ones() -> None:
     with torch.device("meta"):
-        shapes = {n: tuple(w.shape) for n, w in Magnet(PRESETS["small"]).state_dict().items()}
-        medium = Magnet(PRESETS["medium"])
+        shapes = {n: tuple(w.shape) for n, w in Magnet(MagnetConfig()).state_dict().items()}
+        medium = Magnet(MagnetConfig(dim=1536, heads=24, layers=48))
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == 420_371_456
     assert len(shapes) == 300
     reader = "condition_provider.conditioners.description.output_proj"

@@ -10,7 +10,7 @@ from torch import Tensor
 from audioloop import priming
 from audioloop.conditions import Condition, Told, stacked
 from audioloop.tokens import Causal, TokenConfig
-from handmade import random_rolls
+from handmade import random_rolls, rotated
 
 TINY = TokenConfig(dim=16, heads=2, layers=2, widening=2, codebook_size=12, reach=5)
 FRAMES = 30
@@ -127,7 +127,7 @@ def test_where_a_ring_is_cut_matters_less_than_where_a_line_begins(
 ) -> None:
     condition, codes = told(rng), some_codes()
     here = priming.judge(model, condition)(codes, 0)
-    there = priming.judge(model, condition.rolled(11))(codes.roll(11, -1), 0).roll(-11, 1)
+    there = priming.judge(model, rotated(condition, 11))(codes.roll(11, -1), 0).roll(-11, 1)
     line = model(codes, condition)[:, 0].softmax(-1).gather(-1, codes[:, 0][..., None])[..., 0]
     at = slice(0, 3)
     assert (here - there)[:, at].abs().max() < 0.5 * (here - line)[:, at].abs().max()

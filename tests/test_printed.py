@@ -5,16 +5,23 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
 from handmade import groove
 from midiloop import extract, rules, score
+from midiloop.errors import counted
+from midiloop.store import LoopDataset
 from midiloop_cli import main, report
 
 # Newline, carriage return, a colour, a title (OSC), C1, bidi, rich's markup, no UTF-8, a format.
@@ -42,15 +49,30 @@ def line(args: list[str], places: dict[str, str]) -> tuple[str, list[str]]:
     return group, rest
 
 
-def run(args: list[str], places: dict[str, str]) -> tuple[int, bytes, bytes]:
-    """Exit code, and the bytes of both streams, of a command run in this process."""
+class Terminal(io.TextIOWrapper):
+    """A stream that says it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def run(
+    args: list[str], places: dict[str, str], *, shown: bool = False
+) -> tuple[int, bytes, bytes]:
+    """Exit code, and the bytes of both streams, of a command run in this process.
+
+    Args:
+        shown: on a terminal, as far as stderr goes.
+    """
     group, rest = line(args, places)
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    printed, told = io.BytesIO(), io.BytesIO()
+    out = io.TextIOWrapper(printed, "utf-8", write_through=True)
+    err = (Terminal if shown else io.TextIOWrapper)(told, "utf-8", write_through=True)
     streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
     with streams[0], streams[1], pytest.raises(SystemExit) as left:
         getattr(main, group)(rest)
     assert isinstance(left.value.code, int)
-    return left.value.code, out.buffer.getvalue(), err.buffer.getvalue()
+    return left.value.code, printed.getvalue(), told.getvalue()
 
 
 def run_apart(
@@ -105,15 +127,122 @@ def test_a_name_changes_nothing_but_itself(name: str, tmp_path: Path) -> None:
             path.rename(tmp_path / f"{what} done")
 
 
-@pytest.mark.parametrize("name", ODD, ids=ascii)
-def test_json_is_valid_and_alone_whatever_the_name(name: str, tmp_path: Path) -> None:
+JSON = {
+    "midiloop extract": "{folder} -o {out}",
+    "midiloop inspect": "{loops}",
+    "midiloop plot": "{midi} -o {out}.png",
+    "midiloop export": "{loops} --midi {out}",
+    "midiloop train": "vq-vae {loops} -o {out}",
+    "midiloop generate": "-n 1 -o {out}",
+    "midiloop evaluate": "{several} --reference {several}",
+    "midiloop compare": "{loops} -o {out}",
+    "audioloop render": "{folder} -o {out}",
+    "audioloop check": "{sound} {bad}",
+    "audioloop seam": "{sound} {bad}",
+    "audioloop train": "codec {loops} -o {out} --steps 1",
+    "audioloop reconstruct": "{sound} {bad} -o {out}",
+    "audioloop refine": "{sound} {bad} --bars 1 -o {out}",
+    "audioloop generate": "{short} {bad} --candidates 1 -o {out}",
+    "audioloop compare": "{loops} -o {out}",
+}
+TOGETHER = ('a "b" \\ c,\nd\r\t\x1b[31m\x9b\u202e\u2028 夜', "bad \udcff\udce9")
+
+
+def test_every_command_is_asked_for_json() -> None:
+    groups = ((main.midiloop, "midiloop"), (main.audioloop, "audioloop"))
+    assert set(JSON) == {
+        f"{name} {command}" for group, name in groups for command in group.commands
+    }
+
+
+@pytest.fixture
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes minutes finds at once what it would find in the end, and no number for some."""
+    from audioloop import compare_figure, compare_tables
+    from audioloop import train as train_of_sound
+    from midiloop import train
+    from midiloop.common.trainer import Result
+
+    def trained(model: str, loops: LoopDataset, out: Path, *_: Any, **__: Any) -> list[Any]:
+        history = [{"epoch": 1.0, "error": math.nan}]
+        return [train.Trained(out / model, "error", Result(1, math.inf, history))]
+
+    def compared(loops: LoopDataset, out: Path, *_: Any, **__: Any) -> str:
+        out.mkdir()
+        found = {"about": {"dataset": str(loops.path)}, "error": math.nan}
+        (out / "report.json").write_text(json.dumps(found))
+        return str(loops.path)
+
+    history = [{"minutes": 1.0, "si_sdr_db": 1.0, "si_sdr_codes_db": math.nan}]
+    result = Result(1, 1.0, history)
+    monkeypatch.setattr(train, "run", trained)
+    monkeypatch.setattr("midiloop.compare.run", compared)
+    monkeypatch.setattr(train_of_sound, "codec", lambda *_, **__: result)
+    monkeypatch.setattr("audioloop.compare.run", compared)
+    monkeypatch.setattr(compare_figure, "draw", lambda *_: [])
+    monkeypatch.setattr(compare_tables, "as_json", lambda found: {"dataset": found})
+
+
+def not_json(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+@pytest.mark.parametrize("name", TOGETHER, ids=ascii)
+@pytest.mark.parametrize("command", JSON)
+def test_json_is_valid_and_alone_whatever_the_name(
+    command: str, name: str, tmp_path: Path, dataset: LoopDataset, briefly: None
+) -> None:
     found = places(name, tmp_path)
-    for command in ("inspect", "check"):
-        _, out, _ = run([*COMMANDS[command], "--json"], found)
-        assert_harmless(out)
-        said = json.loads(out)
-        shown = said["manifest"]["sources"] if command == "inspect" else said["files"]
-        assert len(shown) == 1
+    sound = tmp_path / f"{name} tone.wav"
+    tone = np.sin(np.arange(32_000) * 2 * np.pi / 100) / 2
+    soundfile.write(os.fsencode(sound), tone, 16_000, format="WAV")
+    short = Path(found["folder"], f"{name} short.mid")
+    short.write_bytes(score.to_bytes(groove(1)))
+    short.with_name(f"{name} bad.mid").write_bytes(b"no MIDI")
+    shutil.copytree(dataset.path, tmp_path / f"{name} several")
+    found |= {
+        "sound": str(sound),
+        "short": str(short),
+        "several": str(tmp_path / f"{name} several"),
+    }
+    args = [*command.split(), *JSON[command].split(), "--json"]
+    code, out, err = run(args, found)
+    assert_harmless(out)
+    assert_harmless(err)
+    if code == 2:  # PyArrow takes UTF-8 alone, and that is said instead
+        assert "\udcff" in name
+        assert out == b""
+        assert b"not UTF-8" in err
+    else:
+        assert isinstance(json.loads(out, parse_constant=not_json), dict)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "check {folder}",
+        "seam {folder}",
+        "seam {folder} --perplexity",
+        "reconstruct {folder} -o {out}",
+    ],
+)
+def test_progress_is_shown_on_terminals_alone_and_changes_no_output(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    sounds = tmp_path / "sounds"
+    sounds.mkdir()
+    for number in range(2):
+        tone = np.sin(np.arange(16_000) * 2 * np.pi / 100) / 2
+        soundfile.write(sounds / f"{number}.wav", tone, 16_000)
+    found = {"folder": str(sounds), "out": str(tmp_path / "out")}
+    silent, shown = (
+        run(["audioloop", *command.split()], found, shown=shown) for shown in (False, True)
+    )
+    assert silent[:2] == shown[:2]
+    assert silent[2] == b""
+    assert b"files" in shown[2]
+    assert b"2/2" in shown[2]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
@@ -129,7 +258,7 @@ def test_a_stream_of_any_encoding_takes_any_name(encoding: str, tmp_path: Path) 
 
 
 def test_one_is_one_and_others_are_several() -> None:
-    assert [report.counted(n, "loop") for n in (0, 1, 2, 2000)] == [
+    assert [counted(n, "loop") for n in (0, 1, 2, 2000)] == [
         "0 loops", "1 loop", "2 loops", "2,000 loops",
     ]  # fmt: skip
 

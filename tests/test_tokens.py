@@ -12,7 +12,7 @@ from torch import Tensor
 from audioloop import conditions
 from audioloop.conditions import UNSAID, Condition, Told
 from audioloop.tokens import Causal, Masked, TokenConfig
-from handmade import random_rolls
+from handmade import random_rolls, rotated
 
 TINY = TokenConfig(
     dim=16, heads=2, layers=2, widening=2, codebooks=4, codebook_size=12, context=3, reach=5
@@ -80,7 +80,7 @@ def test_logits_on_a_ring_roll_with_the_loop(
     logits = model(codes, condition, stage, circular=True)
     assert logits.shape == (2, n_frames, TINY.codebook_size)
     for by in {1 % n_frames, n_frames // 2, n_frames - 1}:
-        found = model(codes.roll(by, -1), condition.rolled(by), stage, circular=True)
+        found = model(codes.roll(by, -1), rotated(condition, by), stage, circular=True)
         torch.testing.assert_close(found, logits.roll(by, 1), atol=1e-4, rtol=0)
 
 
@@ -91,7 +91,7 @@ def test_a_line_has_ends(stage: int, told: Condition) -> None:
     told = double(told)
     line, ring = (model(codes, told, stage, circular=circular) for circular in (False, True))
     assert moved(line, ring)[[0, -1]].all()
-    rolled = model(codes.roll(7, -1), told.rolled(7), stage, circular=False)
+    rolled = model(codes.roll(7, -1), rotated(told, 7), stage, circular=False)
     assert moved(rolled, line.roll(7, 1))[[6, 7]].all()
 
 
@@ -264,7 +264,7 @@ def test_in_16_bits_logits_are_nearly_the_same(told: Condition, stage: int) -> N
 def test_in_16_bits_a_ring_has_no_first_frame(told: Condition) -> None:
     model, codes = Masked(TINY), some_codes(gaps=True)
     model.in_bfloat16 = True
-    there = model(codes.roll(7, -1), told.rolled(7), 0, circular=True)
+    there = model(codes.roll(7, -1), rotated(told, 7), 0, circular=True)
     torch.testing.assert_close(
         there, model(codes, told, 0, circular=True).roll(7, 1), atol=0.02, rtol=0
     )

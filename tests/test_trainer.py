@@ -200,6 +200,14 @@ def test_auto_is_float32_where_no_unit_multiplies_faster() -> None:
     assert devices.choose_precision("bfloat16", CPU) == "bfloat16"
 
 
+@pytest.mark.parametrize("name", ["tpu", "cuda:77", "cuda:x", "cpu:1", ""])
+def test_a_device_that_is_not_there_is_one_line(name: str) -> None:
+    with pytest.raises(CallError, match=f"there is no {name} device .*; use --device cpu") as bad:
+        devices.choose_device(name)
+    assert "\n" not in str(bad.value)
+    assert devices.choose_device("cpu") == CPU
+
+
 @sound
 def test_event_files_hold_what_the_history_holds(kind: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():

@@ -27,7 +27,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from audioloop.magnet.network import Magnet
-from midiloop.errors import LoopError
+from midiloop.errors import LoopError, counted
 
 COLDEST = 1e-2  # the lowest temperature: the likeliest code nearly always
 FEW = 64  # codes that are likely at most places
@@ -238,11 +238,11 @@ def decode(
 def _check(codes: Tensor, gap: int, config: DecodeConfig) -> None:
     n_codebooks, n_frames = codes.shape[1:]
     if len(config.steps) != n_codebooks or min(config.steps) < 1:
-        raise LoopError(f"expected steps of {n_codebooks} codebooks, got {config.steps}")
+        raise LoopError(f"expected steps of {counted(n_codebooks, 'codebook')}, got {config.steps}")
     if config.spans not in SPANS or not 1 <= config.span <= n_frames:
         raise LoopError(
-            f"cannot fill {n_frames} frames by spans of {config.span} ({config.spans}); there are "
-            f"{' and '.join(SPANS)}, of 1 to {n_frames}"
+            f"cannot fill {counted(n_frames, 'frame')} by spans of {config.span} "
+            f"({config.spans}); there are {' and '.join(SPANS)}, of 1 to {n_frames}"
         )
     if config.ring and config.spans == "nonoverlap":
         raise LoopError("spans that do not overlap have a first one, and a ring has none: stride1")

@@ -62,13 +62,6 @@ class MagnetConfig:
         return self.codebook_size
 
 
-PRESETS = {
-    "tiny": MagnetConfig(dim=192, heads=6, layers=6, codebook_size=1024),  # as our codec has
-    "small": MagnetConfig(),
-    "medium": MagnetConfig(dim=1536, heads=24, layers=48),
-}
-
-
 def positions(
     n_frames: int, dim: int, *, ring: bool, origin: int = 0, dtype: torch.dtype = torch.float32
 ) -> Tensor:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from midiloop.errors import counted
 from midiloop_cli import options, report
-from midiloop_cli.symbolic import INPUT, PATH, json_option
+from midiloop_cli.symbolic import INPUT, PATH, choice_options, json_option, sf2_option
 
 if TYPE_CHECKING:
     from audioloop.batch import Result
@@ -38,7 +39,8 @@ def sound_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--peak", "peak_db", type=click.FloatRange(-60, 0), default=-1.0, show_default=True,
-            metavar="DB", help="Bring the largest sample to this, in dB of full scale.",
+            metavar="DB", help="Bring the largest sample to this, in dB of full scale; "
+            "with --loudness or --gain no further than this.",
         ),
         click.option(
             "--reverb", type=click.FloatRange(0, 1), default=0.0, show_default=True,
@@ -50,7 +52,8 @@ def sound_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--kit", type=click.IntRange(0, 127), help="Drum kit, as in 25 for an 808."),
         click.option(
-            "--bass", type=click.IntRange(0, 127), help="General MIDI program of the bass, from 0."
+            "--bass", type=click.IntRange(0, 127),
+            help="General MIDI program of the bass, as in 33 for fingered.",
         ),
     )  # fmt: skip
     for option in reversed(sound):  # as decorators: the last is applied first
@@ -71,26 +74,25 @@ def sound_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--rate", type=click.IntRange(1), default=44_100, show_default=True, metavar="HZ",
     help="Samples a second.",
 )  # fmt: skip
-@click.option("--bpm", type=click.FloatRange(20, 400), help="Tempo, in place of each loop's own.")
-@click.option("--bars", type=click.IntRange(1, 64), help="Length of MIDI files that do not say it.")
-@click.option("--sf2", type=INPUT, help="SoundFont; default: a system's FluidR3, else a small one.")
+@click.option(
+    "--bpm", type=click.FloatRange(20, 400), help="Tempo, in place of what each loop says."
+)
+@click.option(
+    "--bars", type=click.IntRange(1, 64), help="Bars of MIDI files, in place of what they say."
+)
+@sf2_option
 @sound_options
 @click.option(
     "--name-template", "template", default="default", show_default=True,
     help="How files are named: default, audacity, splice, or a text with {name}, {number}, {bpm}, "
     "{exact_bpm}, {bars}, {part}, {root}, {meter}.",
 )  # fmt: skip
-@click.option("--limit", type=click.IntRange(1), help="At most so many loops.")
-@click.option(
-    "--split",
-    type=click.Choice(["train", "valid", "test"]),
-    help="Loops of one split of a dataset.",
-)
+@choice_options
 @click.option(
     "--workers",
     "n_workers",
     type=click.IntRange(1, 256),
-    help="Processes that render; default: all usable cores.",
+    help="Worker processes; default: all usable cores.",
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
 @json_option
@@ -101,6 +103,7 @@ def render(
     depth: str | None,
     sf2: Path | None,
     limit: int | None,
+    song: str,
     split: str | None,
     n_workers: int | None,
     resume: bool,
@@ -111,8 +114,7 @@ def render(
 
     Beside each audio file lies a MIDI file of the same name that ends at the bar line.
     """
-    if not any(source.is_dir() for source in sources):
-        options.refuse("chooses loops of a dataset, and none was given", "split")
+    _check_used(sources)
     from audioloop import batch, synth
     from audioloop.render import Sound
     from audioloop.wave import Format
@@ -124,7 +126,7 @@ def render(
         sound=Sound(**{name: value for name, value in settings.items() if name not in kept}),
         **{name: settings[name] for name in kept},
     )
-    items = batch.items(sources, limit=limit, split=split)
+    items = batch.items(sources, limit=limit, song=song, split=split)
     began_s = time.monotonic()
     with report.counting("loops", len(items)) as count:
         result = batch.run(
@@ -142,15 +144,26 @@ def render(
     sys.exit(1 if result.failed else 0)
 
 
+def _check_used(sources: Sequence[Path]) -> None:
+    """Raise `click.UsageError` for an option that would change nothing."""
+    datasets = [options.is_dataset(source) for source in sources]
+    if not any(datasets):
+        options.refuse("chooses loops of a dataset, and none was given", "song", "split")
+    if all(datasets):
+        options.refuse("is for MIDI files, and loops of a dataset say their length", "bars")
+    if options.given("loudness_lufs"):
+        options.refuse("--loudness says how loud it is to be; give one of both", "gain_db")
+
+
 def _summary(result: Result, out: Path, took_s: float) -> str:
     total_s = sum(made.duration_s for made in result.made)
     speed = f", {total_s / took_s:,.0f} times real time" if len(result.made) >= 100 else ""
-    made_here = report.counted(len(result.made), "loop")
+    made_here = counted(len(result.made), "loop")
     lines = [f"{made_here} in {report.plain(out)}   {total_s:,.1f} s of audio{speed}"]
     if len(result.made) <= 12:
         lines += [
-            f"{report.plain(made.files[0])}   {report.bars(made.label.bars)} "
-            f"at {made.label.tempo_bpm:g} bpm, {report.counted(made.samples, 'sample')}"
+            f"{report.plain(made.files[0])}   {counted(made.label.bars, 'bar')} "
+            f"at {made.label.tempo_bpm:g} bpm, {counted(made.samples, 'sample')}"
             for made in result.made
         ]
     held = [made.held_back_db for made in result.made if made.held_back_db > 0.05]

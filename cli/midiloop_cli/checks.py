@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from midiloop import files
+from midiloop.errors import counted
 from midiloop_cli import report
 from midiloop_cli.symbolic import INPUT, json_option
 
@@ -29,19 +30,20 @@ def check(sources: tuple[Path, ...], as_json: bool) -> None:
     """
     from audioloop.sources import audio
 
-    rows = []
-    for path in audio(sources):
-        row = _row(path)
-        rows.append(row)
-        if not as_json:
-            report.echo(_line(row))
+    rows, paths = [], list(audio(sources))
+    with report.counting("files", len(paths)) as count:
+        for path in paths:
+            row = _row(path)
+            rows.append(row)
+            if not as_json:
+                report.echo(_line(row))
+            count()
     bad = sum(not row["ok"] for row in rows)
     if as_json:
         report.echo(report.to_json({"files": rows, "bad": bad}))
     elif len(rows) > 1:
         report.echo(
-            f"{report.counted(len(rows), 'file')}, "
-            + (f"{bad:,} of them bad" if bad else "all right")
+            f"{counted(len(rows), 'file')}, " + (f"{bad:,} of them bad" if bad else "all right")
         )
     sys.exit(1 if bad else 0)
 
@@ -95,9 +97,9 @@ def _summary(row: dict[str, Any]) -> list[str]:
     parts: list[str] = []
     if row["tempo_bpm"] is not None:
         noun, count = ("bar", row["bars"]) if row["bars"] else ("beat", row["beats"])
-        extent = f"{count:,} {noun}{'s' if count > 1 else ''} at " if count else ""
+        extent = f"{counted(count, noun)} at " if count else ""
         parts.append(f"{extent}{row['tempo_bpm']:.10g} bpm")
-    parts.append(f"{row['samples']:,} samples")
+    parts.append(counted(row["samples"], "sample"))
     if row["jump"] is not None:
         parts.append(f"jump {row['jump']:.1f}")
     return [*parts, *row["notes"]]

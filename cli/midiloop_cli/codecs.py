@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from midiloop.errors import counted
 from midiloop_cli import report
 from midiloop_cli.learned import compile_option, device_option, precision_option
 from midiloop_cli.symbolic import INPUT, PATH, json_option, seed_option
@@ -27,22 +28,23 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Choice(["codec", "masked", "causal"]))
 @click.argument("dataset", type=INPUT, metavar="LOOPS")
 @click.option("-o", "--out", required=True, type=PATH, metavar="RUN", help="Folder for the run.")
-@click.option("--minutes", type=float, help="How long to train, over all sessions.")
-@click.option("--steps", type=click.IntRange(1), help="How many steps to train, instead.")
+@click.option("--minutes", type=float, help="Minutes to train, over all sessions.")
+@click.option("--steps", type=click.IntRange(1), help="Steps to train, in place of --minutes.")
 @click.option(
     "--batch", "batch_size", type=click.IntRange(1), default=8, show_default=True,
-    help="Excerpts or loops a step.",
+    help="Excerpts of loops a step.",
 )  # fmt: skip
 @click.option(
     "--micro-batch", "micro_batch_size", type=click.IntRange(1),
-    help="As many in memory at a time, adding up their gradients; default: all of a batch.",
+    help="Excerpts in memory at a time, whose gradients add up; default: all of a batch.",
 )  # fmt: skip
 @click.option("--learning-rate", type=float, default=1e-3, show_default=True,
     help="The largest, after the warm-up.",
 )  # fmt: skip
 @click.option(
     "--sf2", "soundfonts", type=INPUT, multiple=True,
-    help="SoundFont to render with; several take turns for a codec. Default: a system's FluidR3.",
+    help="SoundFont to render with; several take turns for a codec; default: AUDIOLOOP_SOUNDFONT, "
+    "a system's FluidR3, or a small one.",
 )  # fmt: skip
 @click.option(
     "--begin-with", type=INPUT, metavar="RUN", help="A model that is to learn more, from here on."
@@ -65,12 +67,16 @@ if TYPE_CHECKING:
     help="Where those are, or will be, for several runs; default: in RUN.",
 )  # fmt: skip
 @click.option(
-    "--codec", "run", type=INPUT, metavar="RUN", help="Whose codes masked or causal learn."
+    "--codec",
+    "run",
+    type=INPUT,
+    metavar="RUN",
+    help="The codec whose codes masked or causal learn.",
 )
 @seed_option
 @click.option(
     "--workers", "n_workers", type=click.IntRange(1, 256), default=1, show_default=True,
-    help="Processes that render.",
+    help="Worker processes that render.",
 )  # fmt: skip
 @device_option
 @precision_option
@@ -158,7 +164,7 @@ def _only(fits: bool, options: dict[str, Any], who: str) -> None:
 
 
 def _trained(model: str, figures: dict[str, Any]) -> str:
-    steps = report.counted(figures["steps"], "step")
+    steps = counted(figures["steps"], "step")
     begin = f"{report.plain(figures['folder'])}: {steps} in {figures['minutes']:.1f} minutes; "
     if model == "codec":
         return begin + (
@@ -173,7 +179,9 @@ def _trained(model: str, figures: dict[str, Any]) -> str:
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=INPUT, metavar="FILE|FOLDER...")
-@click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="For what comes back.")
+@click.option(
+    "-o", "--out", required=True, type=PATH, metavar="DIR", help="Folder for what comes back."
+)
 @click.option("--codec", "run", type=INPUT, metavar="RUN", help="A codec that you trained.")
 @click.option(
     "--encodec", metavar="NAME",
@@ -193,7 +201,6 @@ def reconstruct(
 
     if run and encodec:
         raise click.UsageError("--codec and --encodec are two codecs; give one.")
-    codec = _codec(run, encodec)
     sources = list(audio(files))
 
     shown: list[Reconstructed] = []
@@ -212,6 +219,7 @@ def reconstruct(
             show(outcome)
             count()
 
+        codec = _codec(run, encodec)
         done, failed = reconstruct.run(sources, out, codec, on_file=finished)
     if as_json:
         report.echo(report.to_json(reconstruct.as_json(done, failed, codec.config)))

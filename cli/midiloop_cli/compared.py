@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from midiloop_cli import report
-from midiloop_cli.symbolic import INPUT, PATH, json_option, seed_option
+from midiloop_cli.symbolic import INPUT, PATH, json_option, seed_option, sf2_option
 
 if TYPE_CHECKING:
     from audioloop.summed import Comparison
@@ -30,19 +30,26 @@ def steps_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[i
 @click.command()
 @click.argument("dataset", type=INPUT, metavar="LOOPS")
 @click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="Folder for it all.")
-@click.option("--items", type=int, default=100, show_default=True, help="Loops of the test split.")
+@click.option(
+    "--items",
+    type=int,
+    default=100,
+    show_default=True,
+    help="How many loops of the test split to make anew.",
+)
 @seed_option
 @click.option(
     "--window-s", type=float, default=12.0, show_default=True, metavar="S",
-    help="Of the ways that have a window; loops last from a third of it to two thirds.",
+    help="Seconds that a window holds, of ways that have one; loops last from a third of it to two "
+    "thirds.",
 )  # fmt: skip
 @click.option(
     "--steps", callback=steps_of, metavar="N,N,N,N",
-    help="Of each codebook, where notes are told; fewer are quicker.  [default: 20,8,6,6]",
+    help="Steps of each codebook, where notes are told; fewer are quicker.  [default: 20,8,6,6]",
 )  # fmt: skip
 @click.option(
     "--free-steps", callback=steps_of, metavar="N,N,N,N",
-    help="Of each codebook, where no notes are told.  [default: 40,8,6,6]",
+    help="Steps of each codebook, where no notes are told.  [default: 40,8,6,6]",
 )  # fmt: skip
 @click.option(
     "--rescoring", type=float, default=0.0, show_default=True, metavar="WEIGHT",
@@ -51,11 +58,11 @@ def steps_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[i
 @click.option("--masked", type=INPUT, metavar="RUN", help="A masked model that you trained.")
 @click.option("--causal", type=INPUT, metavar="RUN", help="A causal model that you trained.")
 @click.option("--codec", type=INPUT, metavar="RUN", help="The codec that they learned from.")
-@click.option("--sf2", type=INPUT, help="SoundFont; default: a system's FluidR3, else a small one.")
+@sf2_option
 @click.option("--keep-audio", is_flag=True, help="Write the loops of the first 3 items as WAV.")
 @click.option(
     "--workers", "n_workers", type=click.IntRange(1, 256), default=1, show_default=True,
-    help="Processes, each on one thread.",
+    help="Worker processes, each on one thread.",
 )  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on; items that are done are not done again.")
 @json_option

@@ -30,10 +30,12 @@ precision_option = click.option(
     type=click.Choice(["float32", "bfloat16", "auto"]),
     default="float32",
     show_default=True,
-    help="Of matrix products; bfloat16 pays on GPUs and on CPUs with AMX; auto: on GPUs that have "
-    "units for it.",
+    help="Precision of matrix products; bfloat16 is faster on GPUs and on CPUs with AMX; auto: "
+    "bfloat16 on GPUs that have units for it.",
 )
-compile_option = click.option("--compile", "compiled", is_flag=True, help="Through torch.compile.")
+compile_option = click.option(
+    "--compile", "compiled", is_flag=True, help="Compile the model by torch.compile."
+)
 split_choice = click.Choice(["train", "valid", "test"])
 
 
@@ -99,7 +101,9 @@ def _uncollected() -> Iterator[None]:
     show_default=True,
     help="Move each bass up or down at random, so many semitones at most.",
 )
-@click.option("--repeats", is_flag=True, help="Learn from each loop as often as it comes.")
+@click.option(
+    "--repeats", is_flag=True, help="Learn from each loop as often as it comes, and not once."
+)
 @seed_option
 @device_option
 @precision_option
@@ -146,7 +150,7 @@ def train(
             device=place,
             resume=resume,
             events=tensorboard,
-            on_progress=live,
+            on_progress=live.progress,
         )
     if int(os.environ.get("RANK", "0")):
         return  # the first of several processes reports for all
@@ -156,7 +160,9 @@ def train(
 
 @click.command()
 @click.argument("run", type=INPUT, required=False)
-@click.option("-n", "n", type=click.IntRange(1), default=8, show_default=True, help="Loops.")
+@click.option("-n", "n", type=click.IntRange(1), default=8, show_default=True,
+    help="How many loops to write.",
+)  # fmt: skip
 @click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="New folder.")
 @click.option(
     "--temperature",
@@ -209,6 +215,7 @@ def generate(
     """
     if like is None:
         options.refuse("says what stays of --like; give --like as well", "keep")
+    options.refuse_top_p(wish["temperature"])
     from midiloop import files, plot, workers
 
     files.check_free(out)
@@ -242,7 +249,12 @@ def generate(
 )  # fmt: skip
 @seed_option
 @click.option(
-    "-n", "n", type=click.IntRange(1), default=20_000, show_default=True, help="Loops of each."
+    "-n",
+    "n",
+    type=click.IntRange(1),
+    default=20_000,
+    show_default=True,
+    help="How many loops to draw from each model.",
 )
 @device_option
 @precision_option
@@ -259,11 +271,11 @@ def compare(
     **settings: Any,
 ) -> None:
     """Train the paper's models under one budget, and set its tables 1 to 4 beside ours."""
-    from midiloop import compare, store, train
+    from midiloop import compare, files, store, train
     from midiloop.common.devices import choose_device
     from midiloop.common.train_config import Budget
 
-    with report.training() as live:
+    with report.training(n) as live:
         compare.run(
             store.LoopDataset(dataset),
             out,
@@ -272,19 +284,33 @@ def compare(
             n=n,
             device=choose_device(device),
             resume=resume,
-            on_progress=live,
+            on_progress=live.progress,
+            on_loops=live.loops,
         )
-    name = "report.json" if as_json else "report.md"
-    report.echo((out / name).read_text().rstrip())
+    if as_json:
+        report.echo(report.to_json(files.read_json(out / "report.json")))
+    else:
+        report.echo((out / "report.md").read_text().rstrip())
 
 
 @click.command()
 @click.argument("source", type=INPUT, required=False, metavar="[LOOPS|DIR|RUN]")
 @click.option("--reference", required=True, type=INPUT, help="Loop dataset to compare with.")
-@click.option("--split", type=split_choice, help="Of LOOPS; default: all of them.")
-@click.option("--reference-split", type=split_choice, help="Of the reference; default: all of it.")
 @click.option(
-    "-n", "n", type=click.IntRange(1), default=20_000, show_default=True, help="Loops of a RUN."
+    "--split", type=split_choice, help="Loops of one split of LOOPS; default: all of them."
+)
+@click.option(
+    "--reference-split",
+    type=split_choice,
+    help="Loops of one split of the reference; default: all of them.",
+)
+@click.option(
+    "-n",
+    "n",
+    type=click.IntRange(1),
+    default=20_000,
+    show_default=True,
+    help="How many loops to draw from a RUN.",
 )
 @seed_option
 @json_option

@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
@@ -17,6 +18,8 @@ from midiloop_cli import audio, checks, codecs, compared, learned, remade, repor
 
 MODELS_NEED = ("torch", "safetensors", "einops")
 INTERRUPTED = 130  # as shells count: 128 and the number of SIGINT
+MIN_ADDRESS_BYTES = 512 << 20  # where there is less, Arrow and NumPy crash while they are loaded
+TOO_LITTLE_MEMORY = "there is too little memory; free some, or run it on less at a time"
 
 
 class OneLineErrors(click.Group):
@@ -38,8 +41,7 @@ class OneLineErrors(click.Group):
         except CallError as error:
             self._fail(2, str(error))
         except ImportError as error:
-            extra = f"{error.name} is not installed: pip install {error.name}"
-            self._fail(1, extra if error.name in MODELS_NEED else str(error))
+            self._fail(1, _unloadable(error))
         except LoopError as error:
             self._fail(1, str(error))
         except BrokenPipeError:
@@ -51,13 +53,14 @@ class OneLineErrors(click.Group):
         except UnicodeEncodeError as error:  # as of PyArrow, which takes no other names
             self._fail(2, f"{error.object}: a name that is not UTF-8; rename it")
         except MemoryError:
-            self._fail(1, "there is too little memory; free some, or run it on less at a time")
+            self._fail(1, TOO_LITTLE_MEMORY)
         except (KeyboardInterrupt, click.Abort):
             self._interrupted()
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an interrupt is told here, for click would print an empty line first."""
+        _check_memory()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -73,6 +76,28 @@ class OneLineErrors(click.Group):
         except OSError:  # of a full disk: said already, and Python would say it again as it ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(code)
+
+
+def _check_memory() -> None:
+    """Raise `LoopError` where this process may take less address space than its libraries do."""
+    with suppress(ImportError):  # on Windows, which knows no such limit
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY and limit < MIN_ADDRESS_BYTES:
+            raise LoopError(
+                f"address space is limited to {limit >> 20} MiB, and at least "
+                f"{MIN_ADDRESS_BYTES >> 20} MiB are needed; raise the limit (ulimit -v)"
+            )
+
+
+def _unloadable(error: ImportError) -> str:
+    """Why a library is not there, and what to do."""
+    if error.name in MODELS_NEED and isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed: pip install {error.name}"
+    if "failed to map segment" in str(error) or "cannot allocate" in str(error).lower():
+        return TOO_LITTLE_MEMORY
+    return str(error)
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})

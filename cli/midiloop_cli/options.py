@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 from click.core import ParameterSource
 
@@ -21,3 +23,14 @@ def refuse(reason: str, *names: str) -> None:
     """Raise `click.UsageError` where one of ``names`` was written, for it would change nothing."""
     if found := given(*names):
         raise click.UsageError(f"{found}: {reason}.")
+
+
+def refuse_top_p(temperature: float | None) -> None:
+    """Raise `click.UsageError` where ``--top-p`` was written beside a temperature of 0."""
+    if temperature == 0:
+        refuse("--temperature 0 takes the likeliest anyway; give one of both", "top_p")
+
+
+def is_dataset(source: Path) -> bool:
+    """Whether a source is a loop dataset, and not a file or a folder of files."""
+    return (source / "manifest.json").exists()

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from midiloop.errors import counted
 from midiloop_cli import report
 from midiloop_cli.learned import device_option
-from midiloop_cli.options import refuse
-from midiloop_cli.symbolic import INPUT, PATH, TOP_P, json_option, seed_option
+from midiloop_cli.options import refuse, refuse_top_p
+from midiloop_cli.symbolic import INPUT, PATH, TOP_P, json_option, seed_option, sf2_option
 
 if TYPE_CHECKING:
     from audioloop.fill import Taste
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
     from audioloop.wave import Wave
 
 
-def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of how codes are drawn, and by which models."""
+def taste_options(*, texts: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Options of how codes are drawn, and by which models; of texts as well, or of notes alone."""
+
+    def of_texts(default: str) -> str:
+        return default if texts else ""
+
     options = (
         seed_option,
         click.option(
@@ -36,22 +41,23 @@ def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--temperature", type=click.FloatRange(0, 100),
             help="Lower is tamer, higher is wilder; of the first codebook. Default: 0.8 with "
-            "notes, 1 without, 3 for a text.",
+            f"notes, 1 without{of_texts(', 3 for a text')}.",
         ),
         click.option(
             "--top-p", type=TOP_P,
             help="Draw tokens among the likeliest that hold this probability. Default: 0.9 with "
-            "notes, 1 without, 0.9 for a text.",
+            f"notes, 1 without{of_texts(', 0.9 for a text')}.",
         ),
         click.option(
             "--guidance", type=click.FloatRange(0, 100),
-            help="How strictly notes, kit, tempo or text are followed. Default: 1 with notes, 1.5 "
-            "with notes and one candidate, 4 without notes, 10 for a text.",
+            help=f"How strictly notes, kit{of_texts(', text')} and tempo are followed. Default: 1 "
+            "with notes, 1.5 with notes and one candidate, 4 without notes"
+            f"{of_texts(', 10 for a text')}.",
         ),
         click.option(
             "--shuffling", type=click.FloatRange(0, 1), metavar="WEIGHT",
-            help="How much chance decides of what is kept at first, from 0 to 1. Default: 1; 0 for "
-            "a text.",
+            help="How much chance decides of what is kept at first, from 0 to 1. Default: 1"
+            f"{of_texts('; 0 for a text')}.",
         ),
         click.option(
             "--rescoring", type=click.FloatRange(0, 1), metavar="WEIGHT",
@@ -62,9 +68,15 @@ def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Drafts of each loop, 1 to 16, of which the one that fits the notes best is kept. "
             "Default: 4.",
         ),
-        click.option("--masked", type=INPUT, metavar="RUN", help="A masked model of your own."),
-        click.option("--causal", type=INPUT, metavar="RUN", help="A causal model of your own."),
-        click.option("--codec", type=INPUT, metavar="RUN", help="The codec they learned from."),
+        click.option(
+            "--masked", type=INPUT, metavar="RUN", help="A masked model that you trained."
+        ),
+        click.option(
+            "--causal", type=INPUT, metavar="RUN", help="A causal model that you trained."
+        ),
+        click.option(
+            "--codec", type=INPUT, metavar="RUN", help="The codec that they learned from."
+        ),
         click.option(
             "--format", "form", type=click.Choice(["wav", "flac", "ogg"]), default="wav",
             show_default=True, help="Format of the audio files.",
@@ -72,15 +84,19 @@ def taste_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="float32",
             show_default=True,
-            help="Of products inside the masked model. auto measures at the start which is faster; "
-            "the same seed gives other loops in each.",
+            help="Precision of products inside the masked model. auto measures at the start which "
+            "is faster; the same seed gives other loops in each.",
         ),
         device_option,
         json_option,
     )  # fmt: skip
-    for option in reversed(options):  # as decorators: the last is applied first
-        command = option(command)
-    return command
+
+    def added(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):  # as decorators: the last is applied first
+            command = option(command)
+        return command
+
+    return added
 
 
 def _taste(options: dict[str, Any], usual: Taste) -> Taste:
@@ -91,22 +107,33 @@ def _taste(options: dict[str, Any], usual: Taste) -> Taste:
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, type=INPUT, metavar="MIDI|AUDIO|FOLDER...")
-@click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="For what is made.")
+@click.option(
+    "-o", "--out", required=True, type=PATH, metavar="DIR", help="Folder for what is made."
+)
 @click.option(
     "--keep", type=click.FloatRange(0, 1), default=0.5, show_default=True,
     help="Share of the loop that stays, from its beginning, in whole bars.",
 )  # fmt: skip
 @click.option(
     "--mask", metavar="BARS",
-    help="What is made anew instead: even or odd bars, last, onsets, or bars as in 2,4,7-8.",
+    help="What is made anew, in place of --keep: even or odd bars, last, onsets, or bars as in "
+    "2,4,7-8.",
 )  # fmt: skip
 @click.option("--free", is_flag=True, help="Do not tell the model the notes of MIDI files.")
-@click.option("--bpm", type=click.FloatRange(20, 400), help="Tempo, where no file says it.")
-@click.option("--bars", type=click.IntRange(1, 1024), help="Bars, where no file says it.")
-@click.option("--sf2", type=INPUT, help="SoundFont for MIDI files.")
-@click.option("--kit", type=click.IntRange(0, 127), help="Drum kit for MIDI files.")
-@click.option("--bass", type=click.IntRange(0, 127), help="Program of the bass for MIDI files.")
-@taste_options
+@click.option(
+    "--bpm", type=click.FloatRange(20, 400), help="Tempo, in place of what each file says."
+)
+@click.option("--bars", type=click.IntRange(1, 1024), help="Bars, in place of what each file says.")
+@sf2_option
+@click.option(
+    "--kit", type=click.IntRange(0, 127), help="Drum kit of MIDI files, as in 25 for an 808."
+)
+@click.option(
+    "--bass",
+    type=click.IntRange(0, 127),
+    help="General MIDI program of the bass of MIDI files, as in 33 for fingered.",
+)
+@taste_options(texts=False)
 def refine(
     sources: tuple[Path, ...],
     out: Path,
@@ -132,6 +159,7 @@ def refine(
         refuse("--mask says what is made anew, and --keep what stays; give one", "keep")
     if not options["rescoring"]:
         refuse("is asked only with --rescoring", "causal")
+    refuse_top_p(options["temperature"])
     from audioloop import fill, given, synth
     from audioloop import refine as making
     from audioloop.render import Sound
@@ -173,7 +201,9 @@ def refine(
 
 @click.command()
 @click.argument("sources", nargs=-1, type=INPUT, metavar="[MIDI|FOLDER]...")
-@click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="For what is made.")
+@click.option(
+    "-o", "--out", required=True, type=PATH, metavar="DIR", help="Folder for what is made."
+)
 @click.option("--bpm", type=click.FloatRange(20, 400), help="Tempo; default: the file's, or 120.")
 @click.option("--bars", type=click.IntRange(1, 64), help="Bars; default: the file's, or 4.")
 @click.option(
@@ -184,21 +214,25 @@ def refine(
 @click.option(
     "--bass",
     type=click.IntRange(0, 127),
-    help="General MIDI program of the bass; default: the file's, or 33.",
+    help="General MIDI program of the bass, as in 33 for fingered; default: the file's, or 33.",
 )
 @click.option("--primed", is_flag=True, help="Let the causal model write the first half.")
 @click.option("--text", help="Words for a published MAGNeT, see --magnet.")
+@click.option("--magnet", metavar="NAME",
+    help="A published MAGNeT, as a folder or as NAME or NAME@REVISION of Hugging Face.",
+)  # fmt: skip
 @click.option(
-    "--magnet", type=INPUT, metavar="FOLDER", help="Of a facebook/magnet-*, with state_dict.bin."
+    "--encodec",
+    metavar="NAME",
+    help="The EnCodec of the MAGNeT, as a folder or as NAME or NAME@REVISION of Hugging Face.",
 )
-@click.option("--encodec", metavar="NAME", help="Its codec, as a folder or a name.")
-@click.option("--t5", metavar="NAME", help="The model of texts that it reads, likewise.")
-@taste_options
+@click.option("--t5", metavar="NAME", help="The T5 that reads its text, likewise.")
+@taste_options(texts=True)
 def generate(
     sources: tuple[Path, ...],
     out: Path,
     text: str | None,
-    magnet: Path | None,
+    magnet: str | None,
     as_json: bool,
     form: str,
     **options: Any,
@@ -244,6 +278,7 @@ def generate(
 
 def _check_used(text: str | None, sources: tuple[Path, ...], options: dict[str, Any]) -> None:
     """Raise `click.UsageError` for an option that would change nothing."""
+    refuse_top_p(options["temperature"])
     if text is not None:
         notes = ("kit", "bass", "primed", "rescoring", "candidates", "masked", "causal", "codec")
         refuse("is for what has notes, and not for --text", *notes)
@@ -296,7 +331,7 @@ def _of_notes(paths: Sequence[Path], options: dict[str, Any]) -> Iterator[Made |
             yield LoopError(f"{path}: {cause or str(error).removeprefix(f'{path}: ')}")
 
 
-def _of_text(text: str, magnet: Path | None, options: dict[str, Any]) -> Iterator[Made]:
+def _of_text(text: str, magnet: str | None, options: dict[str, Any]) -> Iterator[Made]:
     from audioloop import given, prompted
     from audioloop import refine as making
     from audioloop.label import Label
@@ -332,8 +367,8 @@ def _lines(found: Sequence[Written], out: Path) -> Iterator[str]:
         label = one.label
         anew = f", {one.anew:.0%} made anew" if one.source else ""
         yield (
-            f"{report.plain(out / one.files[0])}   {report.bars(label.bars)} "
-            f"at {label.tempo_bpm:g} bpm, {report.counted(one.samples, 'sample')}{anew}"
+            f"{report.plain(out / one.files[0])}   {counted(label.bars, 'bar')} "
+            f"at {label.tempo_bpm:g} bpm, {counted(one.samples, 'sample')}{anew}"
         )
         yield from (f"    {report.plain(note)}" for note in one.notes)
 

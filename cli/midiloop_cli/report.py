@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from midiloop import files
+from midiloop.errors import counted
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -46,6 +48,7 @@ REMEDIES = {
     errno.EROFS: "choose a place that can be written to",
     errno.ENOSPC: "make room there, or choose another place",
     errno.EDQUOT: "make room there, or choose another place",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or choose another place",
     errno.EISDIR: "give a file",
     errno.ENOTDIR: "give a folder",
     errno.ENAMETOOLONG: "choose a shorter name",
@@ -99,22 +102,23 @@ def os_error(found: OSError) -> str:
 
 
 def to_json(found: Any) -> str:
-    """Indented JSON, without a mark that a terminal would act on or a stream cannot encode."""
-    encoding = sys.stdout.encoding or "ascii"
-    text = json.dumps(found, indent=2, ensure_ascii=not encoding.lower().startswith("utf"))
+    """Indented JSON, without a mark that a terminal would act on or a stream cannot encode.
+
+    JSON has no nan and no infinity: what is not finite is null.
+    """
+    ascii_alone = not (sys.stdout.encoding or "ascii").lower().startswith("utf")
+    text = json.dumps(_finite(found), indent=2, ensure_ascii=ascii_alone, allow_nan=False)
     return "".join(
         mark if mark.isprintable() or mark == "\n" else json.dumps(mark)[1:-1] for mark in text
     )
 
 
-def counted(n: int, noun: str) -> str:
-    """As in "1 loop", "2,000 loops"."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def bars(n: int) -> str:
-    """As in "1 bar"."""
-    return counted(n, "bar")
+def _finite(found: Any) -> Any:
+    if isinstance(found, Mapping):
+        return {key: _finite(value) for key, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_finite(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 class Live:
@@ -175,7 +179,9 @@ def live_progress() -> Iterator[Live]:
         def draw(progress: MiningProgress, in_work: float) -> None:
             files = progress.files + in_work
             rate = (files - progress.resumed_files) / (time.monotonic() - live.began_s)
-            text = f"{files:,.0f} files, {rate:,.0f}/s, {progress.loops:,} loops"
+            text = (
+                f"{counted(round(files), 'file')}, {rate:,.0f}/s, {counted(progress.loops, 'loop')}"
+            )
             if progress.rejects:
                 text += "\nno loop: " + _by_reason(dict(progress.rejects.most_common(6)))
             bar.update(task, completed=progress.seen, description=text)
@@ -189,7 +195,8 @@ def counting(noun: str, total: int | None) -> Iterator[Callable[..., None]]:
     """Show how many of ``total`` are done; what it gives is called with how many more are.
 
     Args:
-        total: None where it is not known: a bar that moves, and the time that has passed.
+        total: None where it is not known: a bar that moves, and the time that has passed; and so
+            for 1, of which there is nothing to show but that it goes on.
     """
     global _live
     if not sys.stderr.isatty():
@@ -199,6 +206,7 @@ def counting(noun: str, total: int | None) -> Iterator[Callable[..., None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = [TextColumn("{task.description}", markup=False), BarColumn(BAR_WIDTH)]
+    total = None if total == 1 else total
     if total is not None:
         columns.append(MofNCompleteColumn())
     bar = Progress(
@@ -230,11 +238,22 @@ def steps(count: Callable[..., None]) -> Callable[[int], None]:
     return update
 
 
+class Training(NamedTuple):
+    """What to call as models train, and as they write loops."""
+
+    progress: Callable[[str, TrainingProgress], None] = lambda *_: None
+    loops: Callable[[str, int], None] = lambda *_: None
+
+
 @contextmanager
-def training() -> Iterator[Callable[[str, TrainingProgress], None]]:
-    """Show epochs, loss, validation error and speed, while a model trains."""
+def training(n_loops: int | None = None) -> Iterator[Training]:
+    """Show epochs, loss, validation error and speed, while a model trains.
+
+    Args:
+        n_loops: that each model writes in the end, if any.
+    """
     if not sys.stderr.isatty():
-        yield lambda *_: None
+        yield Training()
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -260,7 +279,13 @@ def training() -> Iterator[Callable[[str, TrainingProgress], None]]:
             text += f", {progress.items_per_s:,.0f} loops/s"
             bar.update(tasks[stage], completed=progress.done, description=text)
 
-        yield draw
+        def count(row: str, more: int) -> None:
+            name = f"{row}, loops"
+            if name not in tasks:
+                tasks[name] = bar.add_task("", total=n_loops, stage=name)
+            bar.advance(tasks[name], more)
+
+        yield Training(draw, count)
 
 
 @contextmanager
@@ -325,8 +350,9 @@ def overview(found: Overview, path: Path) -> str:
     manifest = found.manifest
     counts, rules = manifest["counts"], manifest["rules"]
     lines = [
-        f"{plain(path)}: rules {plain(rules['name'])}, every {bars(manifest['stride_bars'])}, "
-        f"from {', '.join(map(plain, manifest['sources']))}",
+        f"{plain(path)}: rules {plain(rules['name'])}, every "
+        f"{counted(manifest['stride_bars'], 'bar')}, from "
+        f"{', '.join(map(plain, manifest['sources']))}",
         "",
         f"  files {counts['files']:>10,}",
         f"  songs {counts['songs']:>10,}   with a loop",

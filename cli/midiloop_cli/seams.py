@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from midiloop.errors import counted
 from midiloop.files import printable
 from midiloop_cli import report
-from midiloop_cli.symbolic import INPUT, PATH, json_option
+from midiloop_cli.symbolic import INPUT, PATH, json_option, seed_option
 
 if TYPE_CHECKING:
     from audioloop.coder import Coder
@@ -67,9 +68,7 @@ class Failed(NamedTuple):
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, type=INPUT, metavar="FILE|FOLDER...")
-@click.option(
-    "--bars", type=click.IntRange(1), help="Bars of each file; default: what the file says."
-)
+@click.option("--bars", type=click.IntRange(1), help="Bars, in place of what each file says.")
 @click.option(
     "-o", "--out", type=PATH, help="Picture of one file's seam (.png, .svg, .pdf), or a folder."
 )
@@ -78,16 +77,14 @@ class Failed(NamedTuple):
     help="Exit with 1 where the jump or the residual at a seam can be heard, is over X times its "
     "local median and, where bars are known, over X times the largest at its other bar lines.",
 )  # fmt: skip
-@click.option("--explain", is_flag=True, help="Say what each figure means.")
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the controls."
-)
+@click.option("--explain", is_flag=True, help="Say what each figure means, as --json always does.")
+@seed_option
 @click.option(
     "--perplexity", is_flag=True,
     help="Measure as well how unlikely a model of codes finds what follows the seam.",
 )  # fmt: skip
-@click.option("--model", type=INPUT, metavar="RUN", help="A causal model of your own.")
-@click.option("--codec", type=INPUT, metavar="RUN", help="The codec that it was trained with.")
+@click.option("--model", type=INPUT, metavar="RUN", help="A causal model that you trained.")
+@click.option("--codec", type=INPUT, metavar="RUN", help="The codec that it learned from.")
 @click.option(
     "--musicgen", metavar="NAME",
     help="A published MusicGen instead, as a folder or as NAME or NAME@REVISION of Hugging Face.",
@@ -119,8 +116,12 @@ def seam(
     files = list(audio(sources))
     if out and out.suffix.lower() in PICTURES and len(files) > 1:
         raise click.UsageError("--out names one picture for several files; give a folder.")
-    ear = _ear(model, codec, musicgen, encodec or ENCODEC) if perplexity else None
-    found = [_measured(path, place, bars, seed, ear) for path, place in _places(files, out)]
+    found: list[Measured | Failed] = []
+    with report.counting("files", len(files)) as count:
+        ear = _ear(model, codec, musicgen, encodec or ENCODEC) if perplexity else None
+        for path, place in _places(files, out):
+            found.append(_measured(path, place, bars, seed, ear))
+            count()
     measured = [one for one in found if isinstance(one, Measured)]
     failed = [one for one in found if isinstance(one, Failed)]
     over = [one.file for one in measured if limit is not None and one.excess() > limit]
@@ -317,9 +318,7 @@ def _several(found: list[Measured]) -> Iterator[str]:
         yield from (f"    {note}" for note in one.notes)
     if len(found) > 1:
         bad = sum(one.verdict.bad for one in found)
-        yield f"{report.counted(len(found), 'file')}, " + (
-            f"{bad:,} of them bad" if bad else "all right"
-        )
+        yield f"{counted(len(found), 'file')}, " + (f"{bad:,} of them bad" if bad else "all right")
     if expected:
         yield from _all_perplexities(expected)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from midiloop.errors import CallError
+from midiloop.errors import CallError, counted
 from midiloop_cli import options, report
 
 Command = Callable[..., Any]
@@ -52,6 +52,12 @@ seed_option = click.option(
     help="Start of all random numbers: the same seed gives the same result.",
 )
 
+sf2_option = click.option(
+    "--sf2",
+    type=INPUT,
+    help="SoundFont to render with; default: AUDIOLOOP_SOUNDFONT, a system's FluidR3, or a small "
+    "one.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Report as JSON on stdout.")
 rules_option = click.option(
     "--rules",
@@ -65,14 +71,19 @@ rules_option = click.option(
 
 
 def choice_options(command: Command) -> Command:
-    """Options that choose loops of a dataset."""
-    for option in (
+    """Options that choose loops, most of them of a dataset."""
+    choice = (
         click.option("--limit", type=click.IntRange(1), help="At most so many loops."),
         click.option(
-            "--split", type=click.Choice(["train", "valid", "test"]), help="Loops of one split."
+            "--split", type=click.Choice(["train", "valid", "test"]),
+            help="Loops of one split of a dataset.",
         ),
-        click.option("--song", default="*", help="Songs whose path matches, as in '*/funk*'."),
-    ):
+        click.option(
+            "--song", default="*", metavar="PATTERN",
+            help="Loops of a dataset from songs whose path matches, as in '*/funk*'.",
+        ),
+    )  # fmt: skip
+    for option in choice:
         command = option(command)
     return command
 
@@ -95,7 +106,7 @@ NAMED = 10  # of files that were lost; all are among the rejects
     "--workers",
     "n_workers",
     type=click.IntRange(1, 256),
-    help="Processes; default: all usable cores.",
+    help="Worker processes; default: all usable cores.",
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
 @json_option
@@ -133,7 +144,7 @@ def extract(
         detail = f"{lost.reason} ({lost.detail})"
         report.error("midiloop", f"{lost.file}: {detail}; --resume tries it again")
     if more := len(result.lost[NAMED:]):
-        report.error("midiloop", f"{report.counted(more, 'file')} more, in rejects.parquet")
+        report.error("midiloop", f"{counted(more, 'file')} more, in rejects.parquet")
     sys.exit(1 if result.broken_sources or result.lost else 0)
 
 
@@ -216,5 +227,5 @@ def export(
         with report.counting("loops", None):
             n_loops = export.to_npz(chosen, npz_file)
     written = {"written": str(midi_folder or npz_file), "loops": n_loops}
-    text = f"{report.counted(n_loops, 'loop')} in {report.plain(written['written'])}"
+    text = f"{counted(n_loops, 'loop')} in {report.plain(written['written'])}"
     report.echo(report.to_json(written) if as_json else text)
