@@ -27,6 +27,7 @@ from midiloop.common import devices
 from midiloop.common.task import Losses, Task, mixed_seed
 from midiloop.common.train_config import Budget, TrainConfig
 from midiloop.common.trainer import Result, Trainer
+from midiloop.errors import CallError
 
 CPU = torch.device("cpu")
 SOUND = ("codec", "masked", "causal")
