@@ -88,23 +88,25 @@ class RunRecord:
             checkpoint.check_finite(path, tensors)
             restore(tensors, about)
 
-    def save(self, tensors: dict[str, Tensor], about: dict[str, Any], told: dict[str, Any]) -> None:
-        """Write the state, of ``tensors`` and ``about``, and ``told`` into the history."""
-        about = {"begun_with": self.begun_with, **told, **about}
+    def save(
+        self, tensors: dict[str, Tensor], about: dict[str, Any], summary: dict[str, Any]
+    ) -> None:
+        """Write the state, of ``tensors`` and ``about``, and ``summary`` into both."""
+        about = {"begun_with": self.begun_with, **summary, **about}
         checkpoint.write_tensors(self.folder / STATE, tensors, about)
-        self._write_history(told, finished=False)
+        self._write_history(summary, finished=False)
 
-    def finish(self, told: dict[str, Any]) -> None:
+    def finish(self, summary: dict[str, Any]) -> None:
         """Write the history; the state has done its work."""
-        self._write_history(told, finished=True)
+        self._write_history(summary, finished=True)
         self._forget_state()
 
     def _forget_state(self) -> None:
         if devices.rank() == 0:
             (self.folder / STATE).unlink(missing_ok=True)
 
-    def _write_history(self, told: dict[str, Any], *, finished: bool) -> None:
-        found = {"begun_with": self.begun_with, "finished": finished, **told}
+    def _write_history(self, summary: dict[str, Any], *, finished: bool) -> None:
+        found = {"begun_with": self.begun_with, "finished": finished, **summary}
         files.write(self.folder / HISTORY, (json.dumps(found, indent=1) + "\n").encode())
 
     @contextmanager

@@ -135,8 +135,8 @@ class Trainer:
                 self.record.read_state(self._restore)
             if not devices.agree(-1 if over else self.step):
                 raise LoopError(
-                    f"{folder}: processes find different states in it; give a folder on a disk "
-                    "that all machines share"
+                    f"{files.printable(folder)}: processes find different states in it; give a "
+                    "folder on a disk that all machines share"
                 )
             if not over:
                 self._fit(on_progress, _Events(events, self.step))
@@ -309,7 +309,8 @@ class Trainer:
         """Raise `LoopError` rather than save weights that are no numbers, or soon will be."""
         for name, mean in self._means().items():
             if not math.isfinite(mean):
-                self._fail(f"the {name} is {mean}")
+                term = name if name == "loss" else f"loss term {name}"
+                self._fail(f"the {term} is {mean}")
         # A gradient can overflow where the loss does not.
         weights = [p for network in self.task.networks.values() for p in network.parameters()]
         if not torch.stack([p.detach().isfinite().all() for p in weights]).all():
@@ -367,7 +368,7 @@ class Trainer:
             trained = {"trained": {"steps": self.step, "minutes": minutes}}
         self.task.save(self.folder, self._shipped, {**self.about, **trained})
 
-    def _told(self) -> dict[str, Any]:
+    def _summary(self) -> dict[str, Any]:
         best = None if math.isinf(self.best) else self.best
         return {"step": self.step, "best": best, "history": self.history}
 
@@ -393,7 +394,7 @@ class Trainer:
             "validated": self.validated,
             "sums": {name: (float(total), n) for name, (total, n) in self.sums.items()},
         }
-        self.record.save(tensors, about, self._told())
+        self.record.save(tensors, about, self._summary())
 
     def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Undo `_save`."""
@@ -409,19 +410,21 @@ class Trainer:
         if not (0 <= self.step <= last and 0 <= self.took_s < math.inf):
             raise ValueError("a place that is in no run")
 
-    def _recall(self, told: dict[str, Any]) -> None:
+    def _recall(self, summary: dict[str, Any]) -> None:
         """Take over the steps and validations that were, and the best of them."""
-        if not all(type(x) in (int, float) for record in told["history"] for x in record.values()):
+        if not all(
+            type(x) in (int, float) for record in summary["history"] for x in record.values()
+        ):
             raise ValueError("a history of what is no number")
-        self.step, self.history = int(told["step"]), told["history"]
-        self.best = math.inf if told["best"] is None else float(told["best"])
+        self.step, self.history = int(summary["step"]), summary["history"]
+        self.best = math.inf if summary["best"] is None else float(summary["best"])
 
     def _finish(self) -> None:
         """Leave what was trained, and its history."""
         if not self.config.keep_best:
             self._write_checkpoint()
         if devices.rank() == 0:
-            self.record.finish(self._told())
+            self.record.finish(self._summary())
         devices.barrier()
 
 
