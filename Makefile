@@ -42,21 +42,22 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 test-slow: $(VENV)/.dev  ## the tests that `make test` leaves out
-	$(BIN)/python -m pytest -q tests/test_fit.py tests/test_trainer.py --slow
+	$(BIN)/python -m pytest -q tests/midiloop/training/test_training.py tests/midiloop/common/test_trainer.py --slow
 
 # About 2 GB: audiocraft's requirements cannot be installed as they are, see tests/golden/magnet.py.
 test-audiocraft: $(VENV)/.dev $(AUDIOCRAFT)/.done  ## that MAGNeT is still audiocraft's own
 	OMP_NUM_THREADS=1 $(AUDIOCRAFT)/bin/python tests/golden/magnet.py
 	git diff --exit-code --stat tests/golden/magnet.safetensors
-	$(BIN)/python -m pytest -q tests/test_magnet.py
+	$(BIN)/python -m pytest -q tests/audioloop/tokens/magnet/test_decode.py
 
 fuzz: $(VENV)/.dev  ## 20,000 damaged files, each of which must end as loops or as a reject
-	$(BIN)/python -m pytest -q tests/test_fuzz.py --mutations 20000
+	$(BIN)/python -m pytest -q tests/midiloop/midi/test_fuzz.py --mutations 20000
 
 torture: $(VENV)/.dev  ## break it on purpose, and count what is lost; about 20 minutes
-	$(BIN)/python tests/torture.py $(ROWS)
+	$(BIN)/python tests/benchmarks/torture.py $(ROWS)
 
 bench: $(VENV)/.dev  ## speed and memory on a corpus: make bench CORPUS=folder
 	$(BIN)/python tests/benchmarks/extract.py $(CORPUS)

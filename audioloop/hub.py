@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from midiloop import configs, files
+from midiloop.common import configs, files
 from midiloop.errors import LoopError
 
 Sizes = TypeVar("Sizes")
@@ -131,7 +131,7 @@ def sizes(kind: type[Sizes], found: Mapping[str, Any], name: str, of: str, fitti
         LoopError: a size is of another type, or out of its range.
     """
     try:
-        return configs.taken(kind, dict(found))
+        return configs.checked(kind, dict(found))
     except LoopError as error:
         cause = f"{name}: no {of} can be made of its config.json ({error})"
         raise LoopError(f"{cause}; {fitting}") from error

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from midiloop import extract, metrics, rules
-from midiloop.store import LoopDataset
+from midiloop.dataset.parquet import LoopDataset
+from midiloop.metrics import paper
+from midiloop.mining import extract, rules
 
 
 def main(folder: Path, out: Path) -> None:
@@ -23,7 +24,7 @@ def main(folder: Path, out: Path) -> None:
     dataset = LoopDataset(out)
     print(f"{len(dataset)} loops")
     print("why others gave none:", dict(Counter(reject.reason for reject in dataset.rejects())))
-    row = metrics.evaluate(batch.rolls for batch in dataset.batches())
+    row = paper.evaluate(batch.rolls for batch in dataset.batches())
     print("metrics:", {name: round(value, 4) for name, value in row.items()})
 
     # Any reader of Parquet will do: a roll is 1,488 bytes of np.packbits.

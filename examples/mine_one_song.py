@@ -8,7 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from midiloop import extract, pianoroll, plot, score
+from midiloop.midi import pianoroll, score
+from midiloop.mining import extract
+from midiloop.plotting import plot
 
 
 def main(song_path: Path, out: Path) -> None:

@@ -3,7 +3,8 @@
 The pipeline is one module a stop: `corpus`, `score`, `pianoroll`, `rules`, `extract`, `store`;
 `metrics` and `plot` look at what came out. Import them by name::
 
-    from midiloop import extract, score
+    from midiloop.mining import extract
+    from midiloop.midi import score
     rolls = extract.loops(score.read("song.mid"))
 """
 

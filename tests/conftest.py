@@ -12,10 +12,12 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
-from audioloop import synth
+from audioloop.rendering import synth
 from handmade import groove
-from midiloop import corpus, extract, rules, score
-from midiloop.store import LoopDataset
+from midiloop.dataset.parquet import LoopDataset
+from midiloop.midi import score
+from midiloop.mining import corpus, extract, rules
+from paths import ROOT
 
 # Tests share the cores, and what they and the commands they start compute is the same on any
 # number of them. What they render is rendered with what pip brings, whatever else a system has.
@@ -23,7 +25,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 if _font := synth.bundled_soundfont():
     os.environ[synth.SOUNDFONT_VARIABLE] = str(_font)
 
-ROOT = Path(__file__).parents[1]
 CORPUS = Path(os.environ.get("MIDILOOP_CORPUS", ROOT.parent / "shared" / "corpus"))
 
 

@@ -14,7 +14,13 @@ import click
 
 from midiloop import __version__
 from midiloop.errors import CallError, LoopError
-from midiloop_cli import audio, checks, codecs, compared, learned, remade, report, seams, symbolic
+from midiloop_cli import benchmark as benchmark_command
+from midiloop_cli import check as check_command
+from midiloop_cli import dataset as dataset_commands
+from midiloop_cli import generate_audio, report, train_audio
+from midiloop_cli import models as models_commands
+from midiloop_cli import render as render_command
+from midiloop_cli import seam as seam_command
 
 MODELS_NEED = ("torch", "safetensors", "einops")
 INTERRUPTED = 130  # as shells count: 128 and the number of SIGINT
@@ -107,14 +113,14 @@ def midiloop() -> None:
 
 
 for command in (
-    symbolic.extract,
-    symbolic.inspect,
-    symbolic.plot,
-    symbolic.export,
-    learned.train,
-    learned.generate,
-    learned.evaluate,
-    learned.compare,
+    dataset_commands.extract,
+    dataset_commands.inspect,
+    dataset_commands.plot,
+    dataset_commands.export,
+    models_commands.train,
+    models_commands.generate,
+    models_commands.evaluate,
+    models_commands.compare,
 ):
     midiloop.add_command(command)
 
@@ -126,13 +132,13 @@ def audioloop() -> None:
 
 
 for command in (
-    audio.render,
-    checks.check,
-    seams.seam,
-    codecs.train,
-    codecs.reconstruct,
-    remade.refine,
-    remade.generate,
-    compared.compare,
+    render_command.render,
+    check_command.check,
+    seam_command.seam,
+    train_audio.train,
+    train_audio.reconstruct,
+    generate_audio.refine,
+    generate_audio.generate,
+    benchmark_command.compare,
 ):
     audioloop.add_command(command)

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from midiloop import files
+from midiloop.common import files
 from midiloop.errors import counted
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from midiloop.common.trainer import Progress as TrainingProgress
-    from midiloop.evaluate import Distance, Estimate, Evaluation, Size
-    from midiloop.extract import Progress as MiningProgress
-    from midiloop.overview import Histogram, Overview
-    from midiloop.publish import Published
-    from midiloop.train import Trained
+    from midiloop.evaluation.evaluate import Distance, Estimate, Evaluation, Size
+    from midiloop.evaluation.overview import Histogram, Overview
+    from midiloop.generation.publish import WrittenLoops
+    from midiloop.mining.extract import Progress as MiningProgress
+    from midiloop.training.recipes import Trained
 
 BAR_WIDTH = 40
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -329,7 +329,7 @@ def trained(stages: Sequence[Trained]) -> str:
     )
 
 
-def generated(found: Published, n_loops: int, tried: int | None) -> str:
+def generated(found: WrittenLoops, n_loops: int, tried: int | None) -> str:
     """What was written, and how many candidates were drawn for it, where any were turned down."""
     lines = [f"{counted(n_loops, 'loop')} in {plain(found.midi)}   dataset: {plain(found.dataset)}"]
     if tried:

@@ -15,8 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from midiloop import checkpoint, configs, files
-from midiloop.common import devices
+from midiloop.common import checkpoint, configs, devices, files
 from midiloop.errors import CallError, LoopError
 
 STATE, HISTORY = "state.safetensors", "training.json"

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from midiloop import checkpoint, files
-from midiloop.common import devices
+from midiloop.common import checkpoint, devices, files
 from midiloop.common.resume import RunRecord, check_folder
 from midiloop.common.task import Step, Task, mixed_seed, process_seed
 from midiloop.common.train_config import Budget, TrainConfig

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
-from typing import Any
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
 
-from midiloop import configs, files
-from midiloop.errors import LoopError
+from midiloop.common import checkpoint
+from midiloop.common.checkpoint import Kind
 from midiloop.models.cnn_vae import CNNVAE, CNNVAEConfig
 from midiloop.models.form_prior import FormPrior, FormPriorConfig
 from midiloop.models.layers import Model, RollConfig
-from midiloop.models.lstm_vae import (
-    ARLSTMVAE,
-    ARLSTMVAEConfig,
-    NonARLSTMVAE,
-    NonARLSTMVAEConfig,
-)
+from midiloop.models.lstm_vae import ARLSTMVAE, ARLSTMVAEConfig, NonARLSTMVAE, NonARLSTMVAEConfig
 from midiloop.models.prior import Prior, PriorConfig
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
 
-# A kind of model: what makes one of a config, and the config's class.
-Kind = tuple[Callable[[Any], nn.Module], type[Any]]
-
-KINDS: dict[str, Kind] = {
-    "ar-lstm-vae": (ARLSTMVAE, ARLSTMVAEConfig),
-    "nonar-lstm-vae": (NonARLSTMVAE, NonARLSTMVAEConfig),
-    "cnn-vae": (CNNVAE, CNNVAEConfig),
-    "vq-vae": (VQVAE, VQVAEConfig),
-    "prior": (Prior, PriorConfig),
-    "form-prior": (FormPrior, FormPriorConfig),
-}
-
 # What says on which grid a model is. Earlier versions had one grid, and did not say it.
 GRID = frozenset(field.name for field in fields(RollConfig))
+
+KINDS: dict[str, Kind] = {
+    "ar-lstm-vae": Kind(ARLSTMVAE, ARLSTMVAEConfig, GRID),
+    "nonar-lstm-vae": Kind(NonARLSTMVAE, NonARLSTMVAEConfig, GRID),
+    "cnn-vae": Kind(CNNVAE, CNNVAEConfig, GRID),
+    "vq-vae": Kind(VQVAE, VQVAEConfig, GRID),
+    "prior": Kind(Prior, PriorConfig, GRID),
+    "form-prior": Kind(FormPrior, FormPriorConfig, GRID),
+}
 
 # ``paper``: the appendix tables. ``small``: less to wait for. ``bars``: codes of single bars, one
 # row for the drums and one for the bass, and a prior that knows the form.
@@ -70,27 +62,25 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def build(kind: str, config: Any) -> Model:
     """A model with fresh weights, drawn from PyTorch's own generator."""
-    model = KINDS[kind][0](config)
+    model = KINDS[kind].model(config)
     assert isinstance(model, Model)  # as all of them are
     return model
 
 
-def to_json(config: Any) -> dict[str, Any]:
-    """A model's config as JSON holds it."""
-    return asdict(config)
+class Checkpoint(NamedTuple):
+    """A model that was loaded, in evaluation mode, and what its ``config.json`` says."""
+
+    model: Model
+    kind: str
+    about: dict[str, Any]
 
 
-def from_json(kind: str, found: dict[str, Any], kinds: Mapping[str, Kind] = KINDS) -> Any:
-    """Undo `to_json`.
+def load(folder: Path, device: torch.device | None = None) -> Checkpoint:
+    """Read a checkpoint of one of `KINDS`.
 
     Raises:
-        LoopError: there is no such kind, or the config is one of another version, or of sizes that
-            no model has; the message names neither file nor remedy.
+        LoopError: the folder holds none, one of another kind or version, or a damaged one.
     """
-    if kind not in kinds:
-        name = files.shortened(repr(kind))
-        raise LoopError(f"no model is called {name}; there are {', '.join(kinds)}")
-    try:
-        return configs.made(kinds[kind][1], found, may_lack=GRID)
-    except LoopError as error:
-        raise LoopError(f"{kind}: {error}") from None
+    model, kind, about = checkpoint.load_any(folder, KINDS, device)
+    assert isinstance(model, Model)  # as all of these kinds are
+    return Checkpoint(model, kind, about)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from einops import rearrange
 from torch import Tensor, nn
 
-from midiloop.configs import Kernel, Width
+from midiloop.common.configs import Kernel, Width
 from midiloop.models.layers import ConvBlock, Posterior, ResBlock, RollConfig, conv, initialise
 from midiloop.models.lstm_vae import VAE
 

@@ -18,10 +18,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from midiloop.configs import Codebooks, CodebookSize, Depth, Heads, Range, Share, Width
+from midiloop.common.configs import Codebooks, CodebookSize, Depth, Heads, Range, Share, Width
+from midiloop.common.sampling import MIN_ROWS, distribution, draw
 from midiloop.grid import LOOP
 from midiloop.models.layers import CodeModel, Loss
-from midiloop.models.sampling import MIN_ROWS, draw, wide
 
 UNKNOWN = -1
 MORE_PLACES = (
@@ -315,7 +315,7 @@ class FormPrior(CodeModel):
             here = (sorts == sort).nonzero()[:, 0]
             if not len(here):
                 continue
-            at = wide(here, into=len(rows))
+            at = distribution(here, into=len(rows))
             logits = head(known[at])
             if sort == 0:
                 logits = logits.masked_fill(~state.possible_forms(rows[at]), -torch.inf)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from midiloop.configs import Range, Steps
+from midiloop.common.configs import Range, Steps
 from midiloop.grid import BEATS_PER_BAR, LOOP, Grid
 
 LEAK = 0.2

@@ -15,7 +15,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from midiloop.configs import Range, Width
+from midiloop.common.configs import Range, Width
 from midiloop.models.layers import (
     Loss,
     Posterior,

@@ -13,11 +13,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from midiloop.configs import Codebooks, CodebookSize, Depth, Share, Steps, Width
+from midiloop.common.configs import Codebooks, CodebookSize, Depth, Share, Steps, Width
+from midiloop.common.sampling import draw
 from midiloop.errors import LoopError
 from midiloop.models.layers import CodeModel, Loss, initialise
 from midiloop.models.recurrent import LSTM
-from midiloop.models.sampling import draw
 
 
 @dataclass(frozen=True)

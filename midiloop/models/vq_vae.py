@@ -13,8 +13,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from midiloop.common.configs import CodebookSize, Range, Share, Weight, Width
+from midiloop.common.sampling import distribution
 from midiloop.common.vq import Quantized, ResidualVectorQuantizer
-from midiloop.configs import CodebookSize, Range, Share, Weight, Width
 from midiloop.models.layers import (
     ConvBlock,
     Loss,
@@ -26,7 +27,6 @@ from midiloop.models.layers import (
     conv,
     initialise,
 )
-from midiloop.models.sampling import wide
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,9 @@ class VQVAE(RollModel):
         for stack, rows in zip(self.stacks, torch.split(codes, 1, 1), strict=True):
             assert isinstance(stack, Stack)
             spans, which = torch.unique(self._spans(rows)[:, 0], dim=0, return_inverse=True)
-            spans = spans[wide(torch.arange(len(spans), device=spans.device), into=len(which))]
+            spans = spans[
+                distribution(torch.arange(len(spans), device=spans.device), into=len(which))
+            ]
             decoded = stack.decoder(stack.quantizer.lookup(spans[:, None]))
             logits.append(self._whole(decoded[which], len(codes)))
         return torch.cat(logits, 1).mT

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from midiloop import checkpoint, models
-from midiloop.common import devices
+from midiloop.common import checkpoint, devices
 from midiloop.common.task import Losses, Step, Task, mixed_seed
-from midiloop.data import PackedLoops, transpose_bass
+from midiloop.dataset.tensors import PackedLoops, transpose_bass
 from midiloop.models.layers import Loss, Model
 from midiloop.models.vq_vae import VQVAE
 
@@ -151,7 +151,7 @@ class LoopTask(Task):
         also = dict(self.also_begun_with)
         return {
             "settings": {"transpose": self.transpose, **also.pop("settings", {})},
-            "model": models.to_json(self.model.config),
+            "model": asdict(self.model.config),
             "dataset": {"loops": len(self.train)},
             **also,
         }

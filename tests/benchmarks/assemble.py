@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from midiloop import parts
+from midiloop.dataset.records import MinedSong
 from midiloop.grid import LOOP
-from midiloop.mined import MinedSong
+from midiloop.mining import partials
 
 LOOPS_A_SONG, SONGS_A_PART = 20, 25
 CELLS = 250  # that sound in a loop
@@ -35,15 +35,13 @@ ASSEMBLE = """
 import sys, time
 from collections import Counter
 from pathlib import Path
-from midiloop import seal
+from midiloop.mining import assemble
 from midiloop.grid import LOOP
-from midiloop.mined import Counts
+from midiloop.dataset.records import Counts
 
-out, songs, loops, *paths = sys.argv[1:]
-counts = Counts(int(songs), int(loops), Counter())
-began = time.perf_counter()
-seal.seal([*map(Path, paths)], Path(out), {"midiloop_version": "0"}, counts, grid=LOOP, threads=2)
-print(time.perf_counter() - began)
+out, songs, loops, *paths = sys.argv[1:] counts = Counts(int(songs), int(loops), Counter()) began =
+time.perf_counter() assemble.seal([*map(Path, paths)], Path(out), {"midiloop_version": "0"}, counts,
+grid=LOOP, threads=2) print(time.perf_counter() - began)
 """
 
 
@@ -71,7 +69,7 @@ def write_parts(n_loops: int, folder: Path) -> list[Path]:
     for part in range(n_loops // (LOOPS_A_SONG * SONGS_A_PART)):
         songs = [song(part * SONGS_A_PART + number) for number in range(SONGS_A_PART)]
         paths.append(folder / f"{part:07d}.part")
-        parts.write(paths[-1], songs, [], str(part), LOOP)
+        partials.write(paths[-1], songs, [], str(part), LOOP)
     return paths
 
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from audioloop import circular
-from audioloop.token_train import CONFIGS, LOOP_FRAMES
+from audioloop.nn import circular
+from audioloop.tokens.train import CONFIGS, LOOP_FRAMES
 
 BATCH = 8
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -47,20 +47,20 @@ def main() -> None:
 
 def ways(reach: int) -> dict[str, tuple[Attention, Attention]]:
     """Who hears whom, by PyTorch's own attention and by ours."""
-    near = circular.near(LOOP_FRAMES, reach, circular=True)
+    near = circular.local_mask(LOOP_FRAMES, reach, circular=True)
     before = torch.ones(LOOP_FRAMES, LOOP_FRAMES, dtype=torch.bool).tril()
     return {
         "all": (
             scaled_dot_product_attention,
-            functools.partial(circular.by_products, mask=None),
+            functools.partial(circular.explicit_attention, mask=None),
         ),
         "nearby": (
             functools.partial(scaled_dot_product_attention, attn_mask=near),
-            functools.partial(circular.nearby, reach=reach, circular=True),
+            functools.partial(circular.local_attention, reach=reach, circular=True),
         ),
         "before": (
             functools.partial(scaled_dot_product_attention, is_causal=True),
-            functools.partial(circular.by_products, mask=before),
+            functools.partial(circular.explicit_attention, mask=before),
         ),
     }
 

@@ -21,16 +21,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audioloop import coder, piece, reconstruct, render, renders, seam, synth
-from audioloop.codec import Codec
-from audioloop.reconstruct import Figures
-from audioloop.wave import Wave
-from midiloop import generate
-from midiloop.store import LoopDataset
+from audioloop.codec import compression
+from audioloop.codec.model import Codec
+from audioloop.evaluation import reconstruct
+from audioloop.evaluation.reconstruct import Figures
+from audioloop.io.wave import Wave
+from audioloop.rendering import augment, piece, render, synth
+from audioloop.signal import seam
+from midiloop.dataset.parquet import LoopDataset
+from midiloop.generation import sample
 
 RATE = 44_100
 LONG_S = 30.0
-VARIETY = renders.Variety(bars=8, instruments=renders.UNSEEN, quietest_db=-1.0)
+VARIETY = augment.Augmentation(bars=8, instruments=augment.HELD_OUT_INSTRUMENTS, quietest_db=-1.0)
 
 
 def main() -> None:
@@ -41,7 +44,7 @@ def main() -> None:
     parser.add_argument("--sf2", type=Path)
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    codec = coder.load(options.codec)
+    codec = compression.load(options.codec)
     if options.memory:
         print(memory(codec))
         return
@@ -64,17 +67,17 @@ def show(what: str, figure: float) -> None:
 
 
 def unseen(dataset: Path, font: Path, n_loops: int) -> Iterator[Wave]:
-    source = renders.loops(LoopDataset(dataset), "test")
+    source = augment.loops(LoopDataset(dataset), "test")
     fonts = [synth.SoundFont(font, VARIETY.rate)]
     for number in range(n_loops):
-        samples = renders.rendered(source, number, 0, fonts, VARIETY)
+        samples = augment.render_circle(source, number, 0, fonts, VARIETY)
         if samples.any():
             yield Wave(samples[None], VARIETY.rate)
 
 
 def generated(font: Path, n_loops: int) -> Iterator[Wave]:
-    wish = generate.Wish(n=n_loops, seed=11)
-    rolls = generate.draw(generate.load(generate.SHIPPED), wish).rolls
+    wish = sample.GenerationRequest(n=n_loops, seed=11)
+    rolls = sample.sample(sample.load(sample.SHIPPED), wish).rolls
     player = synth.SoundFont(font, RATE)
     tempos = np.random.default_rng(11).uniform(60, 180, n_loops)
     for roll, tempo_bpm in zip(rolls, tempos, strict=True):
@@ -93,7 +96,7 @@ def fidelity(name: str, waves: Iterator[Wave], codec: Codec) -> None:
         for way in reconstruct.WAYS:
             found[way].append(figures[way])
         codes.append(rows.numpy())
-        coded = coder.encoded(rotated, codec, circular=False)
+        coded = compression.encode(rotated, codec, circular=False)
         with torch.inference_mode():
             cut = Wave(codec.decode(coded.latent, circular=False)[0].numpy(), codec.config.rate)
         open_jumps.append(seam.jump(cut, 0))
@@ -120,7 +123,7 @@ def fidelity(name: str, waves: Iterator[Wave], codec: Codec) -> None:
 def speed(codec: Codec) -> None:
     """Times real time of each way, medians of seven."""
     wave = Wave(np.random.default_rng(0).normal(0, 0.1, (1, 960_000)).astype(np.float32), 32_000)
-    ring = coder.onto_ring(wave, codec.config)
+    ring = compression.to_frames(wave, codec.config)
     with torch.inference_mode():
         latent = codec.encode(ring, circular=True)
         works: dict[str, Callable[[], Tensor]] = {
@@ -139,8 +142,8 @@ def speed(codec: Codec) -> None:
 def memory(codec: Codec) -> float:
     rng = np.random.default_rng(0)
     wave = Wave(rng.normal(0, 0.1, (2, round(LONG_S * RATE))).astype(np.float32), RATE)
-    coded = coder.encoded(wave, codec)
-    coder.decoded(coder.latent_of(coded.codes, codec), codec, len(wave), RATE)
+    coded = compression.encode(wave, codec)
+    compression.decode(compression.dequantize(coded.codes, codec), codec, len(wave), RATE)
     # Linux gives a child its parent's peak in `resource`; this one begins with the program.
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024

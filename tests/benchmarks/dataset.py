@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from midiloop import parts, rules, seal
+from midiloop.dataset.records import Counts, MinedSong
 from midiloop.grid import LOOP, Roll
-from midiloop.mined import Counts, MinedSong
+from midiloop.mining import assemble, partials, rules
 
 LOOPS_OF_A_SONG = 20
 SONGS_OF_A_PART = 64
@@ -73,7 +73,7 @@ def make(out: Path, n_loops: int) -> None:
     while n_found < n_loops:
         songs = [mined_song(rng, n_songs + at) for at in range(SONGS_OF_A_PART)]
         paths.append(folder / f"{len(paths):07d}.part")
-        parts.write(paths[-1], songs, [], "", LOOP)
+        partials.write(paths[-1], songs, [], "", LOOP)
         n_songs, n_found = n_songs + len(songs), n_found + sum(len(s.start_bars) for s in songs)
     about = {
         "midiloop_version": "0",
@@ -82,7 +82,7 @@ def make(out: Path, n_loops: int) -> None:
         "stride_bars": 1,
         "grid": LOOP.as_json(),
     }
-    seal.seal(paths, out, about, Counts(n_songs, n_found, Counter()), grid=LOOP, threads=1)
+    assemble.seal(paths, out, about, Counts(n_songs, n_found, Counter()), grid=LOOP, threads=1)
     for path in paths:
         path.unlink()
     folder.rmdir()

@@ -47,15 +47,15 @@ HEADER = b"MThd" + struct.pack(">I", 6)
 ASSEMBLING = """
 import sys, time
 from pathlib import Path
-from midiloop import extract, rules, seal
+from midiloop.mining import assemble, extract, rules
 
-def timed(*args, original=seal.seal, **options):
+def timed(*args, original=assemble.seal, **options):
     began = time.perf_counter()
     found = original(*args, **options)
     out.with_suffix(".seconds").write_text(str(time.perf_counter() - began))
     return found
 
-seal.seal = timed
+assemble.seal = timed
 out, *sources = map(Path, sys.argv[1:])
 extract.run(sources, out, extract.Settings(rules.preset("open")), n_workers=2)
 """
@@ -172,8 +172,8 @@ def timed(work: Callable[[], object]) -> float:
 
 def with_bass_and_drums(files: list[Path]) -> list[Path]:
     """Those of the files that `midiloop` reads and finds bass and drums in."""
-    from midiloop import pianoroll, score
     from midiloop.errors import MidiError
+    from midiloop.midi import pianoroll, score
 
     found = []
     for path in files:

@@ -17,16 +17,18 @@ from pathlib import Path
 
 import drawn
 import numpy as np
-import onsets
 import torch
 from numpy.typing import NDArray
-from onsets import CHOSEN, RATE, WITHIN_S
 
-from audioloop import coder, fill, given, render, synth
-from audioloop.conditions import Told
-from audioloop.fill import TASTE, TOLD, Filler, Taste
-from audioloop.wave import Wave
+import onsets
+from audioloop.codec import compression
+from audioloop.conditioning import Conditioning
+from audioloop.io.wave import Wave
+from audioloop.pipelines import inpaint, inputs
+from audioloop.pipelines.inpaint import CONDITIONED, SAMPLING, Inpainter, SamplingConfig
+from audioloop.rendering import render, synth
 from midiloop.grid import Roll
+from onsets import CHOSEN, RATE, WITHIN_S
 
 
 def main() -> None:
@@ -35,10 +37,10 @@ def main() -> None:
     parser.add_argument("--loops", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--known", type=int, default=0, help="codebooks of the true render")
-    parser.add_argument("--candidates", type=int, default=TASTE.candidates)
-    drawn.add_options(parser, TOLD)
+    parser.add_argument("--candidates", type=int, default=SAMPLING.candidates)
+    drawn.add_options(parser, CONDITIONED)
     options = parser.parse_args()
-    filler = fill.load(
+    filler = inpaint.load(
         options.masked, options.causal, options.codec, with_causal=options.rescoring > 0
     )
     font = synth.SoundFont(synth.soundfont(options.sf2), RATE)
@@ -49,7 +51,7 @@ def main() -> None:
     for seed in range(options.seeds):
         taste = replace(drawn.taste(options, seed), candidates=options.candidates)
         found = [
-            figures(*written(given.told_of(loop), true, filler, options.known, taste))
+            figures(*written(inputs.conditioning_of(loop), true, filler, options.known, taste))
             for loop, true in zip(pieces, rendered, strict=True)
         ]
         means[seed] = np.mean(found, 0)
@@ -59,10 +61,12 @@ def main() -> None:
         print(f"{name:<10}{column.mean():7.3f}{off}")
 
 
-def written(told: Told, true: Wave, filler: Filler, known: int, taste: Taste) -> tuple[Wave, Roll]:
+def written(
+    told: Conditioning, true: Wave, filler: Inpainter, known: int, taste: SamplingConfig
+) -> tuple[Wave, Roll]:
     """What is written after the notes of a render, its first codebooks those of the render."""
     assert told.roll is not None
-    codes = coder.encoded(true, filler.codec).codes
+    codes = compression.encode(true, filler.codec).codes
     opened = torch.ones(codes.shape[1:], dtype=torch.bool)
     opened[:known] = False
     condition = told.on(codes.shape[2], filler.codec.config.frames_per_s)

@@ -21,30 +21,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onsets
 import torch
-from onsets import BARS, CHOSEN, LIBROSA, RATE
 
-from audioloop import (
-    coder,
-    fidelity,
-    fill,
-    given,
-    piece,
-    reconstruct,
-    refine,
-    render,
-    renders,
-    synth,
-)
-from audioloop.conditions import Told
-from audioloop.fill import Filler
-from audioloop.given import Given
-from audioloop.piece import Piece
-from audioloop.wave import Wave
-from midiloop import score
+import onsets
+from audioloop.codec import compression, fidelity
+from audioloop.conditioning import Conditioning
+from audioloop.evaluation import reconstruct
+from audioloop.io.wave import Wave
+from audioloop.pipelines import inpaint, inputs, refine
+from audioloop.pipelines.inpaint import Inpainter
+from audioloop.pipelines.inputs import SourceLoop
+from audioloop.rendering import augment, piece, render, synth
+from audioloop.rendering.piece import Piece
+from midiloop.dataset.parquet import LoopDataset
 from midiloop.grid import LOOP, Roll
-from midiloop.store import LoopDataset
+from midiloop.midi import score
+from onsets import BARS, CHOSEN, LIBROSA, RATE
 
 
 def main() -> None:
@@ -57,13 +49,14 @@ def main() -> None:
     parser.add_argument("--codec", type=Path)
     parser.add_argument("--sf2", type=Path)
     options = parser.parse_args()
-    filler = fill.load(options.masked, codec=options.codec, precision=options.precision)
+    filler = inpaint.load(options.masked, codec=options.codec, precision=options.precision)
     font = synth.SoundFont(synth.soundfont(options.sf2), RATE)
     print(
         f"{options.loops} loops of {BARS} bars, "
         f"{'bfloat16' if filler.masked.in_bfloat16 else 'float32'}, "
-        f"{torch.get_num_threads()} threads, temperature {fill.TOLD.temperature:g} with notes, "
-        f"{fill.FREE.temperature:g} without, "
+        f"{torch.get_num_threads()} threads, temperature "
+        f"{inpaint.CONDITIONED.temperature:g} with notes, "
+        f"{inpaint.UNCONDITIONED.temperature:g} without, "
         f"{CHOSEN}\n"
     )
     pieces = onsets.loops(options.dataset, options.split, options.loops)
@@ -77,22 +70,22 @@ def show(what: str, figure: float) -> None:
     print(f"{what:<58} {figure:>10,.2f}", flush=True)
 
 
-def follows(pieces: list[Piece], filler: Filler, font: synth.SoundFont) -> None:
+def follows(pieces: list[Piece], filler: Inpainter, font: synth.SoundFont) -> None:
     ways: dict[str, list[tuple[float, float]]] = {}
 
     def note(name: str, wave: Wave, roll: Roll) -> None:
         found = onsets.f1(wave, roll, CHOSEN), onsets.f1(wave, roll, LIBROSA)
         ways.setdefault(name, []).append(found)
 
-    tolds = [given.told_of(loop) for loop in pieces]
+    tolds = [inputs.conditioning_of(loop) for loop in pieces]
     for number, (loop, told) in enumerate(zip(pieces, tolds, strict=True)):
         assert told.roll is not None
         other = tolds[(number + 1) % len(tolds)].roll
         assert other is not None
         true = render.loop(loop, font).mix
-        back = coder.encoded(true, filler.codec)
+        back = compression.encode(true, filler.codec)
         made = refine.generate(loop.label, told, filler, rate=RATE)[0]
-        free = refine.generate(loop.label, Told(steps=told.steps), filler, rate=RATE)[0]
+        free = refine.generate(loop.label, Conditioning(steps=told.steps), filler, rate=RATE)[0]
         note("render", true, told.roll)
         note("render through codes", filler.decoded(back.codes, len(true), RATE), told.roll)
         note("generated", made, told.roll)
@@ -107,20 +100,22 @@ def follows(pieces: list[Piece], filler: Filler, font: synth.SoundFont) -> None:
     print()
 
 
-def keeps(pieces: list[Piece], filler: Filler, font: synth.SoundFont) -> None:
+def keeps(pieces: list[Piece], filler: Inpainter, font: synth.SoundFont) -> None:
     """What the first half is after the second was made anew, beside what the codec makes of it."""
     apart, wrap, level = [], [], []
     for loop in pieces[:12]:
         true = render.loop(loop, font).mix
-        source = Given(Path("loop.mid"), true, loop.label, given.told_of(loop))
+        source = SourceLoop(Path("loop.mid"), true, loop.label, inputs.conditioning_of(loop))
         made = refine.refine(source, filler)[0][0]
-        coded = coder.encoded(true, filler.codec)
-        plain = coder.decoded(coded.latent, filler.codec, len(true), RATE)
+        coded = compression.encode(true, filler.codec)
+        plain = compression.decode(coded.latent, filler.codec, len(true), RATE)
         kept = slice(len(true) // 16, len(true) // 2 - len(true) // 16)
         wanted = true.samples.mean(0)[kept]
         apart.append(fidelity.si_sdr_db(made.samples[0, kept], wanted))
         level.append(fidelity.si_sdr_db(plain.samples[0, kept], wanted))
-        latent = filler.codec.encode(coder.onto_ring(made, filler.codec.config), circular=True)
+        latent = filler.codec.encode(
+            compression.to_frames(made, filler.codec.config), circular=True
+        )
         back = filler.codec.decode(latent, circular=True)
         wrap.append(reconstruct.wrap_error_db(latent, back, filler.codec))
     show("kept part of a refined loop, SI-SDR dB: median", float(np.median(apart)))
@@ -129,14 +124,14 @@ def keeps(pieces: list[Piece], filler: Filler, font: synth.SoundFont) -> None:
     print()
 
 
-def lengths(loop: Piece, filler: Filler) -> None:
+def lengths(loop: Piece, filler: Inpainter) -> None:
     """By how many samples loops of any tempo miss the length that their bars have."""
-    quick = replace(fill.TASTE, steps=(2, 1, 1, 1), guidance=1.0, candidates=1)
+    quick = replace(inpaint.SAMPLING, steps=(2, 1, 1, 1), guidance=1.0, candidates=1)
     worst = 0
     for tempo_bpm in np.geomspace(40, 250, 12).round(2).tolist():
         label = replace(loop.label, tempo_bpm=tempo_bpm)
         for rate in (44_100, 48_000):
-            told = given.told_of(loop)
+            told = inputs.conditioning_of(loop)
             made = refine.generate(label, told, filler, rate=rate, taste=quick)[0]
             worst = max(worst, abs(len(made) - round(BARS * 4 * 60 / tempo_bpm * rate)))
     show("samples too many or too few, 40 to 250 bpm: worst", worst)
@@ -147,7 +142,7 @@ def command(options: argparse.Namespace) -> None:
     """Eight bars at 120 bpm, from the command's start to its end; medians of three."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rolls = renders.loops(LoopDataset(options.dataset), "test").packed
+        rolls = augment.loops(LoopDataset(options.dataset), "test").packed
         loop = piece.of_roll(LOOP.unpack(rolls[:1])[0], 120.0, "loop")
         score.write(loop.score, folder / "loop.mid")
         more = ["--precision", options.precision]

@@ -47,8 +47,10 @@ def training(dataset: Path, device: str, repeats: int) -> None:
     """Steps of the optimiser at batch 256, in both precisions, and compiled."""
     import torch
 
-    from midiloop import data, models, store, train
+    from midiloop import models
+    from midiloop.dataset import parquet, tensors
     from midiloop.models.vq_vae import VQVAE
+    from midiloop.training import recipes
     from midiloop.training.objective import Objective
 
     torch.set_num_threads(1)
@@ -56,11 +58,11 @@ def training(dataset: Path, device: str, repeats: int) -> None:
     if device == "cuda":
         show("gpu", torch.cuda.get_device_name())
     place = torch.device(device)
-    loops = data.load(store.LoopDataset(dataset), "train", place)
-    for model, preset in [*((name, "paper") for name in train.MODELS), ("vq-vae", "bars")]:
+    loops = tensors.load(parquet.LoopDataset(dataset), "train", place)
+    for model, preset in [*((name, "paper") for name in recipes.MODELS), ("vq-vae", "bars")]:
         for precision, compiled in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
             codec: VQVAE | None = None
-            for stage in train.stages(model, preset):
+            for stage in recipes.stages(model, preset):
                 torch.manual_seed(0)
                 objective = Objective(models.build(stage.kind, stage.config).to(place), codec)
                 if compiled:
@@ -107,13 +109,13 @@ def generation(device: str, repeats: int) -> None:
     """The model that ships: prior, decoder and rolls, on all cores."""
     import torch
 
-    from midiloop import generate
+    from midiloop.generation import sample
 
     torch.set_num_threads(os.cpu_count() or 1)
-    generator = generate.load(generate.SHIPPED, torch.device(device))
-    generate.draw(generator, generate.Wish(LOOPS // 8))
+    generator = sample.load(sample.SHIPPED, torch.device(device))
+    sample.sample(generator, sample.GenerationRequest(LOOPS // 8))
     times = [
-        taken(lambda: generate.draw(generator, generate.Wish(LOOPS)), cpu=False)
+        taken(lambda: sample.sample(generator, sample.GenerationRequest(LOOPS)), cpu=False)
         for _ in range(repeats)
     ]
     show("generate: loops per second", LOOPS / statistics.median(times))

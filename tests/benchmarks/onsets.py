@@ -22,11 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from audioloop import coder, fill, given, piece, refine, render, renders, synth
-from audioloop.piece import Piece
-from audioloop.wave import Wave
+from audioloop.codec import compression
+from audioloop.io.wave import Wave
+from audioloop.pipelines import inpaint, inputs, refine
+from audioloop.rendering import augment, piece, render, synth
+from audioloop.rendering.piece import Piece
+from midiloop.dataset.parquet import LoopDataset
 from midiloop.grid import LOOP, Roll
-from midiloop.store import LoopDataset
 
 WITHIN_S = 0.04
 BARS = 4
@@ -57,7 +59,7 @@ RANGES_DB, THRESHOLDS = (50.0, 60.0, 70.0, 80.0), (0.05, 0.07, 0.1, 0.15)
 
 def loops(dataset: Path, split: str, n: int) -> list[Piece]:
     """Four bars each, no two of one roll."""
-    source = renders.loops(LoopDataset(dataset), split)
+    source = augment.loops(LoopDataset(dataset), split)
     rng = np.random.default_rng(5)
     found = []
     for pick in rng.permutation(len(source.packed)).tolist():
@@ -138,16 +140,16 @@ def main() -> None:
     parser.add_argument("--codec", type=Path)
     parser.add_argument("--sf2", type=Path)
     options = parser.parse_args()
-    filler = fill.load(options.masked, codec=options.codec)
+    filler = inpaint.load(options.masked, codec=options.codec)
     font = synth.SoundFont(synth.soundfont(options.sf2), RATE)
-    taste = fill.Taste(temperature=options.temperature, candidates=1)
+    taste = inpaint.SamplingConfig(temperature=options.temperature, candidates=1)
     waves: dict[str, list[Wave]] = {"render": [], "codes": [], "generated": []}
     rolls = []
     for loop in loops(options.dataset, "valid", options.loops):
-        told = given.told_of(loop)
+        told = inputs.conditioning_of(loop)
         assert told.roll is not None
         true = render.loop(loop, font).mix
-        codes = coder.encoded(true, filler.codec).codes
+        codes = compression.encode(true, filler.codec).codes
         waves["render"].append(true)
         waves["codes"].append(filler.decoded(codes, len(true), RATE))
         waves["generated"] += refine.generate(loop.label, told, filler, rate=RATE, taste=taste)

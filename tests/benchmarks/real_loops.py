@@ -24,7 +24,8 @@ import numpy as np
 import soundfile
 from click.testing import CliRunner
 
-from midiloop_cli import checks, seams
+from midiloop_cli import check as check_command
+from midiloop_cli import seam as seam_command
 
 PACKAGES = ("sonic-pi-samples", "lmms-common")
 SONIC_PI = "usr/share/sonic-pi/samples"
@@ -90,10 +91,10 @@ def main() -> None:
     if not all((folder / path).is_file() for path in TRUTHS):
         download(folder)
     paths = [folder / path for path in TRUTHS]
-    by_seam = {row["file"]: row["bad"] for row in said(seams.seam, paths)}
+    by_seam = {row["file"]: row["bad"] for row in said(seam_command.seam, paths)}
     by_check = {
         row["file"]: any(found["what"] == "seam" for found in row["disagrees"])
-        for row in said(checks.check, paths)
+        for row in said(check_command.check, paths)
     }
     wrong = 0
     print(f"{'step':>8}{'truth':>7}{'check':>7}{'seam':>7}  loop")

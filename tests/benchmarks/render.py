@@ -23,8 +23,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from audioloop import label, piece, render, synth, wave
-from midiloop import generate, pianoroll, score
+from audioloop.io import label, wave
+from audioloop.rendering import piece, render, synth
+from midiloop.generation import sample
+from midiloop.midi import pianoroll, score
 
 RATE = 44_100
 SLOWEST_BPM, FASTEST_BPM = 60.0, 180.0
@@ -62,7 +64,7 @@ def show(what: str, figure: float | str) -> None:
 def prepare(folder: Path, n: int) -> float:
     """Write generated loops as MIDI files; returns seconds of audio."""
     folder.mkdir()
-    rolls = generate.draw(generate.load(generate.SHIPPED), generate.Wish(n=n, seed=7)).rolls
+    rolls = sample.sample(sample.load(sample.SHIPPED), sample.GenerationRequest(n=n, seed=7)).rolls
     rng = np.random.default_rng(7)
     total_s = 0.0
     for number, roll in enumerate(rolls):
@@ -106,7 +108,7 @@ def stages(midis: Path, soundfont: Path) -> None:
         n_samples = loop.label.samples(RATE)
         samples = render.periodic(loop.score, render.snapped(n_samples), font)
         played = time.process_time()
-        wave.resampled(samples, n_samples)
+        wave.resample(samples, n_samples)
         spent["reading MIDI"] += read - began
         spent["FluidSynth"] += played - read
         spent["resampling"] += time.process_time() - played

@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from audioloop import piece, render, seam, synth, wave
-from audioloop.label import Label
-from audioloop.synth import BLOCK, Event
-from audioloop.wave import Format, Samples, Wave, resampled
-from midiloop import generate
+from audioloop.io import wave
+from audioloop.io.label import Label
+from audioloop.io.wave import Format, Samples, Wave, resample
+from audioloop.rendering import piece, render, synth
+from audioloop.rendering.synth import BLOCK, Event
+from audioloop.signal import seam
+from midiloop.generation import sample
 
 PASSES = 8
 RATE = 44_100
@@ -40,8 +42,8 @@ def main() -> None:
     font = synth.SoundFont(synth.soundfont(options.sf2), RATE)
     print(f"FluidSynth {synth.version()}, {font.path.name}, {options.loops} loops", flush=True)
     at_seams, at_bars, snapped_db, own_db, lossy = [], [], [], [], []
-    wish = generate.Wish(n=options.loops, seed=5)
-    rolls = generate.draw(generate.load(generate.SHIPPED), wish).rolls
+    wish = sample.GenerationRequest(n=options.loops, seed=5)
+    rolls = sample.sample(sample.load(sample.SHIPPED), wish).rolls
     rng = np.random.default_rng(5)
     for roll, bpm in zip(rolls, rng.uniform(SLOWEST_BPM, FASTEST_BPM, len(rolls)), strict=True):
         loop = piece.of_roll(roll, float(bpm), "loop")
@@ -99,7 +101,7 @@ def in_a_row(loop: piece.Piece, font: synth.SoundFont) -> tuple[float, float]:
     # At its own tempo the n-th pass begins on the block that is nearest to n loops.
     starts = [round(n * exact / BLOCK) for n in range(PASSES + 1)]
     real = played(loop, font, n_blocks, starts)
-    final = resampled(ours, round(exact))
+    final = resample(ours, round(exact))
     own = []
     for n in range(1, PASSES):
         begin = round(n * exact)

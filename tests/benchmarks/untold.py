@@ -21,11 +21,14 @@ import drawn
 import numpy as np
 import torch
 
-from audioloop import coder, fill, items, measured, renders, synth, ways
-from audioloop.fill import FREE
-from audioloop.perplexity import WINDOW
-from audioloop.wave import Wave
-from midiloop.store import LoopDataset
+from audioloop.codec import compression
+from audioloop.evaluation.loopgen import measures, methods, test_set
+from audioloop.evaluation.perplexity import WINDOW
+from audioloop.io.wave import Wave
+from audioloop.pipelines import inpaint
+from audioloop.pipelines.inpaint import UNCONDITIONED
+from audioloop.rendering import augment, synth
+from midiloop.dataset.parquet import LoopDataset
 
 STEPS = "30,3,2,2"  # quick
 WINDOW_S = 6.0  # of loops of 2 to 4 s
@@ -37,18 +40,18 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--loops", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
-    drawn.add_options(parser, FREE)
+    drawn.add_options(parser, UNCONDITIONED)
     parser.set_defaults(steps=STEPS)
     options = parser.parse_args()
-    filler = fill.load(options.masked, options.causal, options.codec, with_causal=True)
+    filler = inpaint.load(options.masked, options.causal, options.codec, with_causal=True)
     rate = filler.codec.config.rate
     font = synth.SoundFont(synth.soundfont(options.sf2), rate)
-    source = renders.loops(LoopDataset(options.dataset), "valid")
+    source = augment.loops(LoopDataset(options.dataset), "valid")
     true, coded, written = [], [], []
     for number in range(options.loops):
-        item = items.drawn(source, number, options.seed, font, filler.codec, WINDOW_S)
-        wave = ways.wave_of(item.ring, filler.codec)
-        codes = coder.encoded(wave, filler.codec).codes
+        item = test_set.evaluation_loop(source, number, options.seed, font, filler.codec, WINDOW_S)
+        wave = methods.wave_of(item.ring, filler.codec)
+        codes = compression.encode(wave, filler.codec).codes
         told = replace(item.told, roll=None)
         condition = told.on(item.n_frames, filler.codec.config.frames_per_s)
         opened = torch.ones(item.n_frames, dtype=torch.bool)
@@ -62,17 +65,17 @@ def main() -> None:
     aim = vectors(true)
     for name, waves in (("render", true), ("its codes", coded), ("told no notes", written)):
         nats = np.stack([around(wave, filler) for wave in waves])
-        seam = np.exp(nats[:, measured.REACH : measured.REACH + WINDOW].mean())
+        seam = np.exp(nats[:, measures.REACH : measures.REACH + WINDOW].mean())
         quiet = 100 * np.mean([quiet_share(wave) for wave in waves])
-        distance = measured.frechet(vectors(waves), aim)
+        distance = measures.frechet(vectors(waves), aim)
         print(f"{name:<16}{seam:11.1f}{nats.mean():7.2f}{quiet:9.1f}{distance:9.0f}", flush=True)
 
 
-def around(wave: Wave, filler: fill.Filler) -> np.ndarray:
+def around(wave: Wave, filler: inpaint.Inpainter) -> np.ndarray:
     """Nats of the first codebook in each frame around the seam."""
     assert filler.causal is not None  # as it was loaded
-    codes = coder.encoded(wave, filler.codec).codes[0]
-    found: np.ndarray = measured.nats_around(codes, filler.causal)[0]
+    codes = compression.encode(wave, filler.codec).codes[0]
+    found: np.ndarray = measures.nats_around(codes, filler.causal)[0]
     return found
 
 
@@ -84,9 +87,9 @@ def quiet_share(wave: Wave) -> float:
     return float((levels <= levels.max() * 10 ** (QUIET_DB / 20)).mean())
 
 
-def vectors(waves: Iterable[Wave]) -> measured.Vectors:
-    """`measured.embedded` of all."""
-    return np.concatenate([measured.embedded(wave) for wave in waves])
+def vectors(waves: Iterable[Wave]) -> measures.Vectors:
+    """`measures.embedded` of all."""
+    return np.concatenate([measures.embedded(wave) for wave in waves])
 
 
 if __name__ == "__main__":

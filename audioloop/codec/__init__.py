@@ -1,0 +1,1 @@
+"""Waves as latents and tokens, and back."""

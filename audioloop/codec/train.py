@@ -1,0 +1,326 @@
+"""What ``audioloop train`` does: the codec, on renders of a loop dataset.
+
+First the codec learns to give back the wave and its spectra. Then the encoder and its codes stand
+still, and the decoder goes on against critics, which want what an average of all likely sounds
+lacks: the noise of a cymbal. What it lacks even then of their energy, `balance` gives it back in
+every checkpoint that a run writes; the state that it resumes from has none of that.
+
+A decoder may also learn alone, from a codec that is there: what its codes mean stays as it was, so
+models that learned them need not learn anew.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from audioloop.codec import balance, compression
+from audioloop.codec import losses as codec_losses
+from audioloop.codec.compression import KIND
+from audioloop.codec.discriminator import (
+    MultiResolutionDiscriminator,
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+)
+from audioloop.codec.fidelity import si_sdr_db
+from audioloop.codec.model import Codec, CodecConfig
+from audioloop.io.wave import Samples
+from audioloop.rendering import augment
+from audioloop.rendering.augment import Augmentation, Renders
+from audioloop.rendering.synth import SoundFont
+from midiloop.common import checkpoint, trainer
+from midiloop.common.resume import check_folder
+from midiloop.common.task import Losses, Stage, Step, Task, process_seed
+from midiloop.common.train_config import Budget, TrainConfig
+from midiloop.common.trainer import Progress, Result, Trainer
+from midiloop.dataset.parquet import LoopDataset
+from midiloop.errors import CallError, LoopError
+
+
+@dataclass(frozen=True)
+class CodecRecipe:
+    """What the codec is to learn from an excerpt, and how much each thing counts.
+
+    Attributes:
+        frames: of an excerpt.
+        excerpts: of each render.
+        fade_s: how long an excerpt takes to go over into its beginning, see `augment.circles`.
+        open_every: every so many steps, excerpts have ends instead.
+        continuous: share of excerpts that are decoded from the latent, and not from codes.
+        waveform, convergence, magnitude, mel, level, change: weights, see `losses.Distances`.
+        deceit, features: weights against the critics.
+        adversarial: where in the run their stage begins; 1: never.
+        adversarial_rate: its share of the learning rate.
+    """
+
+    frames: int = 40
+    excerpts: int = 2
+    fade_s: float = 0.02
+    open_every: int = 4
+    continuous: float = 1 / 3
+    waveform: float = 4.0
+    convergence: float = 0.3
+    magnitude: float = 0.5
+    mel: float = 1.5
+    level: float = 2.0
+    change: float = 0.0
+    deceit: float = 0.1
+    features: float = 1.0
+    adversarial: float = 0.7
+    adversarial_rate: float = 0.3
+
+
+CONFIG, RECIPE = CodecConfig(), CodecRecipe()
+TRAINING = TrainConfig(batch_size=8, warmup_steps=100, ema_decay=0.999, save_every_s=120.0)
+WEIGHTS = ("waveform", "convergence", "magnitude", "mel", "level", "change", "deceit", "features")
+SHARES = ("continuous", "adversarial", "adversarial_rate")
+N_VALID = 24
+
+
+def with_loss_weights(changes: Sequence[str]) -> CodecRecipe:
+    """The default lesson with changes, as in "waveform=1".
+
+    Raises:
+        CallError: there is no such thing to change, or not to that.
+    """
+    names = (*WEIGHTS, *SHARES)
+    found: dict[str, Any] = {}
+    for change in changes:
+        name, _, text = change.partition("=")
+        if name not in names:
+            raise CallError(f"{change!r}: a lesson has no {name!r}; it has {', '.join(names)}")
+        try:
+            found[name] = float(text)
+        except ValueError:
+            raise CallError(f"{change!r}: {text!r} is no number; write {name}=1") from None
+        if not 0 <= found[name] <= (1 if name in SHARES else 1e6):
+            raise CallError(f"{change!r}: out of range; leave it out for the default")
+    return replace(RECIPE, **found)
+
+
+class CodecTask(Task):
+    """A codec and its critics, as the `Trainer` takes them.
+
+    Args:
+        sounds: gives renders by their numbers.
+        valid: gives renders of songs that nothing is learned from.
+        also_begun_with: what else must be the same when a run resumes.
+    """
+
+    measure = "mel_codes"
+
+    def __init__(
+        self,
+        config: CodecConfig,
+        lesson: CodecRecipe,
+        seed: int,
+        sounds: Callable[[Sequence[int]], list[Samples]],
+        valid: Callable[[], list[Samples]],
+        device: torch.device,
+        also_begun_with: dict[str, Any],
+        *,
+        decoder_only: bool = False,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.decoder_only = decoder_only
+        self.lesson, self.sounds, self.device = lesson, sounds, device
+        self.valid, self.also_begun_with = functools.cache(valid), also_begun_with
+        self.model: Codec = Codec(config).to(device)
+        self.adversary = MultiResolutionDiscriminator().to(device)
+        self.networks: dict[str, nn.Module] = {"codec": self.model, "adversary": self.adversary}
+        betas = 0.8, 0.99
+        self.optimizers: dict[str, Optimizer] = {
+            "codec": Adam(self.model.parameters(), betas=betas),
+            "adversary": Adam(self.adversary.parameters(), betas=betas),
+        }
+        self.stages = Stage(0.0, 1.0), Stage(lesson.adversarial, lesson.adversarial_rate)
+
+    def begun_with(self) -> dict[str, Any]:
+        """What must be the same when a run resumes."""
+        return {
+            "settings": {**asdict(self.lesson), "decoder_only": self.decoder_only},
+            "model": asdict(self.model.config),
+            **self.also_begun_with,
+        }
+
+    def losses(self, batch: Tensor, step: Step) -> Losses:
+        """The codec's loss on excerpts (B, 1, samples), and in the second stage that of critics."""
+        lesson, wanted = self.lesson, batch
+        circular = lesson.open_every == 0 or step.number % lesson.open_every != 0
+        continuous = torch.rand(len(wanted), device=self.device) < lesson.continuous
+        if step.stage == 0 and not self.decoder_only:
+            coded = self.model(wanted, continuous, circular=circular)
+            found, commitment = coded.wave, coded.quantized.commitment
+        else:
+            # What codes mean stands still. Codebooks settle on it, or else keep every code.
+            self.model.quantizer.train(not self.decoder_only)
+            with torch.no_grad():
+                latent = self.model.encode(wanted, circular=circular)
+                quantized = self.model.quantizer(latent)
+                chosen = torch.where(continuous[:, None, None], latent, quantized.latent)
+            found = self.model.decode(chosen, circular=circular)
+            commitment = found.new_zeros(())
+        with torch.autocast(self.device.type, enabled=False):
+            apart = codec_losses.distances(found, wanted, self.model.config.rate, circular=circular)
+        loss = (
+            lesson.waveform * apart.waveform
+            + lesson.convergence * apart.convergence
+            + lesson.magnitude * apart.magnitude
+            + lesson.mel * apart.mel
+            + lesson.level * apart.level
+            + lesson.change * apart.change
+            + self.model.config.commitment * commitment
+        )
+        terms = {**apart._asdict(), "commitment": commitment}
+        minimise = {"codec": loss}
+        if step.stage == 1:
+            # Convolutions over spectra cost most; what critics say need not be exact.
+            with torch.autocast(self.device.type, torch.bfloat16):
+                real = self.adversary(wanted, circular=circular)
+                fake = self.adversary(found, circular=circular)
+            against = {
+                "deceit": generator_loss(fake),
+                "features": feature_matching_loss(real, fake),
+            }
+            deceived = lesson.deceit * against["deceit"] + lesson.features * against["features"]
+            # The codec comes last: its graph is what the critics' is a part of.
+            minimise = {"adversary": discriminator_loss(real, fake), "codec": loss + deceived}
+            terms |= {**against, "critics": minimise["adversary"]}
+        return Losses(minimise, {name: term.detach() for name, term in terms.items()})
+
+    def micro_batches(self, step: Step) -> Iterator[tuple[Tensor, float]]:
+        """Excerpts (B, 1, samples) of renders."""
+        lesson, config = self.lesson, self.model.config
+        length, fade = lesson.frames * config.frame, round(lesson.fade_s * config.rate)
+        n_renders = -(-step.micro_batch_size // lesson.excerpts)
+        for number, size, weight in step.draws():
+            sounds = self.sounds(range(number * n_renders, (number + 1) * n_renders))
+            rng = np.random.default_rng([step.seed, 1, number])
+            excerpts = [augment.circles(s, lesson.excerpts, length, fade, rng) for s in sounds]
+            batch = np.concatenate(excerpts)[:size, None]
+            yield torch.from_numpy(batch).to(self.device), weight
+
+    def compile(self) -> None:
+        """Compile the codec; critics are convolutions, which would gain nothing."""
+        self.model.encoder.compile()
+        self.model.decoder.compile()
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """SI-SDR, from the latent and from codes, and the mel distance of the latter."""
+        assert isinstance(model, Codec)
+        continuous: list[float] = []
+        coded: list[float] = []
+        mel: list[float] = []
+        for samples in self.valid():
+            wanted = torch.from_numpy(samples).to(self.device)[None, None]
+            latent = model.encode(wanted, circular=True)
+            codes = model.quantize(latent)
+            for into, what in ((continuous, latent), (coded, model.dequantize(codes))):
+                found = model.decode(what, circular=True)
+                into.append(si_sdr_db(found[0, 0].cpu().numpy(), samples))
+            apart = codec_losses.distances(found, wanted, model.config.rate, circular=True)
+            mel.append(float(apart.mel))
+        return {
+            "si_sdr_db": float(np.median(continuous)),
+            "si_sdr_codes_db": float(np.median(coded)),
+            "mel_codes": float(np.mean(mel)),
+        }
+
+    def save(self, folder: Path, model: nn.Module, about: dict[str, Any]) -> None:
+        """Write the checkpoint, its highs as strong as they should be, see `balance`."""
+        assert isinstance(model, Codec)
+        checkpoint.save_model(folder, KIND, balance.balanced(model, self.valid()), about)
+
+
+def codec(
+    dataset: LoopDataset,
+    out: Path,
+    budget: Budget,
+    soundfonts: Sequence[Path],
+    *,
+    training: TrainConfig = TRAINING,
+    config: CodecConfig = CONFIG,
+    lesson: CodecRecipe = RECIPE,
+    begin_with: Path | None = None,
+    decoder_only: bool = False,
+    n_workers: int = 1,
+    device: torch.device,
+    resume: bool = False,
+    events: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Result:
+    """Train a codec on renders of the training songs of a dataset.
+
+    Args:
+        soundfonts: renders take turns with them.
+        begin_with: a run whose codec is to learn more; its sizes are kept.
+        decoder_only: keep its encoder and codebooks bit for bit.
+        n_workers: processes that render.
+        events: write TensorBoard event files into ``out/events``.
+
+    Raises:
+        CallError, LoopError: see `Trainer.fit`; or a split is empty, or a SoundFont cannot be
+            loaded.
+    """
+    check_folder(out, resume=resume)
+    if events:
+        trainer.event_writer()
+    begun = None if begin_with is None else compression.load(begin_with)
+    config = config if begun is None else begun.config
+    variety = Augmentation(rate=config.rate)
+    for path in soundfonts:
+        SoundFont(path, variety.rate)  # one that cannot be loaded is an error here
+    source, others = (augment.loops(dataset, split) for split in ("train", "valid"))
+    seed = process_seed(training.seed)
+    making = Renders(source, soundfonts, variety, seed=seed, n_workers=n_workers)
+    first = None if begun is None else compression.fingerprint(begun)
+    data = {**augment.provenance(dataset, soundfonts), "begun_with": first}
+    about = {
+        "settings": {**asdict(budget), **asdict(training)},
+        "lesson": asdict(lesson),
+        "decoder_only": decoder_only,
+        "data": data,
+    }
+    try:
+        task = CodecTask(
+            config,
+            lesson,
+            training.seed,
+            making.take,
+            lambda: _valid(Renders(others, soundfonts, variety, seed=training.seed), config),
+            device,
+            {**augment.identity(data), "model to begin with": first},
+            decoder_only=decoder_only,
+        )
+        if begun is not None:
+            task.model.load_state_dict(begun.state_dict())
+        return Trainer(task, budget, training).fit(
+            out,
+            about=about,
+            resume=resume,
+            events=out / "events" if events else None,
+            on_progress=on_progress,
+        )
+    finally:
+        making.close()
+
+
+def _valid(making: Renders, config: CodecConfig) -> list[Samples]:
+    """Renders of songs that nothing is learned from, cut to whole frames."""
+    try:
+        found = making.take(range(2 * N_VALID))
+    finally:
+        making.close()
+    heard = [s[: len(s) // config.frame * config.frame] for s in found if s.any()]
+    if not heard:
+        raise LoopError("all of the validation loops are silent with this SoundFont; give another")
+    return heard[:N_VALID]

@@ -1,0 +1,1 @@
+"""How loops are judged: seams, files, codecs and methods."""

@@ -1,0 +1,1 @@
+"""The comparison of LoopGen, table 2, with our own models."""

@@ -1,0 +1,340 @@
+"""Every way to make a loop of codes, measured alike: LoopGen's table 2 for our own models.
+
+A comparison is a folder::
+
+    compare.md .json      the tables, and what stands in them
+    seam_nats.png         cross-entropy around the seam, as figure 3 of the paper
+    perplexity.png        seam perplexities of all loops, as figure 4
+    items/NNNNN.json      what was measured of an item; a run goes on where these end
+    audio/…               loops of the first items, if asked for
+
+Neither model has learned from a loop of the test split. What is made of an item is always the same,
+by whatever worker and however many items there are.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from audioloop.codec import compression
+from audioloop.evaluation.loopgen import measures, methods, tables, test_set
+from audioloop.evaluation.loopgen.methods import SETTINGS, MethodInput
+from audioloop.evaluation.loopgen.summary import BenchmarkResult, summarise
+from audioloop.evaluation.loopgen.test_set import EvaluationLoop
+from audioloop.io.wave import Format, Wave
+from audioloop.io.wave import write as write_wave
+from audioloop.pipelines import inpaint
+from audioloop.pipelines.inpaint import SAMPLING, Inpainter, SamplingConfig
+from audioloop.rendering import augment
+from audioloop.rendering.augment import PackedLoops
+from audioloop.rendering.synth import SoundFont
+from audioloop.tokens import pretrained
+from midiloop.common import checkpoint, engine, files
+from midiloop.dataset.parquet import LoopDataset
+from midiloop.errors import CallError, LoopError, counted
+
+ITEM_TIMEOUT_S = 3600.0
+KEPT_ITEMS = 3  # whose loops can be kept to be heard
+RECORD = "settings.json"
+UNRELATED = ("items", "keep_audio")  # settings that change nothing of an item
+# What no option says: by setting, and in both.
+PER_SETTING, SHARED = ("steps", "temperature", "top_p", "guidance"), ("finer", "shuffling")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared, and how.
+
+    Attributes:
+        items: how many loops each way makes.
+        window_s: of the model that has one, see `test_set.WINDOWS_S`; naive loops are as long,
+            others a third to two thirds of it.
+        steps, free_steps: of each codebook, where notes are told and where none are; None for
+            those of `inpaint.CONDITIONED` and `inpaint.UNCONDITIONED`.
+        rescoring: see `inpaint.SamplingConfig`.
+        keep_audio: write the loops of the first items as files.
+    """
+
+    items: int = 100
+    seed: int = 0
+    window_s: float = 12.0
+    steps: tuple[int, ...] | None = None
+    free_steps: tuple[int, ...] | None = None
+    rescoring: float = SAMPLING.rescoring
+    keep_audio: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise `CallError` unless each is in its range."""
+        if self.items < 2:
+            raise CallError(f"{counted(self.items, 'item')}; intervals need 2 or more")
+        low_s, high_s = test_set.WINDOWS_S
+        if not low_s <= self.window_s <= high_s:
+            raise CallError(f"a window of {self.window_s:g} s; give {low_s:g} to {high_s:g}")
+        SamplingConfig(rescoring=self.rescoring)
+
+    def taste(self, setting: str) -> SamplingConfig:
+        """How codes are drawn: once, as ways are compared and not drafts."""
+        steps = self.steps if setting == "told" else self.free_steps
+        return replace(SAMPLING, steps=steps, rescoring=self.rescoring, candidates=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What workers need."""
+
+    loops: PackedLoops
+    soundfont: Path
+    codec: Path | None
+    masked: Path | None
+    causal: Path | None
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Job:
+    """One item; what befell the worker that was on it, if something did."""
+
+    number: int
+    lost: str = ""
+
+    def without(self, item: int, cause: str) -> Job:  # noqa: ARG002 - as workers call it
+        """The same, to be left out."""
+        return replace(self, lost=cause)
+
+
+def run(
+    dataset: LoopDataset,
+    out: Path,
+    settings: Settings,
+    soundfont: Path,
+    *,
+    codec: Path | None = None,
+    masked: Path | None = None,
+    causal: Path | None = None,
+    n_workers: int = 1,
+    resume: bool = False,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> BenchmarkResult:
+    """Make all loops that the folder lacks, measure them, and write the tables.
+
+    Args:
+        on_progress: called with how many more items are done.
+
+    Raises:
+        CallError: the settings fit no model, or the folder holds something else, or a comparison
+            and ``resume`` is not asked for.
+        LoopError: no loop is in the test split, or a model cannot be loaded, or is of another
+            codec.
+    """
+    filler = inpaint.load(masked, causal, codec, with_causal=True)
+    assert filler.causal is not None  # as it was asked for
+    shape = filler.codec.config
+    configs = {name: settings.taste(name).config(told=name == "told") for name in SETTINGS}
+    for config in configs.values():
+        if len(config.steps) != shape.codebooks or min(config.steps) < 1:
+            raise CallError(
+                f"steps {','.join(map(str, config.steps))}: give one or more for each of the "
+                f"codec's {shape.codebooks} codebooks"
+            )
+    source = Source(augment.loops(dataset, "test"), soundfont, codec, masked, causal, settings)
+    SoundFont(soundfont, shape.rate)  # one that cannot be loaded is an error here
+    kept = {key: value for key, value in asdict(settings).items() if key not in UNRELATED}
+    about: dict[str, Any] = {
+        "settings": kept,
+        "taste": {
+            **{
+                key: {name: getattr(config, key) for name, config in configs.items()}
+                for key in PER_SETTING
+            },
+            **{key: getattr(configs["free"], key) for key in SHARED},
+        },
+        "models": {
+            "codec": checkpoint.identity(codec or compression.SHIPPED),
+            "masked": checkpoint.identity(masked or pretrained.SHIPPED["masked"]),
+            "causal": checkpoint.identity(causal or pretrained.SHIPPED["causal"]),
+        },
+        "data": {
+            "rules": dataset.manifest["rules"]["name"],
+            "counts": dataset.manifest["counts"],
+            "fingerprint": dataset.fingerprint,
+            "test_loops": len(source.loops.packed),
+            "soundfont": soundfont.name,
+            "soundfont_sha256": files.digest(soundfont),
+        },
+        "measured": {"rows": list(methods.METHODS)},
+    }
+    files.check_parent(out)
+    if out.exists() and not out.is_dir():
+        raise CallError(f"{out}: holds something else; give another folder")
+    out.mkdir(exist_ok=True)
+    with files.locked(out):
+        _open(out, json.dumps(about, indent=2) + "\n", resume)
+        _make(source, out, n_workers, on_progress)
+    found = [files.read_json(_place(out, n)) for n in range(settings.items)]
+    done = [item for item in found if not item["lost"]]
+    if len(done) < 2:
+        raise LoopError(
+            f"{out}: workers lost all items but {len(done)}; delete {out / 'items'}, free some "
+            "memory and run it again"
+        )
+    about |= {
+        "items": len(done),
+        "lost": [item["number"] for item in found if item["lost"]],
+        "threads": 1,
+        "workers": n_workers,
+        "machine": platform.machine(),
+        "torch": str(torch.__version__),
+    }
+    comparison = summarise(done, about)
+    tables.write(comparison, out)
+    return comparison
+
+
+def _open(out: Path, record: str, resume: bool) -> None:
+    place = out / RECORD
+    if place.exists():
+        if not resume:
+            raise CallError(f"{out}: exists already; go on with --resume, or choose another name")
+        before, now = files.read_json(place), files.parse_json(record)
+        if before != now:
+            odd = _different(before, now)
+            raise CallError(
+                f"{out}: holds a comparison of other {odd}; give what it was begun with, or "
+                "another folder"
+            )
+    elif not all(files.is_passing(path.name) for path in out.iterdir()):
+        raise CallError(f"{out}: holds something else; give another folder")
+    (out / "items").mkdir(exist_ok=True)
+    files.write(place, record.encode())
+
+
+def _different(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Names of what is not the same, as in "settings (steps)"."""
+    found = []
+    for name in now:
+        old = before.get(name, {})
+        old = old if isinstance(old, dict) else {}
+        inner = [key for key, value in now[name].items() if old.get(key) != value]
+        found += [f"{name} ({', '.join(inner)})"] if inner else []
+    return " and ".join(found) or "settings"
+
+
+def _place(out: Path, number: int) -> Path:
+    return out / "items" / f"{number:05d}.json"
+
+
+def _make(source: Source, out: Path, n_workers: int, on_progress: Callable[[int], None]) -> None:
+    settings = source.settings
+    missing = [n for n in range(settings.items) if not _is_done(out, n, settings.keep_audio)]
+    on_progress(settings.items - len(missing))
+    if not missing:
+        return
+    for _ in engine.run(
+        functools.partial(task, source, out),
+        (Job(number) for number in missing),
+        preload=("audioloop.evaluation.loopgen.benchmark",),
+        workers=min(n_workers, len(missing)),
+        item_timeout_s=ITEM_TIMEOUT_S,
+        on_tick=lambda _: None,
+    ):
+        on_progress(1)
+
+
+def _is_done(out: Path, number: int, keep_audio: bool) -> bool:
+    """Whether an item was measured; one that workers were lost on is tried again."""
+    place = _place(out, number)
+    there = place.exists() and not json.loads(place.read_text())["lost"]
+    if keep_audio and number < KEPT_ITEMS:
+        there = there and any((out / "audio").glob(f"{number:05d}_*"))
+    return there
+
+
+def task(source: Source, out: Path, job: Job, turn_to: Callable[[int], None]) -> None:
+    """Make and measure one item, in a worker, and write what was found."""
+    found: dict[str, Any] = {"number": job.number, "lost": job.lost}
+    if not job.lost:
+        turn_to(0)
+        found |= _measured_item(source, out, job.number)
+    text = json.dumps(found) + "\n"
+    files.write(_place(out, job.number), text.encode())
+
+
+@functools.lru_cache(maxsize=1)
+def _tools(
+    soundfont: Path, codec: Path | None, masked: Path | None, causal: Path | None
+) -> tuple[SoundFont, Inpainter]:
+    torch.set_num_threads(1)  # as many workers as cores, and the same figures for any number
+    filler = inpaint.load(masked, causal, codec, with_causal=True)
+    return SoundFont(soundfont, filler.codec.config.rate), filler
+
+
+@torch.inference_mode()
+def _measured_item(source: Source, out: Path, number: int) -> dict[str, Any]:
+    settings = source.settings
+    font, filler = _tools(source.soundfont, source.codec, source.masked, source.causal)
+    codec = filler.codec
+    item, other = (
+        test_set.evaluation_loop(
+            source.loops, number, settings.seed, font, codec, settings.window_s, reference=reference
+        )
+        for reference in (False, True)
+    )
+    keep = out / "audio" if settings.keep_audio and number < KEPT_ITEMS else None
+    true = methods.wave_of(item.ring, codec)
+    _keep(keep, f"{number:05d}_original", true)
+    sought = asked(filler, item, "told", settings, number)
+    truth = {
+        name: measures.of(made, filler, told=True)
+        for name, made in methods.references(sought, item.ring, item.longer, other.ring)
+    }
+    rows: dict[str, dict[str, Any]] = {}
+    for setting in SETTINGS:
+        sought = asked(filler, item, setting, settings, number)
+        rows[setting] = dict(truth)
+        for name, made in methods.methods(sought):
+            rows[setting][name] = measures.of(made, filler, told=setting == "told")
+            _keep(keep, f"{number:05d}_{setting}_{name}", made.wave)
+    return {
+        "tempo_bpm": item.tempo_bpm,
+        "bars": item.bars,
+        "frames": item.n_frames,
+        "kit": item.told.kit,
+        "bass": item.told.bass,
+        "render": measures.windows(true),
+        "reference": measures.windows(methods.wave_of(other.ring, codec)),
+        "rows": rows,
+    }
+
+
+def asked(
+    filler: Inpainter, item: EvaluationLoop, setting: str, settings: Settings, number: int
+) -> MethodInput:
+    """An item in a setting of `SETTINGS`."""
+    told = item.told if setting == "told" else replace(item.told, roll=None)
+    frames_per_s = filler.codec.config.frames_per_s
+    return MethodInput(
+        filler,
+        told.on(item.n_frames, frames_per_s),
+        item.n_frames,
+        item.bars,
+        round(settings.window_s * frames_per_s),
+        settings.taste(setting),
+        f"{settings.seed} {number} {setting}",
+    )
+
+
+def _keep(folder: Path | None, name: str, wave: Wave) -> None:
+    if folder is None:
+        return
+    folder.mkdir(exist_ok=True)
+    quieter = Wave(wave.samples / np.float32(max(1.0, wave.peak)), wave.rate)
+    write_wave(folder / f"{name.replace(' ', '_')}.wav", quieter, None, Format())

@@ -1,0 +1,1 @@
+"""Audio files: samples, chunks, labels, and what a file says of itself."""

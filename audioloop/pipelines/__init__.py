@@ -1,0 +1,1 @@
+"""What a command, a page or a notebook calls: loops in, loops out."""

@@ -1,0 +1,292 @@
+"""Gaps of a coded loop, filled on the ring: what `refine` and `generate` have in common.
+
+::
+
+    loop -> codes (1, K, T), some frames open -> codes (N, K, T) -> N loops
+
+What is kept is kept bit for bit: its codes never change, and its frames are decoded from the
+latent, which is nearer to what it was than its codes are.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from audioloop.codec import compression
+from audioloop.codec.model import Codec
+from audioloop.conditioning import ConditioningTensors
+from audioloop.io.wave import Wave
+from audioloop.tokens import prefix, pretrained
+from audioloop.tokens.magnet import decode, loops
+from audioloop.tokens.magnet.decode import DecodeConfig, Rescoring
+from audioloop.tokens.model import Causal, Masked
+from midiloop.errors import CallError
+
+
+class SamplingDefaults(NamedTuple):
+    """How codes are drawn where nobody says it: see `DecodeConfig`."""
+
+    steps: tuple[int, ...]
+    temperature: float
+    top_p: float
+    guidance: float
+
+
+# Notes say much of what is to come, and which of several drafts is best. Without notes, what is
+# likeliest is silence: beat, kit and bass have to lead further, and what drafts would take goes
+# into smaller steps.
+CONDITIONED = SamplingDefaults(steps=(20, 8, 6, 6), temperature=0.8, top_p=0.9, guidance=1.5)
+UNCONDITIONED = SamplingDefaults(steps=(40, 8, 6, 6), temperature=1.0, top_p=1.0, guidance=4.0)
+Precision = Literal["auto", "float32", "bfloat16"]
+MEASURED_FRAMES, MEASURED_REPETITIONS = 800, 4  # 8 bars at 120 bpm; turns of each precision
+BFLOAT16_MARGIN = 1.3  # how many times faster bfloat16 has to be
+FINE_TEMPERATURE = 0.0  # after a first codebook, the likeliest codes of the others are best
+BEST_OF_CFG_SCALE = (
+    1.0  # guidance of several drafts: they differ more without, and are chosen by the notes
+)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How codes are drawn.
+
+    Attributes:
+        steps: of each codebook; None for those of `TOLD` where notes are told, else of `FREE`.
+        temperature, top_p: of the first codebook, see `DecodeConfig`; None as above. The others
+            take the likeliest codes, whatever these are.
+        guidance: how many times the way is gone that what is told shows, at first; at last it is 1.
+            None for `CHOSEN` where notes are told and there are candidates, else as above.
+        shuffling: how much chance decides of what is kept at first, 0 to 1.
+        rescoring: weight of the causal model's say in what is kept, 0 to 1.
+        candidates: how often the first codebook is drawn where notes are told, 1 to 16; what goes
+            on is the one that they say most about, see `loops.mutual_information`.
+        seed: of everything.
+    """
+
+    steps: tuple[int, ...] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    guidance: float | None = None
+    shuffling: float = 1.0
+    rescoring: float = 0.0
+    candidates: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise `CallError` unless each is in its range."""
+        ranges = {
+            "temperature": self.temperature is None or 0 <= self.temperature <= 100,
+            "top-p": self.top_p is None or 0 < self.top_p <= 1,
+            "guidance": self.guidance is None or 0 <= self.guidance <= 100,
+            "shuffling": 0 <= self.shuffling <= 1,
+            "rescoring": 0 <= self.rescoring <= 1,
+            "candidates": 1 <= self.candidates <= 16,
+        }
+        for name, right in ranges.items():
+            if not right:
+                value = getattr(self, name.replace("-", "_"))
+                raise CallError(f"{name} {value}: out of range; leave it out for the default")
+
+    def config(self, *, told: bool) -> DecodeConfig:
+        """For a ring whose notes are told, or are not."""
+        usual = CONDITIONED if told else UNCONDITIONED
+        led = BEST_OF_CFG_SCALE if told and self.candidates > 1 else usual.guidance
+        return DecodeConfig(
+            steps=usual.steps if self.steps is None else self.steps,
+            temperature=usual.temperature if self.temperature is None else self.temperature,
+            finer=FINE_TEMPERATURE,
+            top_p=usual.top_p if self.top_p is None else self.top_p,
+            guidance=led if self.guidance is None else self.guidance,
+            shuffling=self.shuffling,
+            spans="stride1",
+            ring=True,
+        )
+
+    def generator(self, number: int, device: torch.device) -> torch.Generator:
+        """For way number i, from 0; its beginning is drawn by that of -1 - i."""
+        seed = (self.seed * 1_000_003 + number + 1) % 2**63
+        return torch.Generator(device).manual_seed(seed)
+
+
+# By likelihood alone, what is kept is what is likely everywhere, which is next to nothing: where
+# no notes are told, loops fade. So chance has its say.
+SAMPLING = SamplingConfig()
+
+
+@dataclass(frozen=True, eq=False)
+class Inpainter:
+    """The models that it takes.
+
+    Attributes:
+        causal: for rescoring and priming; None without.
+    """
+
+    codec: Codec
+    masked: Masked
+    causal: Causal | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where all of them are."""
+        return self.masked.device
+
+    def n_frames(self, n_samples: int, rate: int) -> int:
+        """Frames of a loop, see `compression.n_frames`."""
+        return compression.n_frames(n_samples, rate, self.codec.config)
+
+    @torch.inference_mode()
+    def filled(
+        self,
+        codes: Tensor,
+        opened: Tensor,
+        condition: ConditioningTensors,
+        n: int,
+        taste: SamplingConfig = SAMPLING,
+    ) -> Tensor:
+        """Fill some frames of a loop, in ``n`` ways.
+
+        Args:
+            codes: int64 (1, K, T), or (n, K, T) where each way begins with other ones.
+            opened: bool (T,): frames to be made anew; or (K, T), codebook by codebook.
+            condition: of one loop.
+
+        Returns:
+            int64 (n, K, T). Way number i depends on the seed and i alone.
+
+        Raises:
+            CallError: a causal model is to have a say, and there is none.
+        """
+        gap = self.masked.config.gap
+        given = torch.where(opened.to(codes.device), gap, codes).to(self.device)
+        condition = condition.to(self.device)
+        draw = functools.partial(
+            decode.decode,
+            loops.ring(self.masked, condition),
+            gap=gap,
+            config=taste.config(told=condition.notes),
+            rescoring=self._rescoring(condition, taste),
+        )
+        ways = []
+        for number, one in enumerate(given.expand(n, -1, -1)):
+            generator = taste.generator(number, self.device)
+            way, first = one[None], one[0] == gap
+            if taste.candidates > 1 and condition.notes and first.any():
+                drafts = way.expand(taste.candidates, -1, -1)
+                drafts = draw(codes=drafts, generator=generator, books=1)
+                said = loops.mutual_information(self.masked, drafts, condition, first, generator)
+                way = drafts[said.argmax(), None]
+            ways.append(draw(codes=way, generator=generator))
+        return torch.cat(ways)
+
+    def _rescoring(self, condition: ConditioningTensors, taste: SamplingConfig) -> Rescoring | None:
+        if not taste.rescoring:
+            return None
+        return Rescoring(
+            prefix.token_probabilities(self._causal("rescored"), condition), taste.rescoring
+        )
+
+    @torch.inference_mode()
+    def primed(
+        self,
+        condition: ConditioningTensors,
+        n_frames: int,
+        n: int = 1,
+        taste: SamplingConfig = SAMPLING,
+    ) -> Tensor:
+        """The first frames of a loop by the causal model, in ``n`` ways: int64 (n, K, n_frames).
+
+        Raises:
+            CallError: there is no causal model.
+        """
+        model = self._causal("primed")
+        told = condition.to(self.device)
+        generators = (taste.generator(-1 - number, self.device) for number in range(n))
+        return torch.cat([prefix.prefix(model, told, n_frames, one) for one in generators])
+
+    def _causal(self, what: str) -> Causal:
+        if self.causal is None:
+            raise CallError(f"nothing can be {what} without a causal model; load one as well")
+        return self.causal
+
+    def decoded(
+        self,
+        codes: Tensor,
+        n_samples: int,
+        rate: int,
+        kept: tuple[Tensor, Tensor] | None = None,
+    ) -> Wave:
+        """The wave (1, ``n_samples``) of a loop's codes (1, K, T).
+
+        Args:
+            kept: bool (T,), which frames are as they were, and their latent (1, L, T).
+        """
+        latent = compression.dequantize(codes, self.codec)
+        if kept is not None:
+            places, before = kept
+            latent = torch.where(places.to(latent.device), before.to(latent.device), latent)
+        return compression.decode(latent, self.codec, n_samples, rate)
+
+
+def load(
+    masked: Path | None = None,
+    causal: Path | None = None,
+    codec: Path | None = None,
+    device: torch.device | None = None,
+    *,
+    with_causal: bool = False,
+    precision: Precision = "float32",
+) -> Inpainter:
+    """The models that ship, or those of runs.
+
+    Args:
+        precision: of products inside the masked model; "auto" measures which is faster here, see
+            `half_pays`.
+
+    Raises:
+        LoopError: a folder holds none, or they are of different codecs.
+    """
+    model = compression.load(codec, device)
+    masked_model = pretrained.load_masked(masked, device)
+    pretrained.of_codec(masked_model, model)
+    causal_model = None
+    if with_causal or causal is not None:
+        causal_model = pretrained.load_causal(causal, device)
+        pretrained.of_codec(causal_model, model)
+    masked_model.in_bfloat16 = precision == "bfloat16" or (
+        precision == "auto" and bfloat16_is_faster(masked_model)
+    )
+    return Inpainter(model, masked_model, causal_model)
+
+
+@torch.inference_mode()
+def bfloat16_is_faster(model: Masked) -> bool:
+    """Whether a layer takes less time in bfloat16 here, by a clear margin.
+
+    CPUs with 16-bit matrix units take half the time, others up to ten times as much; so the best
+    of a few turns tells them apart, in a tenth of a second. It is the time of one thread on its
+    core that counts, so that what else runs does not decide. Of other devices nothing is measured.
+    """
+    if model.device.type != "cpu":
+        return False
+    layer, n_threads = next(iter(model.layers)), torch.get_num_threads()
+    x = torch.zeros(1, MEASURED_FRAMES, model.config.dim)
+    took: dict[bool, list[float]] = {False: [], True: []}
+    torch.set_num_threads(1)
+    try:
+        for turn in range(MEASURED_REPETITIONS + 1):
+            for half, times in took.items():
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    began_s = time.thread_time()
+                    layer(x, circular=True)
+                    if turn:  # the first finds memory, and which kernel to take
+                        times.append(time.thread_time() - began_s)
+    finally:
+        torch.set_num_threads(n_threads)
+    return min(took[False]) > BFLOAT16_MARGIN * min(took[True])

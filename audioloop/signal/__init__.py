@@ -1,0 +1,1 @@
+"""Spectra, effects and beats of waves."""

@@ -1,0 +1,1 @@
+"""Models of tokens: masked and causal, our own and published ones."""

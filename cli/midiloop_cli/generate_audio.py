@@ -1,0 +1,395 @@
+"""Commands that make audio loops anew: audioloop refine, audioloop generate.
+
+The library is imported inside each command, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from midiloop.errors import counted
+from midiloop_cli import report
+from midiloop_cli.dataset import INPUT, PATH, TOP_P, json_option, seed_option, sf2_option
+from midiloop_cli.models import device_option
+from midiloop_cli.options import refuse, refuse_top_p
+
+if TYPE_CHECKING:
+    from audioloop.io.label import Label
+    from audioloop.io.wave import Wave
+    from audioloop.pipelines.inpaint import SamplingConfig
+    from audioloop.pipelines.refine import WrittenLoop
+
+
+def taste_options(*, texts: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Options of how codes are drawn, and by which models; of texts as well, or of notes alone."""
+
+    def of_texts(default: str) -> str:
+        return default if texts else ""
+
+    options = (
+        seed_option,
+        click.option(
+            "--variations", type=click.IntRange(1, 1000), default=1, show_default=True,
+            help="How many loops to write from each source.",
+        ),
+        click.option(
+            "--temperature", type=click.FloatRange(0, 100),
+            help="Lower is tamer, higher is wilder; of the first codebook. Default: 0.8 with "
+            f"notes, 1 without{of_texts(', 3 for a text')}.",
+        ),
+        click.option(
+            "--top-p", type=TOP_P,
+            help="Draw tokens among the likeliest that hold this probability. Default: 0.9 with "
+            f"notes, 1 without{of_texts(', 0.9 for a text')}.",
+        ),
+        click.option(
+            "--guidance", type=click.FloatRange(0, 100),
+            help=f"How strictly notes, kit{of_texts(', text')} and tempo are followed. Default: 1 "
+            "with notes, 1.5 with notes and one candidate, 4 without notes"
+            f"{of_texts(', 10 for a text')}.",
+        ),
+        click.option(
+            "--shuffling", type=click.FloatRange(0, 1), metavar="WEIGHT",
+            help="How much chance decides of what is kept at first, from 0 to 1. Default: 1"
+            f"{of_texts('; 0 for a text')}.",
+        ),
+        click.option(
+            "--rescoring", type=click.FloatRange(0, 1), metavar="WEIGHT",
+            help="The causal model's say in what is kept, from 0 to 1. Default: 0.",
+        ),
+        click.option(
+            "--candidates", type=click.IntRange(1, 16), metavar="N",
+            help="Drafts of each loop, 1 to 16, of which the one that fits the notes best is kept. "
+            "Default: 4.",
+        ),
+        click.option(
+            "--masked", type=INPUT, metavar="RUN", help="A masked model that you trained."
+        ),
+        click.option(
+            "--causal", type=INPUT, metavar="RUN", help="A causal model that you trained."
+        ),
+        click.option(
+            "--codec", type=INPUT, metavar="RUN", help="The codec that they learned from."
+        ),
+        click.option(
+            "--format", "form", type=click.Choice(["wav", "flac", "ogg"]), default="wav",
+            show_default=True, help="Format of the audio files.",
+        ),
+        click.option(
+            "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="float32",
+            show_default=True,
+            help="Precision of products inside the masked model. auto measures at the start which "
+            "is faster; the same seed gives other loops in each.",
+        ),
+        device_option,
+        json_option,
+    )  # fmt: skip
+
+    def added(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):  # as decorators: the last is applied first
+            command = option(command)
+        return command
+
+    return added
+
+
+def _taste(options: dict[str, Any], usual: SamplingConfig) -> SamplingConfig:
+    names = ("seed", "temperature", "top_p", "guidance", "shuffling", "rescoring", "candidates")
+    given = {name: options[name] for name in names if options[name] is not None}
+    return replace(usual, **given)
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, type=INPUT, metavar="MIDI|AUDIO|FOLDER...")
+@click.option(
+    "-o", "--out", required=True, type=PATH, metavar="DIR", help="Folder for what is made."
+)
+@click.option(
+    "--keep", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+    help="Share of the loop that stays, from its beginning, in whole bars.",
+)  # fmt: skip
+@click.option(
+    "--mask", metavar="BARS",
+    help="What is made anew, in place of --keep: even or odd bars, last, onsets, or bars as in "
+    "2,4,7-8.",
+)  # fmt: skip
+@click.option("--free", is_flag=True, help="Do not tell the model the notes of MIDI files.")
+@click.option(
+    "--bpm", type=click.FloatRange(20, 400), help="Tempo, in place of what each file says."
+)
+@click.option("--bars", type=click.IntRange(1, 1024), help="Bars, in place of what each file says.")
+@sf2_option
+@click.option(
+    "--kit", type=click.IntRange(0, 127), help="Drum kit of MIDI files, as in 25 for an 808."
+)
+@click.option(
+    "--bass",
+    type=click.IntRange(0, 127),
+    help="General MIDI program of the bass of MIDI files, as in 33 for fingered.",
+)
+@taste_options(texts=False)
+def refine(
+    sources: tuple[Path, ...],
+    out: Path,
+    keep: float,
+    mask: str | None,
+    free: bool,
+    bpm: float | None,
+    bars: int | None,
+    sf2: Path | None,
+    kit: int | None,
+    bass: int | None,
+    variations: int,
+    form: str,
+    device: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make a part of a loop anew, on the circle: what is made leads back into what was kept.
+
+    A MIDI file is rendered first; audio is read, its tempo known from the file or tracked.
+    """
+    if mask is not None:
+        refuse("--mask says what is made anew, and --keep what stays; give one", "keep")
+    if not options["rescoring"]:
+        refuse("is asked only with --rescoring", "causal")
+    refuse_top_p(options["temperature"])
+    from audioloop.io.wave import Format
+    from audioloop.pipelines import inpaint, inputs
+    from audioloop.pipelines import refine as making
+    from audioloop.rendering import synth
+    from audioloop.rendering.render import Sound
+    from midiloop.errors import LoopError
+
+    part = making.InpaintMask(keep, mask)
+    taste = _taste(options, inpaint.SAMPLING)  # out of range: an error before anything is read
+    paths = list(inputs.files(sources))
+    if not inputs.needs_font(paths):
+        refuse("is for MIDI files, and none was given", "sf2", "kit", "bass", "free")
+    if free or not inputs.needs_font(paths):
+        refuse("are compared by the notes, and no notes are used", "candidates")
+    font = synth.SoundFont(synth.soundfont(sf2), inputs.RATE) if inputs.needs_font(paths) else None
+    sound = Sound(kit=kit, bass=bass)
+    done: list[WrittenLoop] = []
+    failed: list[LoopError] = []
+    with report.counting("files", len(paths)) as count:
+        for outcome in making.run(
+            paths,
+            out,
+            _filler(options, device),
+            lambda path: inputs.read(path, font, sound, bpm=bpm, bars=bars),
+            part,
+            variations=variations,
+            taste=taste,
+            free=free,
+            form=Format(form, "lossy" if form == "ogg" else "24"),
+        ):
+            count()
+            if isinstance(outcome, LoopError):
+                failed.append(outcome)
+                continue
+            done += outcome
+            if not as_json:
+                report.echo("\n".join(_lines(outcome, out)))
+    _end(done, failed, as_json)
+
+
+@click.command()
+@click.argument("sources", nargs=-1, type=INPUT, metavar="[MIDI|FOLDER]...")
+@click.option(
+    "-o", "--out", required=True, type=PATH, metavar="DIR", help="Folder for what is made."
+)
+@click.option("--bpm", type=click.FloatRange(20, 400), help="Tempo; default: the file's, or 120.")
+@click.option("--bars", type=click.IntRange(1, 64), help="Bars; default: the file's, or 4.")
+@click.option(
+    "--kit",
+    type=click.IntRange(0, 127),
+    help="Drum kit, as in 25 for an 808; default: the file's, or 0.",
+)
+@click.option(
+    "--bass",
+    type=click.IntRange(0, 127),
+    help="General MIDI program of the bass, as in 33 for fingered; default: the file's, or 33.",
+)
+@click.option("--primed", is_flag=True, help="Let the causal model write the first half.")
+@click.option("--text", help="Words for a published MAGNeT, see --magnet.")
+@click.option("--magnet", metavar="NAME",
+    help="A published MAGNeT, as a folder or as NAME or NAME@REVISION of Hugging Face.",
+)  # fmt: skip
+@click.option(
+    "--encodec",
+    metavar="NAME",
+    help="The EnCodec of the MAGNeT, as a folder or as NAME or NAME@REVISION of Hugging Face.",
+)
+@click.option("--t5", metavar="NAME", help="The T5 that reads its text, likewise.")
+@taste_options(texts=True)
+def generate(
+    sources: tuple[Path, ...],
+    out: Path,
+    text: str | None,
+    magnet: str | None,
+    as_json: bool,
+    form: str,
+    **options: Any,
+) -> None:
+    """Write audio loops from the notes of MIDI files, from a drum kit and a tempo, or from a text.
+
+    No SoundFont is heard: a model makes the sound, on the circle.
+    """
+    from audioloop.io.wave import Format
+    from audioloop.pipelines import inputs
+    from audioloop.pipelines import refine as making
+    from midiloop.common.files import working_in
+    from midiloop.errors import LoopError
+
+    if (text is None) != (magnet is None):
+        raise click.UsageError("--text and --magnet go together: words, and who reads them.")
+    if text is not None and sources:
+        raise click.UsageError("--text and MIDI files are two ways to say what to write; give one.")
+    _check_used(text, sources, options)
+    paths = list(inputs.files(sources))
+    made = _of_text(text, magnet, options) if text is not None else _of_notes(paths, options)
+    names = making.reserved_names(paths, out)
+    form_ = Format(form, "lossy" if form == "ogg" else "24")
+    done: list[WrittenLoop] = []
+    failed: list[LoopError] = []
+    n_loops = max(1, len(paths)) * options["variations"]
+    with working_in(out), report.counting("loops", n_loops) as count:
+        for outcome in made:
+            if isinstance(outcome, LoopError):
+                failed.append(outcome)
+                count(options["variations"])
+                continue
+            source, wanted, wave, score = outcome
+            label = making.with_unique_name(wanted, names)
+            files, notes = making.write(wave, out, label, form_, score)
+            written = making.WrittenLoop(source, files, label, len(wave), 1.0, tuple(notes))
+            done.append(written)
+            count()
+            if not as_json:
+                report.echo("\n".join(_lines([written], out)))
+    _end(done, failed, as_json)
+
+
+def _check_used(text: str | None, sources: tuple[Path, ...], options: dict[str, Any]) -> None:
+    """Raise `click.UsageError` for an option that would change nothing."""
+    refuse_top_p(options["temperature"])
+    if text is not None:
+        notes = ("kit", "bass", "primed", "rescoring", "candidates", "masked", "causal", "codec")
+        refuse("is for what has notes, and not for --text", *notes)
+        refuse("is of the masked model, and not for --text", "precision")
+        return
+    refuse("belongs to a published MAGNeT; give --text and --magnet as well", "encodec", "t5")
+    if not sources:
+        refuse("are compared by the notes; give MIDI files", "candidates")
+    if not options["rescoring"] and not options["primed"]:
+        refuse("is asked only with --rescoring or --primed", "causal")
+
+
+KIT, BASS = 0, 33  # of loops that no file describes: General MIDI's standard kit, a fingered bass
+Made = tuple[str, "Label", "Wave", Any]
+
+
+def _of_notes(paths: Sequence[Path], options: dict[str, Any]) -> Iterator[Made | Any]:
+    """Loops of the notes of files, or of no notes at all."""
+    from audioloop.conditioning import STEPS_PER_BEAT, Conditioning
+    from audioloop.io.label import Label
+    from audioloop.pipelines import inpaint, inputs
+    from audioloop.pipelines import refine as making
+    from audioloop.rendering import piece, render
+    from audioloop.rendering.render import Sound
+    from midiloop.errors import LoopError
+
+    taste = _taste(options, inpaint.SAMPLING)  # out of range: an error before anything is read
+    filler = _filler(options, options["device"], options["primed"])
+    n, kit, bass = options["variations"], options["kit"], options["bass"]
+
+    def loops(source: str, label: Label, told: Conditioning, score: Any) -> Iterator[Made]:
+        waves = making.generate(
+            label, told, filler, variations=n, taste=taste, primed=options["primed"]
+        )
+        for number, wave in enumerate(waves, start=1):
+            yield source, making.with_number(label, number, n), wave, score
+
+    if not paths:
+        label = Label(options["bpm"] or 120.0, options["bars"] or 4, name=f"seed-{options['seed']}")
+        # What nothing is told of comes out faint, so both are told.
+        kit, bass = (usual if said is None else said for said, usual in ((kit, KIT), (bass, BASS)))
+        told = Conditioning(None, int(label.quarters * STEPS_PER_BEAT), kit, bass)
+        yield from loops("", label, told, None)
+    for path in paths:
+        try:
+            loop = piece.read(path, inputs.name_of(path), bpm=options["bpm"], bars=options["bars"])
+            loop = replace(loop, score=render.voiced(loop.score, Sound(kit=kit, bass=bass)))
+            yield from loops(str(path), loop.label, inputs.conditioning_of(loop), loop.score)
+        except (LoopError, OSError) as error:
+            cause = f"{error.strerror}; check the path" if isinstance(error, OSError) else None
+            yield LoopError(f"{path}: {cause or str(error).removeprefix(f'{path}: ')}")
+
+
+def _of_text(text: str, magnet: str | None, options: dict[str, Any]) -> Iterator[Made]:
+    from audioloop.io.label import Label
+    from audioloop.pipelines import inputs, text_to_audio
+    from audioloop.pipelines import refine as making
+    from midiloop.common.devices import choose_device
+
+    assert magnet is not None  # as the command has seen to
+    writer = text_to_audio.load(
+        magnet, options["encodec"], options["t5"], choose_device(options["device"])
+    )
+    taste, n = _taste(options, text_to_audio.SAMPLING), options["variations"]
+    label = Label(options["bpm"] or 120.0, options["bars"] or 4, name=text[:40])
+    for number in range(n):
+        wave = writer.loop(text, label, inputs.RATE, taste, number)
+        yield "", making.with_number(label, number + 1, n), wave, None
+
+
+def _filler(options: dict[str, Any], device: str, primed: bool = False) -> Any:
+    from audioloop.pipelines import inpaint
+    from midiloop.common.devices import choose_device
+
+    return inpaint.load(
+        options["masked"],
+        options["causal"],
+        options["codec"],
+        choose_device(device),
+        with_causal=primed or bool(options["rescoring"]),
+        precision=options["precision"],
+    )
+
+
+def _lines(found: Sequence[WrittenLoop], out: Path) -> Iterator[str]:
+    for one in found:
+        label = one.label
+        anew = f", {one.anew:.0%} made anew" if one.source else ""
+        yield (
+            f"{report.plain(out / one.files[0])}   {counted(label.bars, 'bar')} "
+            f"at {label.tempo_bpm:g} bpm, {counted(one.samples, 'sample')}{anew}"
+        )
+        yield from (f"    {report.plain(note)}" for note in one.notes)
+
+
+def _end(done: Sequence[WrittenLoop], failed: Sequence[Any], as_json: bool) -> None:
+    if as_json:
+        loops = [
+            {
+                "source": one.source,
+                "files": list(one.files),
+                "tempo_bpm": one.label.tempo_bpm,
+                "bars": one.label.bars,
+                "samples": one.samples,
+                "anew": one.anew,
+                "notes": list(one.notes),
+            }
+            for one in done
+        ]
+        report.echo(report.to_json({"loops": loops, "failed": [str(error) for error in failed]}))
+    for error in failed:
+        report.error("audioloop", error)
+    sys.exit(1 if failed else 0)

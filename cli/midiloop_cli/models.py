@@ -1,0 +1,368 @@
+"""Commands that learn, and that look at what was learned: train, generate, evaluate, compare.
+
+The library is imported inside each command, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from midiloop_cli import options, report
+from midiloop_cli.dataset import INPUT, PATH, TOP_P, json_option, seed_option
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute; auto: a GPU where there is one.",
+)
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16", "auto"]),
+    default="float32",
+    show_default=True,
+    help="Precision of matrix products; bfloat16 is faster on GPUs and on CPUs with AMX; auto: "
+    "bfloat16 on GPUs that have units for it.",
+)
+compile_option = click.option(
+    "--compile", "compiled", is_flag=True, help="Compile the model by torch.compile."
+)
+split_choice = click.Choice(["train", "valid", "test"])
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Import without the garbage collector, which takes a seventh of the time and finds nothing."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@click.command()
+@click.argument("model", type=click.Choice(["ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae"]))
+@click.argument("dataset", type=INPUT, metavar="LOOPS")
+@click.option("-o", "--out", required=True, type=PATH, metavar="RUN", help="Folder for the run.")
+@click.option(
+    "--preset",
+    type=click.Choice(["paper", "small", "bars"]),
+    default="paper",
+    show_default=True,
+    help="Sizes. paper: its appendix; small: less to wait for; bars (vq-vae only): codes of single "
+    "bars, and a prior that knows which bar repeats which.",
+)
+@click.option(
+    "--stage",
+    "only",
+    type=click.Choice(["vq-vae", "prior"]),
+    help="Of vq-vae: train the one or the other; default: both.",
+)
+@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True,
+    help="Passes over the loops at most.",
+)  # fmt: skip
+@click.option("--batch", "batch_size", type=click.IntRange(1), default=256, show_default=True,
+    help="Loops a step.",
+)  # fmt: skip
+@click.option(
+    "--micro-batch",
+    "micro_batch_size",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Loops in memory at a time; a larger batch adds up its gradients.",
+)
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True,
+    help="At the first step.",
+)  # fmt: skip
+@click.option("--final-learning-rate", type=float, default=5e-6, show_default=True,
+    help="At the last step.",
+)  # fmt: skip
+@click.option(
+    "--patience",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    help="Epochs without a better validation error after which to stop; 0: never.",
+)
+@click.option(
+    "--transpose",
+    type=click.IntRange(0, 24),
+    default=0,
+    show_default=True,
+    help="Move each bass up or down at random, so many semitones at most.",
+)
+@click.option(
+    "--repeats", is_flag=True, help="Learn from each loop as often as it comes, and not once."
+)
+@seed_option
+@device_option
+@precision_option
+@compile_option
+@click.option("--tensorboard", is_flag=True, help="Write event files into RUN/MODEL/events.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
+@json_option
+def train(
+    model: str,
+    dataset: Path,
+    out: Path,
+    preset: str,
+    only: str | None,
+    epochs: int,
+    transpose: int,
+    repeats: bool,
+    device: str,
+    compiled: bool,
+    tensorboard: bool,
+    resume: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Train a generator on a loop dataset; vq-vae also trains the prior of its codes.
+
+    Start it under torchrun to use several GPUs or machines.
+    """
+    from midiloop.common import devices
+    from midiloop.common.train_config import Budget
+    from midiloop.dataset import parquet
+    from midiloop.training import recipes
+
+    config = replace(recipes.CONFIG, **settings, compile=compiled)
+    with devices.processes(devices.choose_device(device)) as place, report.training() as live:
+        trained = recipes.run(
+            model,
+            parquet.LoopDataset(dataset),
+            out,
+            Budget(epochs=epochs),
+            config,
+            preset=preset,
+            only=only,
+            transpose=transpose,
+            distinct=not repeats,
+            device=place,
+            resume=resume,
+            events=tensorboard,
+            on_progress=live.progress,
+        )
+    if int(os.environ.get("RANK", "0")):
+        return  # the first of several processes reports for all
+    found = {stage.folder.name: stage.as_json() for stage in trained}
+    report.echo(report.to_json(found) if as_json else report.trained(trained))
+
+
+@click.command()
+@click.argument("run", type=INPUT, required=False)
+@click.option("-n", "n", type=click.IntRange(1), default=8, show_default=True,
+    help="How many loops to write.",
+)  # fmt: skip
+@click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="New folder.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="Below 1: tamer; above: wilder; 0: the likeliest.",
+)
+@click.option(
+    "--top-p",
+    type=TOP_P,
+    default=1.0,
+    show_default=True,
+    help="Draw each code among the likeliest that hold this probability.",
+)
+@seed_option
+@click.option("--bpm", type=click.FloatRange(4, 1000), default=120.0, show_default=True,
+    help="Tempo of the MIDI files.",
+)  # fmt: skip
+@click.option("--copy-latents", is_flag=True, help="Copy bar 1's first half to bar 5, in codes.")
+@click.option("--pattern", metavar="ABABABCD", help="Which bars are the same: a letter for each.")
+@click.option("--like", type=INPUT, metavar="MIDI", help="Vary the first loop of this file.")
+@click.option(
+    "--keep",
+    default="1-4",
+    show_default=True,
+    help="What stays of --like: bars, as in 1-4,8, or drums, or bass.",
+)
+@click.option("--novel", is_flag=True, help="No loop of the training set.")
+@click.option(
+    "--must",
+    metavar="kick,crash,bass,loop",
+    help="What plays on the first step; loop: bars 1 and 5 are alike, by the rules.",
+)
+@click.option("--batch", type=click.IntRange(1), help="Loops drawn at a time; default: 512.")
+@json_option
+def generate(
+    run: Path | None,
+    out: Path,
+    bpm: float,
+    like: Path | None,
+    must: str | None,
+    batch: int | None,
+    as_json: bool,
+    **wish: Any,
+) -> None:
+    """Write new loops: MIDI files, a loop dataset and a contact sheet.
+
+    RUN is a folder that train wrote; without it the model that comes with midiloop is used.
+    """
+    if like is None:
+        options.refuse("says what stays of --like; give --like as well", "keep")
+    options.refuse_top_p(wish["temperature"])
+    from midiloop.common import engine, files
+    from midiloop.plotting import plot
+
+    files.check_free(out)
+    engine.warm_up(plot.MODULES)  # while this process loads PyTorch
+    with _uncollected():
+        from midiloop.generation import publish, sample
+        from midiloop.plotting import gallery
+
+    names = tuple(name.strip() for name in must.split(",")) if must else ()
+    wanted = sample.GenerationRequest(
+        **wish, must=names, like=gallery.loop_of_midi(like) if like else None
+    )
+    generator = sample.load(run or sample.SHIPPED)
+    with report.counting("loops", wanted.n) as count:
+        drawn = sample.sample(generator, wanted, batch=batch or sample.BATCH, on_loops=count)
+    about = {"run": run.name if run else "midiloop", "tried": drawn.tried, **wish, "must": names}
+    found = publish.write(drawn.rolls, out, tempo_bpm=bpm, seed=wanted.seed, about=about)
+    shown = {name: path and str(path) for name, path in found._asdict().items()}
+    report.echo(
+        report.to_json({"loops": wanted.n, "tried": drawn.tried, **shown})
+        if as_json
+        else report.generated(found, wanted.n, drawn.tried if names or wanted.novel else None)
+    )
+
+
+@click.command()
+@click.argument("dataset", type=INPUT, metavar="LOOPS")
+@click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="Folder for it all.")
+@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True,
+    help="Passes over the loops at most.",
+)  # fmt: skip
+@click.option("--batch", "batch_size", type=click.IntRange(1), default=256, show_default=True,
+    help="Loops a step.",
+)  # fmt: skip
+@seed_option
+@click.option(
+    "-n",
+    "n",
+    type=click.IntRange(1),
+    default=20_000,
+    show_default=True,
+    help="How many loops to draw from each model.",
+)
+@device_option
+@precision_option
+@click.option("--resume", is_flag=True, help="Go on; what is there is not trained again.")
+@json_option
+def compare(
+    dataset: Path,
+    out: Path,
+    epochs: int,
+    n: int,
+    device: str,
+    resume: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Train the paper's models under one budget, and set its tables 1 to 4 beside ours."""
+    from midiloop.common import files
+    from midiloop.common.devices import choose_device
+    from midiloop.common.train_config import Budget
+    from midiloop.dataset import parquet
+    from midiloop.evaluation import reproduce
+    from midiloop.training import recipes
+
+    with report.training(n) as live:
+        reproduce.run(
+            parquet.LoopDataset(dataset),
+            out,
+            Budget(epochs=epochs),
+            replace(recipes.CONFIG, **settings),
+            n=n,
+            device=choose_device(device),
+            resume=resume,
+            on_progress=live.progress,
+            on_loops=live.loops,
+        )
+    if as_json:
+        report.echo(report.to_json(files.read_json(out / "report.json")))
+    else:
+        report.echo((out / "report.md").read_text().rstrip())
+
+
+@click.command()
+@click.argument("source", type=INPUT, required=False, metavar="[LOOPS|DIR|RUN]")
+@click.option("--reference", required=True, type=INPUT, help="Loop dataset to compare with.")
+@click.option(
+    "--split", type=split_choice, help="Loops of one split of LOOPS; default: all of them."
+)
+@click.option(
+    "--reference-split",
+    type=split_choice,
+    help="Loops of one split of the reference; default: all of them.",
+)
+@click.option(
+    "-n",
+    "n",
+    type=click.IntRange(1),
+    default=20_000,
+    show_default=True,
+    help="How many loops to draw from a RUN.",
+)
+@seed_option
+@json_option
+def evaluate(
+    source: Path | None,
+    reference: Path,
+    split: str | None,
+    reference_split: str | None,
+    n: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Measure loops beside a reference: the paper's metrics, and how far their distributions are.
+
+    Loops are those of a loop dataset, MIDI files in a folder, each of them one loop, or what a run
+    writes, of which the reconstruction error on the reference's test split is measured as well.
+    Without a source it is the model that comes with midiloop.
+    """
+    import numpy as np
+
+    from midiloop.dataset import parquet
+    from midiloop.evaluation import evaluate, sources
+
+    of_run = source is None or sources.is_run(source)
+    if of_run:
+        options.refuse("chooses loops of a dataset, and the source is a run", "split")
+    else:
+        options.refuse("is for what a run writes, and the source is no run", "n")
+    error, grid = None, parquet.LoopDataset(reference).grid
+    if source and not of_run:
+        loops = sources.opened(source, split, grid)
+    else:
+        from midiloop.generation import sample
+
+        generator = sample.load(source or sample.SHIPPED)
+        error = sample.reconstruction_error(generator, reference, "test")
+        with report.counting("loops", n) as count:
+            drawn = sample.sample(generator, sample.GenerationRequest(n, seed=seed), on_loops=count)
+        loops = iter([evaluate.LoopSet(drawn.rolls)])
+    with report.counting("measuring", None):
+        found = evaluate.compare_profiles(
+            evaluate.profile(loops, grid),
+            evaluate.profile(sources.of_dataset(reference, reference_split), grid),
+            np.random.default_rng(seed),
+        )
+    shown = {"reconstruction_error": error, **found.as_json(), "seed": seed}
+    report.echo(report.to_json(shown) if as_json else report.evaluation(found, error))

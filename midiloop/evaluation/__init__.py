@@ -1,0 +1,1 @@
+"""Loops judged beside others, and the tables of the paper."""

@@ -1,0 +1,82 @@
+"""Loops to measure, and their songs, out of datasets and folders of MIDI files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from midiloop.dataset import parquet
+from midiloop.errors import CallError, LoopError, MidiError
+from midiloop.evaluation.evaluate import LoopSet
+from midiloop.grid import LOOP, Grid, Roll
+from midiloop.metrics.bits import Bits
+from midiloop.midi import pianoroll, score
+from midiloop.mining import corpus
+
+READ_AT_A_TIME = 8_192
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``midiloop train`` wrote a folder."""
+    return any(folder.glob("*/config.json"))
+
+
+def opened(source: Path, split: str | None, grid: Grid = LOOP) -> Iterator[LoopSet]:
+    """Loops of a dataset, or of a folder of MIDI files, in pieces.
+
+    Args:
+        grid: that MIDI files are read on; a dataset has its own.
+
+    Raises:
+        CallError: it is neither, or files are asked for a split.
+        LoopError: one cannot be read, or nothing matches.
+    """
+    if not source.is_dir():
+        raise CallError(f"{source}: no such folder; give a loop dataset or a folder of MIDI files")
+    if (source / "manifest.json").exists():
+        return of_dataset(source, split)
+    names = (path for path in source.rglob("*") if path.is_file())
+    files = sorted(path for path in names if path.name.lower().endswith(corpus.MIDI_SUFFIXES))
+    if not files:
+        raise CallError(f"{source}: neither a loop dataset nor MIDI files in it; give one of them")
+    if split:
+        raise CallError(f"{source}: a folder of MIDI files has no splits; leave --split out")
+    return of_midi(files, grid)
+
+
+def of_dataset(path: Path, split: str | None) -> Iterator[LoopSet]:
+    """Loops of a dataset, batch by batch, with their songs."""
+    n_loops = 0
+    for batch in parquet.LoopDataset(path).batches(READ_AT_A_TIME, split=split):
+        n_loops += len(batch)
+        yield LoopSet(Bits(batch.packed, batch.grid), np.array(batch.md5s))
+    if n_loops == 0:
+        part = f" in split {split}" if split else ""
+        raise LoopError(f"{path}: no loops{part}; 'midiloop inspect' shows what there is")
+
+
+def of_midi(files: list[Path], grid: Grid = LOOP) -> Iterator[LoopSet]:
+    """Loops of MIDI files, one from each, which stand alone."""
+    for file in files:
+        yield LoopSet(first_loop(file, grid)[None])
+
+
+def first_loop(path: Path, grid: Grid = LOOP) -> Roll:
+    """The first loop's worth of a MIDI file; a last bar that is silent may lack.
+
+    Raises:
+        LoopError: the file cannot be read, or is shorter.
+    """
+    try:
+        roll = pianoroll.encode(score.read(path), grid)[: grid.steps]
+    except MidiError as error:
+        raise LoopError(f"{path}: {error.reason}, {error.detail}; give another file") from error
+    n_bars = len(roll) // grid.steps_per_bar
+    if n_bars < grid.bars - 1 and score.end_of_tracks_quarters(path) < 4 * (grid.bars - 1):
+        raise LoopError(
+            f"{path}: ends in bar {n_bars}, a loop has {grid.bars}; "
+            "take it out of the folder, or make it longer"
+        )
+    return np.pad(roll, ((0, grid.steps - len(roll)), (0, 0)))

@@ -1,0 +1,1 @@
+"""New loops: sampled, decoded, chosen and written."""

@@ -1,0 +1,122 @@
+"""Write loops that were generated: a loop dataset, one MIDI file each, and a contact sheet."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from midiloop import __version__
+from midiloop.common import engine, files
+from midiloop.dataset import export
+from midiloop.dataset.records import Counts, MinedSong
+from midiloop.grid import LOOP, Roll
+from midiloop.metrics import paper
+from midiloop.midi import pianoroll, score
+from midiloop.mining import assemble, partials
+from midiloop.plotting import plot
+
+PICTURED = 24
+SHEET = "loops.png"
+
+
+class WrittenLoops(NamedTuple):
+    """What was written.
+
+    Attributes:
+        midi: folder of MIDI files.
+        dataset: folder of the loop dataset.
+        picture: None where matplotlib is not installed.
+    """
+
+    midi: Path
+    dataset: Path
+    picture: Path | None
+
+
+def write(
+    rolls: Roll, out: Path, *, tempo_bpm: float, seed: int, about: dict[str, Any]
+) -> WrittenLoops:
+    """Write loops into a new folder, which is there whole or not at all.
+
+    Args:
+        rolls: bool (n, 128, 93).
+        seed: that they were drawn with; their names hold it.
+        about: what the dataset's manifest says of where they come from.
+
+    Raises:
+        CallError: see `files.check_free`.
+    """
+    with files.new_folder(out) as building:
+        pictured = _write(rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about)
+    return WrittenLoops(out / "midi", out / "dataset", out / SHEET if pictured else None)
+
+
+def _write(
+    rolls: Roll, building: Path, *, tempo_bpm: float, seed: int, about: dict[str, Any]
+) -> bool:
+    """Write everything into an empty folder; whether a picture is among it."""
+    pictured = importlib.util.find_spec("matplotlib") is not None
+    with _sheet(rolls, building / SHEET, tempo_bpm) if pictured else nullcontext():
+        _write_loops(rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about)
+    return pictured
+
+
+def _sheet(rolls: Roll, path: Path, tempo_bpm: float) -> AbstractContextManager[None]:
+    """Draw the contact sheet beside what is done meanwhile."""
+    pictures = [
+        plot.Picture(roll, f"{number}", tempo_bpm) for number, roll in enumerate(rolls[:PICTURED])
+    ]
+    draw = partial(plot.contact_sheet, pictures, path, columns=min(3, len(pictures)))
+    return engine.beside(draw, preload=plot.MODULES)
+
+
+def _write_loops(
+    rolls: Roll, building: Path, *, tempo_bpm: float, seed: int, about: dict[str, Any]
+) -> None:
+    """Write MIDI files and the dataset."""
+    (building / "parts").mkdir()
+    songs = _songs(rolls, building / "midi", tempo_bpm, seed)
+    part = building / "parts" / "0.part"
+    partials.write(part, songs, [], "", LOOP)
+    provenance = {
+        "midiloop_version": __version__,
+        "sources": [about["run"]],
+        "rules": {"name": "generated"},
+        "stride_bars": LOOP.bars,
+        "grid": LOOP.as_json(),
+        "generator": about,
+    }
+    counts = Counts(len(songs), len(songs), Counter())
+    dataset = building / "dataset"
+    assemble.seal([part], dataset, provenance, counts, grid=LOOP, threads=1, by_split=False)
+    shutil.rmtree(building / "parts")
+
+
+def _songs(rolls: Roll, folder: Path, tempo_bpm: float, seed: int) -> list[MinedSong]:
+    """Write a MIDI file of each loop into a new folder, and give what the dataset holds of it."""
+    folder.mkdir()
+    distances = (paper.bar_distance(rolls) * LOOP.cells_per_bar).round().astype(np.int64)
+    songs = []
+    for number, (roll, distance) in enumerate(zip(rolls, distances, strict=True)):
+        name = f"{number:06d}/seed-{seed}.mid"
+        midi = score.to_bytes(pianoroll.decode(roll, tempo_bpm))
+        (folder / export.file_name(number, name, 0, tempo_bpm)).write_bytes(midi)
+        songs.append(
+            MinedSong(
+                name,
+                hashlib.md5(midi).hexdigest(),
+                np.zeros(1, dtype=np.int64),
+                np.full(1, tempo_bpm),
+                distance[None],
+                LOOP.pack(roll[None]),
+            )
+        )
+    return songs

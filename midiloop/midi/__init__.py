@@ -1,0 +1,1 @@
+"""MIDI files as scores, scores as piano rolls, and the way back."""

@@ -1,0 +1,475 @@
+"""Mine loops: out of one score, or out of a whole corpus into a dataset.
+
+`run` cuts the corpus into batches of files, has workers mine them, and commits each batch as a part
+beside the dataset to be; when all are there it seals them. A batch depends on the corpus alone, so
+neither the number of workers nor an interruption changes a byte of the dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midiloop import __version__
+from midiloop.common import engine, files
+from midiloop.dataset.records import Counts, MinedSong, Reject
+from midiloop.errors import CallError, LoopError, MidiError, counted
+from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
+from midiloop.midi import pianoroll, score
+from midiloop.midi.score import Meter, Player, Score
+from midiloop.mining import corpus, partials, rules
+from midiloop.mining.corpus import Item, Problem
+from midiloop.mining.rules import Rules, Run
+
+BATCH_FILES = 64
+BATCH_BYTES = 2 << 20
+ITEM_TIMEOUT_S = 10.0
+PLAN, PLAN_FORMAT = "plan.json", "midiloop-extract-plan"
+WHOLE = "whole"  # the dataset, before it has its name
+LOST = (engine.CRASHED, engine.TIMEOUT)
+SHOWN_ARCHIVES = 3  # of those that a message names
+MAX_SEALING_THREADS = 2  # each holds a shard in memory
+
+REASONS = {
+    **corpus.REASONS,
+    **score.REASONS,
+    "not_4_4": "a time signature other than 4/4 is in force somewhere",
+    "no_meter": "no time signature is stated",
+    "no_bass": "no bass: no note of programs 32 to 39 from C1 to B7",
+    "no_drums": "no drums: no note of the nine drum columns on channel 10",
+    "no_loop": "no window keeps the loop rules",
+    "timeout": f"reading the file took over {ITEM_TIMEOUT_S:g} s",
+    "internal_error": "an error of midiloop's own; please report it, with the file",
+    "crashed": "reading the file ended the process",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides which loops are found.
+
+    Attributes:
+        rules: when a window is a loop.
+        stride_bars: windows start at every so many bars.
+    """
+
+    rules: Rules = rules.PRESETS["paper"]
+    stride_bars: int = 1
+    grid: Grid = LOOP
+
+
+PAPER = Settings()
+
+# Importing the parser takes as long as mining a hundred files: workers are copies of a process that
+# has it. Arrow, which seals the dataset, is imported by the parent while they work.
+WORKERS_NEED = ("midiloop.mining.extract", "symusic.core")
+
+
+def loops(song: Score, settings: Settings = PAPER) -> list[Roll]:
+    """All loops of one song, as bool rolls (steps, columns).
+
+    Raises:
+        MidiError: the song cannot have any; ``reason`` is one of `REASONS`.
+    """
+    grid = settings.grid
+    players = {track.player for track in song.tracks}
+    _check_usable(song.meters, song.length_ticks, players, settings)
+    return [
+        roll[start * grid.steps_per_bar :][: grid.steps]
+        for _, roll, starts in _windows(song, settings)
+        for start in starts.tolist()
+    ]
+
+
+def _check_usable(
+    meters: Sequence[Meter],
+    length_ticks: int | None,
+    players: Collection[Player],
+    settings: Settings,
+) -> None:
+    """Raise `MidiError` where a song of these meters and instruments has no loops."""
+    if problem := rules.meter_problem(meters, length_ticks, settings.rules):
+        raise MidiError(*problem)
+    by_name = settings.rules.bass_by_name
+    if not any(pianoroll.is_drawn(p, by_name=by_name) for p in players if not p.is_drum):
+        programs = sorted({player.program for player in players if not player.is_drum})
+        raise MidiError("no_bass", f"programs {', '.join(map(str, programs)) or 'none'}")
+    if not any(player.is_drum for player in players):
+        raise MidiError("no_drums", "no note on channel 10")
+
+
+def _windows(song: Score, settings: Settings) -> list[tuple[Run, Roll, NDArray[np.int64]]]:
+    """Each run of bars, its roll, and the bars of it on which a loop starts.
+
+    Raises:
+        MidiError: there is no bass, or there are no drums, on any.
+    """
+    grid, by_name = settings.grid, settings.rules.bass_by_name
+    found, used = [], np.zeros(grid.columns, np.bool_)
+    for run in rules.runs(song.meters, song.length_ticks, song.ticks_per_quarter, settings.rules):
+        roll = pianoroll.encode(song, grid, by_name=by_name, span=run[:2])
+        starts = rules.find(roll, settings.rules, stride_bars=settings.stride_bars, grid=grid)
+        whole = (run.end_tick - run.start_tick) // (BEATS_PER_BAR * song.ticks_per_quarter)
+        if run.end_tick < song.length_ticks:  # a bar that is cut short is none
+            starts = starts[starts + grid.bars <= whole]
+        used |= roll.any(axis=0)
+        found.append((run, roll, starts))
+    if not used[grid.n_drums :].any():
+        raise MidiError("no_bass", "all bass notes are outside C1 to B7")
+    if not used[: grid.n_drums].any():
+        raise MidiError("no_drums", "no note on channel 10 belongs to the nine drum columns")
+    return found
+
+
+def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
+    """The loops of one file, as the dataset stores them.
+
+    Raises:
+        MidiError: there are none; ``reason`` is one of `REASONS`.
+    """
+    parsed, grid = score.parse(data), settings.grid
+    # Half of all files end here: before their notes are turned into arrays.
+    if problem := rules.meter_problem(parsed.meters, None, settings.rules):
+        raise MidiError(*problem)
+    parsed = parsed.merged(pianoroll.BASS_PROGRAMS)
+    _check_usable(parsed.meters, None, parsed.instruments(), settings)
+    song = parsed.score(partial(pianoroll.is_drawn, by_name=settings.rules.bass_by_name))
+    if problem := rules.meter_problem(song.meters, song.length_ticks, settings.rules):
+        raise MidiError(*problem)
+    windows = _windows(song, settings)
+    if not any(len(starts) for _, _, starts in windows):
+        n_bars = [len(roll) // grid.steps_per_bar for _, roll, _ in windows]
+        n_windows = sum(max(0, bars - grid.bars + 1) for bars in n_bars)
+        raise MidiError("no_loop", f"none of {counted(n_windows, 'window')}")
+    packed = [
+        np.packbits(roll[start * grid.steps_per_bar :][: grid.steps].ravel())
+        for _, roll, starts in windows
+        for start in starts.tolist()
+    ]
+    return MinedSong(
+        file,
+        hashlib.md5(data, usedforsecurity=False).hexdigest(),
+        np.concatenate([starts + run.first_bar for run, _, starts in windows]),
+        np.concatenate([_median_tempos(song, run, starts, grid) for run, _, starts in windows]),
+        np.concatenate([rules.bar_distances_cells(r, starts, grid) for _, r, starts in windows]),
+        np.stack(packed),
+    )
+
+
+def _median_tempos(
+    song: Score, run: Run, starts: NDArray[np.int64], grid: Grid
+) -> NDArray[np.float64]:
+    """Median over the steps of each window of the tempo in force."""
+    steps = starts[:, None] * grid.steps_per_bar + np.arange(grid.steps)
+    ticks = steps * song.ticks_per_quarter // grid.steps_per_beat + run.start_tick
+    return np.median(song.tempo_bpm_at(ticks), axis=1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive files of a corpus: the unit of work, of commitment and of resumption."""
+
+    number: int
+    items: tuple[Item, ...]
+
+    def without(self, item: int, cause: str) -> Batch:
+        """The same batch with one file ruled out, which ended or held up a worker."""
+        ruled_out = self.items[item]._replace(data=None, problem=Problem(cause, REASONS[cause]))
+        return replace(self, items=(*self.items[:item], ruled_out, *self.items[item + 1 :]))
+
+    def covers(self) -> str:
+        """What the batch holds, to recognise it by: a file that was written since is another."""
+        digest = hashlib.blake2b(digest_size=16)
+        for item in self.items:
+            digest.update(f"{item.name}\0{item.size}\0{item.changed_ns}\n".encode())
+        return digest.hexdigest()
+
+    def part(self, folder: Path) -> Path:
+        """Where its part is committed."""
+        return folder / f"{self.number:07d}.part"
+
+
+def batches(items: Iterator[Item]) -> Iterator[Batch]:
+    """Cut a corpus into batches of at most `BATCH_FILES` files and about `BATCH_BYTES`."""
+    number, batch, n_bytes = 0, list[Item](), 0
+    for item in items:
+        batch.append(item)
+        n_bytes += item.size
+        if len(batch) == BATCH_FILES or n_bytes >= BATCH_BYTES:
+            yield Batch(number, tuple(batch))
+            number, batch, n_bytes = number + 1, [], 0
+    if batch:
+        yield Batch(number, tuple(batch))
+
+
+def mine_batch(
+    batch: Batch, turn_to: Callable[[int], None], *, settings: Settings, folder: Path
+) -> Counts:
+    """Mine every file of a batch and commit its part; what a worker runs."""
+    songs, rejects = [], []
+    for index, item in enumerate(batch.items):
+        turn_to(index)
+        try:
+            if item.problem:
+                raise MidiError(*item.problem)
+            songs.append(mine(item.name, item.read(), settings))
+        except MidiError as error:
+            rejects.append(Reject(item.name, error.reason, error.detail))
+        except Exception as error:  # a file we have no name for yet must not end the run
+            detail = f"{type(error).__name__}: {error}"
+            rejects.append(Reject(item.name, "internal_error", detail))
+    turn_to(engine.BETWEEN_ITEMS)
+    partials.write(batch.part(folder), songs, rejects, batch.covers(), settings.grid)
+    n_loops = sum(len(song.start_bars) for song in songs)
+    return Counts(len(songs), n_loops, Counter(reject.reason for reject in rejects))
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        files, songs, loops: done so far; songs are those with a loop.
+        rejects: files without a loop, by reason.
+        resumed_files: of the files, those that an earlier run did.
+        seen: share of the corpus's bytes that is done, 0 to 1.
+    """
+
+    files: int = 0
+    songs: int = 0
+    loops: int = 0
+    rejects: Counter[str] = field(default_factory=Counter)
+    resumed_files: int = 0
+    seen: float = 0.0
+
+    def add(self, batch: Batch, counts: Counts) -> None:
+        """Count a batch that is done."""
+        self.files += len(batch.items)
+        self.songs += counts.songs
+        self.loops += counts.loops
+        self.rejects += counts.rejects
+        self.seen = max(self.seen, batch.items[-1].seen)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves.
+
+    Attributes:
+        manifest: of the dataset.
+        broken_sources: rejects that stand for a whole archive, which was read in part only.
+        lost: rejects whose file ended a worker, or held one up; ``resume`` tries them again.
+    """
+
+    manifest: dict[str, Any]
+    broken_sources: list[Reject]
+    lost: list[Reject]
+
+
+def run(
+    sources: Sequence[Path],
+    out: Path,
+    settings: Settings = PAPER,
+    *,
+    n_workers: int | None = None,
+    resume: bool = False,
+    on_progress: Callable[[Progress, int], None] = lambda *_: None,
+    item_timeout_s: float = ITEM_TIMEOUT_S,
+) -> Result:
+    """Mine every MIDI file of ``sources`` into the loop dataset ``out``.
+
+    Until the dataset is whole its parts lie in ``OUT.partial``; a run that was killed goes on from
+    there with ``resume``. A whole dataset stays as it is, unless files were lost to workers that
+    ended or stood still: then all is mined again.
+
+    Args:
+        n_workers: processes; all usable cores unless told otherwise.
+        on_progress: called often, with what is done and the number of files in work beyond it.
+
+    Raises:
+        CallError: a source or ``out`` cannot be used.
+        LoopError: there is no MIDI file.
+        OSError: the disk is full or the like; what was committed stays for ``resume``.
+    """
+    corpus.check_sources(sources)
+    provenance = _provenance(sources, settings)
+    n_workers = n_workers or engine.usable_cores()
+    folder = out.with_name(out.name + ".partial")
+    files.check_parent(out)
+    if not files.is_text(out):  # Arrow would say so when all is mined
+        raise CallError(f"{files.printable(out)}: a name that is not UTF-8; choose another")
+    _check_ours(folder)
+    earlier = _finished(out, provenance, resume) if out.exists() else None
+    if earlier and not earlier.lost:
+        return earlier
+    folder.mkdir(exist_ok=True)
+    with files.locked(folder):
+        if not earlier:  # again: another run may have ended before the lock was ours
+            files.check_free(out)
+        _open_partial(folder, provenance, resume)
+        manifest = _mine(sources, folder, settings, n_workers, resume, on_progress, item_timeout_s)
+        if earlier:
+            out.rename(folder / "earlier")
+        files.check_free(out)
+        (folder / WHOLE).rename(out)
+        shutil.rmtree(folder)
+    return _result(out, manifest)
+
+
+def _mine(
+    sources: Sequence[Path],
+    folder: Path,
+    settings: Settings,
+    n_workers: int,
+    resume: bool,
+    on_progress: Callable[[Progress, int], None],
+    item_timeout_s: float,
+) -> dict[str, Any]:
+    """Mine into the parts in ``folder``, make the dataset of them, and return its manifest."""
+    progress, paths = Progress(), list[Path]()
+
+    def todo() -> Iterator[Batch]:
+        for batch in batches(corpus.walk(sources)):
+            paths.append(batch.part(folder))
+            if resume and (counts := _counts_of_part(paths[-1], batch)):
+                progress.add(batch, counts)
+                progress.resumed_files += len(batch.items)
+            else:
+                yield batch
+
+    jobs = engine.run(
+        partial(mine_batch, settings=settings, folder=folder),
+        todo(),
+        preload=WORKERS_NEED,
+        workers=n_workers,
+        item_timeout_s=item_timeout_s,
+        on_tick=lambda in_work: on_progress(progress, in_work),
+    )
+    for batch, counts in jobs:
+        importlib.import_module("midiloop.mining.assemble")  # and Arrow: while the workers work
+        progress.add(batch, counts)
+        on_progress(progress, 0)
+    if progress.files == sum(progress.rejects[reason] for reason in corpus.NOT_OPENED):
+        archives = [reject.file for path in paths for reject in partials.read(path, 0).rejects]
+        shutil.rmtree(folder)
+        raise LoopError(_no_midi(sources, archives))
+    threads = min(n_workers, MAX_SEALING_THREADS)
+    whole = folder / WHOLE
+    if whole.exists():
+        shutil.rmtree(whole)
+    provenance = _provenance(sources, settings)
+    return _seal(paths, whole, provenance, progress, settings.grid, threads)
+
+
+def _no_midi(sources: Sequence[Path], archives: Sequence[str]) -> str:
+    """What to say where there is no MIDI file, but maybe archives that are not opened."""
+    names = ", ".join(map(files.printable, sources))
+    if not archives:
+        return f"{names}: no MIDI file inside; they end in {', '.join(corpus.MIDI_SUFFIXES)}"
+    shown = ", ".join(map(files.printable, archives[:SHOWN_ARCHIVES]))
+    more = len(archives) - SHOWN_ARCHIVES
+    rest = f" and {more:,} more" if more > 0 else ""
+    return f"{names}: no MIDI file inside, but archives not opened: {shown}{rest}; unpack them"
+
+
+def _seal(
+    paths: list[Path],
+    out: Path,
+    provenance: dict[str, Any],
+    progress: Progress,
+    grid: Grid,
+    threads: int,
+) -> dict[str, Any]:
+    from midiloop.mining.assemble import seal
+
+    counts = Counts(progress.songs, progress.loops, progress.rejects)
+    return seal(paths, out, provenance, counts, grid=grid, threads=threads)
+
+
+def _counts_of_part(path: Path, batch: Batch) -> Counts | None:
+    """What an earlier run committed for just this batch, or None."""
+    if not path.exists():
+        return None
+    part = partials.read(path, 1)
+    if part.covers != batch.covers() or any(reject.reason in LOST for reject in part.rejects):
+        return None
+    return part.counts()
+
+
+def _provenance(sources: Sequence[Path], settings: Settings) -> dict[str, Any]:
+    return {
+        "midiloop_version": __version__,
+        "sources": [source.name for source in sources],
+        "rules": asdict(settings.rules) | {"first_step_drums": [*settings.rules.first_step_drums]},
+        "stride_bars": settings.stride_bars,
+        "grid": settings.grid.as_json(),
+    }
+
+
+def _finished(out: Path, provenance: dict[str, Any], resume: bool) -> Result:
+    """The result of an earlier run that ended, where resuming means there is nothing to do."""
+    if not resume:
+        files.check_free(out)
+    from midiloop.dataset.parquet import LoopDataset
+
+    manifest = LoopDataset(out).manifest
+    if provenance != {key: manifest.get(key) for key in provenance}:
+        raise CallError(f"{out}: was made with other settings; choose another name")
+    return _result(out, manifest)
+
+
+def _result(out: Path, manifest: dict[str, Any]) -> Result:
+    broken, lost = {"broken_archive", "archive_bomb"}, set(LOST)
+    if (broken | lost).isdisjoint(manifest["counts"]["rejects"]):
+        return Result(manifest, [], [])
+    from midiloop.dataset.parquet import LoopDataset
+
+    rejects = LoopDataset(out).rejects()
+    of = [[reject for reject in rejects if reject.reason in kind] for kind in (broken, lost)]
+    return Result(manifest, *of)
+
+
+def _check_ours(folder: Path) -> None:
+    """Raise `CallError` where something lies at ``folder`` that no run of ours made."""
+    if not os.path.lexists(folder):
+        return
+    plan: dict[str, Any] = {}
+    with suppress(OSError, LoopError):
+        plan = files.read_json(folder / PLAN)
+    with suppress(OSError):  # a run that was killed before it wrote its plan left no more
+        if all(files.is_passing(path.name) for path in folder.iterdir()):
+            return
+    if folder.is_symlink() or plan.get("format") != PLAN_FORMAT:
+        raise CallError(
+            f"{files.printable(folder)}: is in the way, and was not left by a run of this command; "
+            "move it, or choose another name"
+        )
+
+
+def _open_partial(folder: Path, provenance: dict[str, Any], resume: bool) -> None:
+    """Write the plan of a run into its locked folder, or see that it is the one begun there."""
+    plan, name = folder / PLAN, files.printable(folder)
+    text = json.dumps({"format": PLAN_FORMAT, "format_version": 1, **provenance}, indent=2) + "\n"
+    if not plan.exists():
+        files.write(plan, text.encode())
+    elif not resume:
+        raise CallError(
+            f"{name}: left by a run that was interrupted; go on with --resume, or remove it"
+        )
+    elif plan.read_text() != text:
+        raise CallError(
+            f"{name}: was begun with other settings; use the same, or remove it to start anew"
+        )

@@ -1,0 +1,1 @@
+"""Pictures of rolls, of datasets and of training runs."""

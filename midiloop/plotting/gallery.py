@@ -1,0 +1,125 @@
+"""Choose what to draw, out of datasets and MIDI files, and draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from midiloop.dataset import parquet
+from midiloop.errors import CallError, LoopError, MidiError
+from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
+from midiloop.midi import pianoroll, score
+from midiloop.mining import corpus, extract, rules
+from midiloop.plotting import plot
+from midiloop.plotting.plot import Picture
+
+DEFAULT_LOOPS = 12
+OPEN = extract.Settings(rules.PRESETS["open"])
+
+
+class Gallery(NamedTuple):
+    """Loops to draw, all of them on one grid."""
+
+    pictures: list[Picture]
+    grid: Grid
+
+
+def pictures(
+    sources: Sequence[Path],
+    *,
+    song: str = "*",
+    split: str | None = None,
+    limit: int | None = None,
+) -> Gallery:
+    """Loops to draw: of a dataset from songs evenly spread over it, of each MIDI file its first.
+
+    Raises:
+        CallError: a source is neither a dataset nor a MIDI file.
+        LoopError: one cannot be read, nothing matches, or they lie on different grids.
+    """
+    found: list[Picture] = []
+    grids: set[Grid] = set()
+    for source in sources:
+        if not source.exists():
+            raise CallError(f"{source}: no such file or folder; check the path")
+        if source.is_dir():
+            dataset = parquet.LoopDataset(source)
+            grids.add(dataset.grid)
+            spread = dataset.spread(limit or DEFAULT_LOOPS, per_song=1, song=song, split=split)
+            found += [picture for batch in spread for picture in _of_batch(batch)]
+        elif source.name.lower().endswith(corpus.MIDI_SUFFIXES):
+            grids.add(LOOP)
+            found.append(_of_midi(source))
+        else:
+            raise CallError(f"{source}: neither a loop dataset nor a MIDI file; give one of them")
+    if not found:
+        raise LoopError("no loop matches; widen the choice, 'midiloop inspect' shows what there is")
+    if len(grids) > 1:
+        both = " and ".join(sorted(map(str, grids)))
+        raise LoopError(f"loops of {both} do not go on one page; draw them apart")
+    return Gallery(found[:limit], grids.pop())
+
+
+def draw(found: Gallery, path: Path, *, columns: int = 3) -> None:
+    """Draw one loop large, several as a contact sheet.
+
+    Raises:
+        LoopError: see `plot.draw`.
+    """
+    if len(found.pictures) == 1:
+        plot.draw(found.pictures[0], path, grid=found.grid)
+    else:
+        columns = min(columns, len(found.pictures))
+        plot.contact_sheet(found.pictures, path, columns=columns, grid=found.grid)
+
+
+def _of_batch(batch: parquet.LoopBatch) -> list[Picture]:
+    loops = zip(batch.rolls, batch.songs, batch.start_bars, batch.tempos_bpm, strict=True)
+    return [
+        Picture(roll, f"{PurePosixPath(name).stem} · bar {start_bar + 1}", float(tempo_bpm))
+        for roll, name, start_bar, tempo_bpm in loops
+    ]
+
+
+def loop_of_midi(path: Path) -> Roll:
+    """A MIDI file of 8 bars, or else its first loop by the rules `open`: bool (128, 93).
+
+    Raises:
+        CallError: there is no such file.
+        LoopError: it cannot be read, or has no loop.
+    """
+    if not path.is_file():
+        raise CallError(f"{path}: no such file; give a MIDI file")
+    try:
+        whole = score.read(path)
+        last = max(int(track.onsets.max()) for track in whole.tracks)
+        n_bars = last // (BEATS_PER_BAR * whole.ticks_per_quarter) + 1
+        if n_bars == LOOP.bars:
+            own = pianoroll.encode(whole, by_name=True)[: LOOP.steps]
+            return np.pad(own, ((0, LOOP.steps - len(own)), (0, 0)))
+        song = extract.mine(path.name, path.read_bytes(), OPEN)
+    except MidiError as error:
+        raise LoopError(f"{path}: {error.reason}, {error.detail}; give another file") from error
+    roll: Roll = LOOP.unpack(song.rolls[0])
+    return roll
+
+
+def _of_midi(path: Path) -> Picture:
+    try:
+        song = score.read(path)
+    except MidiError as error:
+        raise LoopError(f"{path}: {error.reason}, {error.detail}; give another file") from error
+    try:
+        mined = extract.mine(path.name, path.read_bytes(), OPEN)
+    except MidiError:  # no loop by the rules: show how it begins
+        roll = pianoroll.encode(song)[: LOOP.steps]
+        if not len(roll):
+            raise LoopError(f"{path}: shorter than half a step; give a longer file") from None
+        tempo_bpm = song.tempos[0].bpm if song.tempos else score.DEFAULT_BPM
+        return Picture(roll, f"{path.stem} · bar 1", tempo_bpm)
+    bar = int(mined.start_bars[0]) + 1
+    loop = LOOP.unpack(mined.rolls[:1])[0]
+    return Picture(loop, f"{path.stem} · bar {bar}", float(mined.tempos_bpm[0]))

@@ -1,0 +1,298 @@
+"""What ``midiloop train`` does: a model, or a VQ-VAE and then the prior of its codes.
+
+A run is a folder with one checkpoint a stage: ``RUN/vq-vae`` and ``RUN/prior``, or ``RUN/cnn-vae``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from midiloop import models
+from midiloop.common import checkpoint, devices, files, trainer
+from midiloop.common.resume import check_folder
+from midiloop.common.train_config import Budget, TrainConfig
+from midiloop.common.trainer import Progress, Trainer
+from midiloop.dataset import tensors
+from midiloop.dataset.parquet import LoopDataset
+from midiloop.dataset.tensors import PackedLoops
+from midiloop.errors import CallError, LoopError
+from midiloop.grid import Grid
+from midiloop.models.form_prior import FormPriorConfig
+from midiloop.models.layers import CodeModel, RollConfig
+from midiloop.models.prior import PriorConfig
+from midiloop.models.vq_vae import VQVAE, VQVAEConfig
+from midiloop.training.objective import LoopTask, Objective
+
+MODELS = ("ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae")
+CODEC = "vq-vae"
+PRIOR = "prior"  # the folder of the second stage, whichever kind of prior it holds
+CODED = 512  # loops that are encoded at a time
+FINGERPRINTS = "fingerprints.safetensors"
+EPOCHS = 20
+CONFIG = TrainConfig(
+    batch_size=256,
+    micro_batch_size=256,
+    final_learning_rate=5e-6,
+    patience=10,
+    keep_best=True,
+)
+
+
+class Stage(NamedTuple):
+    """One model to train: its folder in the run, its kind, and its config."""
+
+    name: str
+    kind: str
+    config: Any
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A stage that is done.
+
+    Attributes:
+        measure: what its validation error is.
+    """
+
+    folder: Path
+    measure: str
+    result: trainer.Result
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as JSON holds it."""
+        return {
+            "folder": str(self.folder),
+            "measure": self.measure,
+            "epochs": self.result.epochs,
+            **self.result._asdict(),
+        }
+
+
+def stages(model: str, preset: str) -> list[Stage]:
+    """What has to be trained for a model, in order.
+
+    Raises:
+        CallError: there is no such model, or it has no such preset.
+    """
+    if model not in MODELS:
+        raise CallError(f"no model is called {model!r}; choose from {', '.join(MODELS)}")
+    found = models.PRESETS[model]
+    if preset not in found:
+        raise CallError(f"{model} has no preset {preset!r}; choose from {', '.join(found)}")
+    first = Stage(model, model, found[preset])
+    if model != CODEC:
+        return [first]
+    prior = models.PRESETS[PRIOR][preset]
+    kind = "form-prior" if isinstance(prior, FormPriorConfig) else "prior"
+    return [first, Stage(PRIOR, kind, prior)]
+
+
+def run(
+    model: str,
+    dataset: LoopDataset,
+    out: Path,
+    budget: Budget,
+    config: TrainConfig = CONFIG,
+    *,
+    preset: str = "paper",
+    only: str | None = None,
+    transpose: int = 0,
+    distinct: bool = True,
+    device: torch.device,
+    resume: bool = False,
+    events: bool = False,
+    on_progress: Callable[[str, Progress], None] = lambda *_: None,
+) -> list[Trained]:
+    """Train a model on the splits of a dataset, as they are stored.
+
+    Args:
+        only: name of the one stage to train, see `stages`; the others see `run_stages`.
+
+    Raises:
+        CallError, LoopError: see `stages` and `run_stages`.
+    """
+    plan = stages(model, preset)
+    chosen = [stage for stage in plan if only in (None, stage.name)]
+    if not chosen:
+        raise CallError(f"{model} has no stage {only!r}; it has {', '.join(s.name for s in plan)}")
+    done = run_stages(
+        chosen,
+        dataset,
+        out,
+        budget,
+        config,
+        transpose=transpose,
+        distinct=distinct,
+        device=device,
+        resume=resume,
+        events=events,
+        on_progress=on_progress,
+    )
+    if devices.rank() == 0:
+        write_fingerprints(out, dataset)
+    return done
+
+
+def run_stages(
+    chosen: Sequence[Stage],
+    dataset: LoopDataset,
+    out: Path,
+    budget: Budget,
+    config: TrainConfig = CONFIG,
+    *,
+    transpose: int = 0,
+    distinct: bool = True,
+    device: torch.device,
+    resume: bool = False,
+    events: bool = False,
+    on_progress: Callable[[str, Progress], None] = lambda *_: None,
+) -> list[Trained]:
+    """Train stages, each into its folder in ``out``.
+
+    Args:
+        transpose: see `LoopTask`.
+        distinct: learn from each loop once, however often it comes.
+        events: write TensorBoard event files into each stage's folder.
+
+    Raises:
+        CallError: see `Trainer.fit`.
+        LoopError: a split is empty, the first stage is missing, or the loss is not a number;
+            or the dataset is on another grid than the model.
+    """
+    _check_start(chosen, dataset, out, resume=resume, events=events)
+    loops = {
+        split: tensors.load(dataset, split, device, distinct=distinct)
+        for split in ("train", "valid")
+    }
+    about = {
+        "settings": {**asdict(budget), **asdict(config), "transpose": transpose},
+        "data": {
+            "rules": dataset.manifest["rules"]["name"],
+            "counts": dataset.manifest["counts"],
+            "fingerprint": dataset.fingerprint,
+        },
+        "distinct": distinct,
+    }
+    begun_with = {"settings": {"repeats": not distinct}, "dataset": about["data"]}
+    done = []
+    for stage in chosen:
+        codec = checkpoint.identity(out / CODEC) if stage.name == PRIOR else None
+        task = LoopTask(
+            _objective(stage, out, config.seed, loops["train"], device),
+            stage.kind,
+            loops["train"],
+            loops["valid"],
+            seed=config.seed,
+            transpose=transpose,
+            epochs=budget.epochs or 0,
+            begun_with={**begun_with, "VQ-VAE": codec},
+        )
+        result = Trainer(task, budget, config).fit(
+            out / stage.name,
+            about=about if codec is None else {**about, "codec": codec},
+            resume=resume,
+            events=out / stage.name / "events" if events else None,
+            on_progress=partial(on_progress, stage.name),
+        )
+        measure = "nats a loop" if stage.name == PRIOR else "reconstruction error"
+        done.append(Trained(out / stage.name, measure, result))
+    return done
+
+
+def _check_start(
+    chosen: Sequence[Stage], dataset: LoopDataset, out: Path, *, resume: bool, events: bool
+) -> None:
+    """Raise what would go wrong hours later, while nothing is lost yet."""
+    name = files.printable(out)
+    if os.path.lexists(out) and not out.is_dir():
+        raise CallError(f"{name}: a file; give the name of a folder")
+    files.check_parent(out)
+    files.check_writable(out)
+    for stage in chosen:
+        check_folder(out / stage.name, resume=resume)
+        if isinstance(stage.config, RollConfig):
+            check_grid(stage.config, dataset.grid, dataset.path)
+    if PRIOR in {stage.name for stage in chosen} and CODEC not in {stage.name for stage in chosen}:
+        (prior,) = (stage.config for stage in chosen if stage.name == PRIOR)
+        _codec(out / CODEC, prior, torch.device("cpu"))
+    if events:
+        trainer.event_writer()
+
+
+def check_grid(config: RollConfig, grid: Grid, where: Path) -> None:
+    """Raise `LoopError` unless loops of a grid are what a model takes."""
+    if config.on(grid) != config:
+        raise LoopError(
+            f"{files.printable(where)}: loops of {grid.bars} bars, {grid.steps} steps and "
+            f"{grid.columns} columns, and the model takes {config.bars}, {config.steps} and "
+            f"{config.columns}; extract the loops on the model's grid"
+        )
+
+
+def _objective(
+    stage: Stage, out: Path, seed: int, train: PackedLoops, device: torch.device
+) -> Objective:
+    codec = _codec(out / CODEC, stage.config, device) if stage.name == PRIOR else None
+    torch.manual_seed(seed)
+    model = models.build(stage.kind, stage.config).to(device)
+    if isinstance(model, CodeModel) and codec is not None:
+        model.fit_start(encoded(codec, train))
+    return Objective(model, codec)
+
+
+def _codec(folder: Path, prior: PriorConfig | FormPriorConfig, device: torch.device) -> VQVAE:
+    """The VQ-VAE whose codes a prior is to learn."""
+    if not (folder / "config.json").exists():
+        raise LoopError(f"{folder}: no checkpoint; train it first, with --stage {CODEC}")
+    codec, kind, _ = models.load(folder, device)
+    if not isinstance(codec, VQVAE):
+        raise LoopError(f"{folder}: holds a {kind}; train it again, with --stage {CODEC}")
+    if not knows(prior, codec.config):
+        raise CallError(f"{folder}: trained with another preset; give the same one")
+    return codec
+
+
+def knows(prior: PriorConfig | FormPriorConfig, codec: VQVAEConfig) -> bool:
+    """Whether a prior is one of codes such as those of a VQ-VAE."""
+    if isinstance(prior, FormPriorConfig) and (codec.span, codec.bars) != ("bar", prior.bars):
+        return False
+    made = (codec.codebook_size, codec.n_streams, codec.code_steps)
+    return made == (prior.codebook_size, prior.streams, prior.code_steps)
+
+
+@torch.no_grad()
+def encoded(codec: VQVAE, loops: PackedLoops) -> torch.Tensor:
+    """Codes of all loops: int64 (n, S, T)."""
+    rows = torch.split(torch.arange(len(loops), device=loops.packed.device), CODED)
+    return torch.cat([codec.encode(loops.rolls(index)) for index in rows])
+
+
+def write_fingerprints(out: Path, dataset: LoopDataset) -> None:
+    """Leave a hash of every distinct loop of the dataset in a run, for ``generate --novel``."""
+    grid = dataset.grid
+    prints = [grid.fingerprints(grid.pack(batch.rolls)) for batch in dataset.batches()]
+    known = np.unique(np.concatenate(prints)).view(np.int64)
+    checkpoint.write_tensors(out / FINGERPRINTS, {"loops": torch.from_numpy(known)})
+
+
+def pack(run: Path, out: Path) -> None:
+    """Copy the checkpoints of a run in 16 bits, with the fingerprints, to ship them.
+
+    Raises:
+        CallError: see `files.check_free`.
+        LoopError: the run lacks something.
+    """
+    files.check_free(out)
+    known, _ = checkpoint.read_tensors(run / FINGERPRINTS)
+    for config in sorted(run.glob("*/config.json")):
+        model, kind, about = models.load(config.parent)
+        checkpoint.save_model(out / config.parent.name, kind, model, about, half=True)
+    checkpoint.write_tensors(out / FINGERPRINTS, known)

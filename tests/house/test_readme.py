@@ -1,0 +1,112 @@
+"""Every line of the README that a reader may type works as it stands, on example songs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from audioloop.tokens import pretrained
+from midiloop.generation import sample
+from paths import ROOT
+
+TEXT = (ROOT / "README.md").read_text()
+# Lines that are not run, and why.
+LONG = "trains for minutes or hours"
+NOT_RUN = {
+    "midiloop train": LONG,
+    "midiloop compare": LONG,
+    "midiloop evaluate loops": "the example songs are too few for intervals",
+    "audioloop train": LONG,
+    "audioloop compare": LONG,
+    "audioloop generate --text": "downloads published models",
+}
+
+# The models that ship are such runs.
+RUNS = {
+    "midiloop generate run": sample.SHIPPED,
+    "--masked run": pretrained.SHIPPED["masked"],
+}
+
+
+def blocks(language: str) -> list[str]:
+    """Fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = [
+    line.removeprefix("$ ").partition("  #")[0].strip()
+    for block in blocks("")
+    for line in block.splitlines()
+    if line.startswith("$ ")
+]
+
+
+def sh(line: str, folder: Path) -> str:
+    """What went wrong when a shell ran a line, or nothing; what it writes was not there yet."""
+    words = shlex.split(line)
+    if "-o" in words:
+        out = folder / words[words.index("-o") + 1]
+        if out.exists():
+            shutil.rmtree(out) if out.is_dir() else out.unlink()
+    bin_folder = Path(sys.executable).parent
+    env = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        line, shell=True, cwd=folder, env=env, capture_output=True, text=True, timeout=600
+    )
+    return f"{line}\n{done.stdout}\n{done.stderr}" if done.returncode else ""
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the README takes as given: songs, and loops that were made of them."""
+    folder = tmp_path_factory.mktemp("desk")
+    prepare = ROOT / "datasets" / "songbook" / "prepare.py"
+    subprocess.run(
+        [sys.executable, str(prepare), str(folder / "midi")], check=True, capture_output=True
+    )
+    shutil.copy(next((folder / "midi").glob("disco*.mid")), folder / "song.mid")
+    assert not sh("midiloop extract midi -o loops --rules open", folder)
+    assert not sh("midiloop generate -n 8 -o new", folder)
+    shutil.copytree(folder / "new" / "midi", folder / "generated")
+    return folder
+
+
+def test_the_lines_that_are_left_out_are_there() -> None:
+    assert len(COMMANDS) > 20
+    for start in NOT_RUN:
+        assert any(line.startswith(start) for line in COMMANDS), start
+
+
+def test_every_command_runs_as_it_stands(desk: Path) -> None:
+    failed = []
+    for line in COMMANDS:
+        if line.startswith(tuple(NOT_RUN)):
+            continue
+        if line == "audioloop refine new/midi -o refined":  # eight take a minute more than one
+            for path in sorted((desk / "new" / "midi").iterdir())[1:]:
+                path.unlink()
+        for start, shipped in RUNS.items():
+            if start in line:
+                (desk / "run").unlink(missing_ok=True)
+                (desk / "run").symlink_to(shipped)
+        failed.append(sh(line, desk))
+    assert not any(failed), "\n\n".join(filter(None, failed))
+
+
+def test_every_python_line_runs_as_it_stands(desk: Path) -> None:
+    imports = "import datasets, duckdb\nimport pandas as pd\nimport polars as pl\n"
+    env = {**os.environ, "HF_HOME": str(desk / "hub"), "HF_HUB_OFFLINE": "1"}
+    assert len(blocks("python")) >= 2
+    for block in blocks("python"):
+        done = subprocess.run(
+            [sys.executable, "-c", imports + block],
+            cwd=desk, env=env, capture_output=True, text=True, timeout=1800,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{block}\n{done.stderr}"

@@ -1,0 +1,341 @@
+"""Loops on demand: the same for the same seed, and as they were asked for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from handmade import random_rolls
+from midiloop import models
+from midiloop.common import checkpoint
+from midiloop.dataset import parquet
+from midiloop.dataset.parquet import LoopDataset
+from midiloop.errors import CallError, LoopError
+from midiloop.evaluation import sources
+from midiloop.generation import publish, sample
+from midiloop.generation.sample import GenerationRequest, Generator
+from midiloop.grid import LOOP
+from midiloop.metrics import paper
+from midiloop.models.cnn_vae import CNNVAE, CNNVAEConfig
+from midiloop.models.form_prior import FormPrior, FormPriorConfig
+from midiloop.models.layers import RollModel
+from midiloop.models.prior import Prior, PriorConfig
+from midiloop.models.vq_vae import VQVAE, VQVAEConfig
+from midiloop.training import recipes
+
+BARS = VQVAEConfig(
+    channels=8,
+    embed_channels=8,
+    codebook_size=32,
+    halvings=1,
+    streams="parts",
+    span="bar",
+    bass="softmax",
+)
+LOOPS = VQVAEConfig(channels=8, embed_channels=8, codebook_size=32)
+NONE_KNOWN = torch.zeros(0, dtype=torch.int64)
+
+
+def bars_generator() -> Generator:
+    """Untrained, so that its loops are wild, but all machinery is there."""
+    torch.manual_seed(0)
+    codec = VQVAE(BARS).eval()
+    prior = FormPrior(FormPriorConfig(codebook_size=32, dim=16, layers=1, heads=1)).eval()
+    return Generator("bars", prior, codec, NONE_KNOWN)
+
+
+def loops_generator() -> Generator:
+    torch.manual_seed(0)
+    codec = VQVAE(LOOPS).eval()
+    prior = Prior(PriorConfig(codebook_size=32, embed_dim=8, hidden=16)).eval()
+    prior.fit_start(torch.randint(32, (50, 1, 32)))
+    return Generator("loops", prior, codec, NONE_KNOWN)
+
+
+def vae_generator() -> Generator:
+    torch.manual_seed(0)
+    model = CNNVAE(CNNVAEConfig(channels=4, latent_dim=8)).eval()
+    return Generator("vae", model, None, NONE_KNOWN)
+
+
+GENERATORS = {"bars": bars_generator, "loops": loops_generator, "vae": vae_generator}
+
+
+@pytest.fixture(params=GENERATORS)
+def generator(request: pytest.FixtureRequest) -> Generator:
+    return GENERATORS[request.param]()
+
+
+def by_bars(rolls: np.ndarray) -> np.ndarray:
+    return rolls.reshape(len(rolls), LOOP.bars, -1)
+
+
+def test_same_seed_same_loops_on_any_batch_size(generator: Generator) -> None:
+    whole = sample.sample(generator, GenerationRequest(40, seed=5)).rolls
+    for batch in (1, 7, 16, 33):
+        assert np.array_equal(
+            sample.sample(generator, GenerationRequest(40, seed=5), batch=batch).rolls, whole
+        )
+    assert np.array_equal(sample.sample(generator, GenerationRequest(9, seed=5)).rolls, whole[:9])
+    assert not np.array_equal(sample.sample(generator, GenerationRequest(40, seed=6)).rolls, whole)
+
+
+def test_conditions_do_not_depend_on_the_batch_either(generator: Generator) -> None:
+    wish = GenerationRequest(12, must=("snare",))
+    whole = sample.sample(generator, wish)
+    for batch in (1, 5, 64):
+        drawn = sample.sample(generator, wish, batch=batch)
+        assert np.array_equal(drawn.rolls, whole.rolls)
+        assert drawn.tried == whole.tried
+
+
+@pytest.mark.parametrize(("n", "threads"), [(1, 1), (63, 4), (600, 2), (1025, 2), (5000, 3)])
+def test_batches_keep_all_threads_busy(n: int, threads: int) -> None:
+    batches = list(sample._ranges(512, n, threads, free=True))
+    assert [candidate for batch in batches for candidate in batch] == list(range(n))
+    assert max(map(len, batches)) <= 512
+    assert n < sample.SMALL_BATCH * threads or len(batches) % threads == 0
+
+
+def test_random_numbers_of_a_candidate_are_its_own() -> None:
+    generator = bars_generator()
+    whole = sample.candidate_uniforms(3, 0, 20, generator)
+    assert torch.equal(sample.candidate_uniforms(3, 13, 7, generator), whole[13:])
+    assert whole.shape == (20, generator.draws)
+    assert len(np.unique(whole)) == whole.numel()
+
+
+def test_must_is_kept_and_counted() -> None:
+    generator = bars_generator()
+    drawn = sample.sample(generator, GenerationRequest(15, must=("kick", "bass")))
+    assert paper.first_note_drum(drawn.rolls, drums=("kick",)).all()
+    assert paper.first_note_bass(drawn.rolls).all()
+    free = sample.sample(generator, GenerationRequest(drawn.tried)).rolls
+    good = free[:, 0, 0] & free[:, 0, LOOP.n_drums :].any(1)
+    assert np.array_equal(free[good], drawn.rolls)
+
+
+def test_must_loop_is_the_rule_of_mined_loops() -> None:
+    drawn = sample.sample(bars_generator(), GenerationRequest(10, must=("loop",)))
+    cells = paper.bar_distance(drawn.rolls) * LOOP.cells_per_bar
+    assert cells.max() < 2.5
+
+
+def test_novel_returns_nothing_that_is_known() -> None:
+    generator = bars_generator()
+    loops = sample.sample(generator, GenerationRequest(30)).rolls
+    prints = np.sort(LOOP.fingerprints(LOOP.pack(loops[::2])).view(np.int64))
+    knowing = Generator("knowing", generator.model, generator.codec, torch.from_numpy(prints))
+    drawn = sample.sample(knowing, GenerationRequest(30, novel=True)).rolls
+    assert paper.overlap(LOOP.fingerprints(LOOP.pack(drawn)), prints.view(np.uint64)) == 0
+    assert np.array_equal(drawn[:15], loops[1::2])
+
+
+def test_what_hardly_ever_comes_is_given_up() -> None:
+    generator = bars_generator()
+    with pytest.raises(LoopError, match="as wanted"):
+        sample.sample(generator, GenerationRequest(3, must=tuple(drum.name for drum in LOOP.drums)))
+
+
+def test_pattern_of_bars_repeats_exactly() -> None:
+    rolls = by_bars(
+        sample.sample(bars_generator(), GenerationRequest(20, pattern="ABABabcd")).rolls
+    )
+    for bar, source in enumerate((0, 1, 0, 1, 0, 1, 6, 7)):
+        assert np.array_equal(rolls[:, bar], rolls[:, source])
+    halves = sample.sample(bars_generator(), GenerationRequest(20, pattern="ABCDABCD")).rolls
+    assert paper.bar_distance(halves).max() == 0
+
+
+def test_copied_latents_by_hand() -> None:
+    codes = torch.arange(64).view(1, 2, 32)
+    copied = sample.copy_latents(codes)
+    assert copied[0, :, 16:18].tolist() == [[0, 1], [32, 33]]
+    rest = [*range(16), *range(18, 32)]
+    assert torch.equal(copied[..., rest], codes[..., rest])
+
+
+def test_copied_latents_bring_the_bars_nearer() -> None:
+    for made in (bars_generator(), loops_generator()):
+        free = paper.bar_distance(sample.sample(made, GenerationRequest(60)).rolls).mean()
+        copied = sample.sample(made, GenerationRequest(60, copy_latents=True)).rolls
+        assert paper.bar_distance(copied).mean() < free
+
+
+def test_a_loop_is_varied_where_it_is_not_kept() -> None:
+    generator = bars_generator()
+    like = random_rolls(np.random.default_rng(0), 1)[0]
+    assert generator.codec
+    rebuilt = generator.codec.reconstruct(torch.from_numpy(like)[None]).numpy()
+    rolls = sample.sample(generator, GenerationRequest(20, like=like, keep="1-3, 8")).rolls
+    kept = [0, 1, 2, 7]
+    assert (by_bars(rolls)[:, kept] == by_bars(rebuilt)[:, kept]).all()
+    assert len(np.unique(LOOP.pack(rolls), axis=0)) > 10
+    rolls = sample.sample(generator, GenerationRequest(20, like=like, keep="drums")).rolls
+    assert (rolls[..., : LOOP.n_drums] == rebuilt[..., : LOOP.n_drums]).all()
+    assert len(np.unique(LOOP.pack(rolls), axis=0)) > 10
+
+
+def test_codes_of_kept_bars_stay_in_a_prior_of_whole_loops() -> None:
+    generator = loops_generator()
+    like = random_rolls(np.random.default_rng(0), 1)[0]
+    source = sample._Source(generator, GenerationRequest(4, like=like, keep="1-4"))
+    assert generator.codec
+    codes = source._codes(sample.candidate_uniforms(0, 0, 4, generator))
+    original = generator.codec.encode(torch.from_numpy(like)[None])
+    assert (codes[..., :16] == original[..., :16]).all()
+
+
+@pytest.mark.parametrize("pattern", ["ABAB", "ABABABABA", "ABAB1234", ""])
+def test_a_pattern_has_a_letter_for_each_bar(pattern: str) -> None:
+    with pytest.raises(CallError, match="8 letters"):
+        sample.pattern_bars(pattern)
+
+
+@pytest.mark.parametrize("keep", ["", "0-3", "5-4", "1-9", "x", "1,,2", "piano"])
+def test_kept_bars_that_make_no_sense(keep: str) -> None:
+    with pytest.raises(CallError, match="--keep"):
+        sample.kept_bars(keep, 2)
+
+
+def test_kept_bars_by_hand() -> None:
+    kept = sample.kept_bars("2,4-5", 2)
+    assert np.flatnonzero(kept[0]).tolist() == [1, 3, 4]
+    assert (kept[0] == kept[1]).all()
+    assert sample.kept_bars("bass", 2).tolist() == [[False] * 8, [True] * 8]
+
+
+def test_wishes_that_a_generator_cannot_fulfil() -> None:
+    like = random_rolls(np.random.default_rng(0), 1)[0]
+    for wish in (
+        GenerationRequest(1, copy_latents=True),
+        GenerationRequest(1, pattern="A" * 8),
+        GenerationRequest(1, like=like),
+    ):
+        with pytest.raises(CallError, match="needs codes"):
+            sample.sample(vae_generator(), wish)
+    with pytest.raises(CallError, match="together"):
+        sample.sample(loops_generator(), GenerationRequest(1, like=like, keep="drums"))
+    with pytest.raises(CallError, match="one of them"):
+        sample.sample(bars_generator(), GenerationRequest(1, like=like, pattern="ABABABAB"))
+    with pytest.raises(CallError, match="--must cowbell"):
+        sample.sample(bars_generator(), GenerationRequest(1, must=("cowbell",)))
+
+
+def test_what_is_published_reads_back(tmp_path: Path) -> None:
+    rolls = sample.sample(bars_generator(), GenerationRequest(6, must=("bass",))).rolls
+    rolls[:, -1, 0] = True  # so that the last bar is not silent: a parser would cut it off
+    found = publish.write(rolls, tmp_path / "out", tempo_bpm=97, seed=4, about={"run": "here"})
+    batch = next(parquet.LoopDataset(found.dataset).batches())
+    assert np.array_equal(batch.rolls, rolls)
+    assert (batch.tempos_bpm == 97).all()
+    read = [sources.first_loop(path) for path in sorted(found.midi.iterdir())]
+    assert np.array_equal(np.stack(read), rolls)
+    assert found.picture
+    assert found.picture.stat().st_size > 1000
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "dataset", "loops.png", "midi",
+    ]  # fmt: skip
+    with pytest.raises(CallError, match="exists already"):
+        publish.write(rolls, tmp_path / "out", tempo_bpm=97, seed=4, about={"run": "here"})
+
+
+def save(made: Generator, folder: Path) -> Path:
+    kinds = {kind.model: name for name, kind in models.KINDS.items()}
+    if made.codec:
+        checkpoint.save_model(folder / "vq-vae", "vq-vae", made.codec, {})
+        checkpoint.save_model(folder / "prior", kinds[type(made.model)], made.model, {})
+    else:
+        checkpoint.save_model(folder / "cnn-vae", "cnn-vae", made.model, {})
+    checkpoint.write_tensors(folder / recipes.FINGERPRINTS, {"loops": made.known})
+    return folder
+
+
+def test_a_run_is_loaded_as_it_was_saved(generator: Generator, tmp_path: Path) -> None:
+    loaded = sample.load(save(generator, tmp_path / "run"))
+    rolls = sample.sample(generator, GenerationRequest(20)).rolls
+    assert np.array_equal(sample.sample(loaded, GenerationRequest(20)).rolls, rolls)
+
+
+def test_packed_in_half_the_size(tmp_path: Path) -> None:
+    run = save(bars_generator(), tmp_path / "run")
+    recipes.pack(run, tmp_path / "packed")
+    sizes = [(f / "prior" / "model.safetensors").stat().st_size for f in (run, tmp_path / "packed")]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert len(sample.sample(sample.load(tmp_path / "packed"), GenerationRequest(5)).rolls) == 5
+
+
+def test_folders_that_are_no_runs(tmp_path: Path) -> None:
+    with pytest.raises(LoopError, match="no such folder"):
+        sample.load(tmp_path / "nowhere")
+    with pytest.raises(LoopError, match="no model inside"):
+        sample.load(tmp_path)
+    run = save(bars_generator(), tmp_path / "run")
+    (run / "prior" / "config.json").unlink()
+    with pytest.raises(LoopError, match="--stage prior"):
+        sample.load(run)
+
+
+def command(*args: object) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "midiloop_cli", *map(str, args)]
+    return subprocess.run(line, capture_output=True, text=True, check=False)
+
+
+def test_a_run_is_measured(generator: Generator, tmp_path: Path, dataset: LoopDataset) -> None:
+    run = save(generator, tmp_path / "run")
+    done = command("evaluate", run, "--reference", dataset.path, "-n", 30, "--seed", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    rolls = next(dataset.select(split="test")).rolls
+    model = generator.codec or generator.model
+    assert isinstance(model, RollModel)
+    error = float((model.reconstruct(torch.from_numpy(rolls)).numpy() != rolls).mean())
+    assert found["reconstruction_error"] == pytest.approx(error, rel=1e-5)
+    drawn = sample.sample(generator, GenerationRequest(30, seed=2)).rolls
+    assert found["metrics"]["ND"]["value"] == pytest.approx(paper.note_density(drawn).mean())
+
+
+def test_the_model_that_ships_writes_loops_offline(tmp_path: Path) -> None:
+    done = command("generate", "-n", 8, "-o", tmp_path / "out", "--must", "kick,bass", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["loops"] == 8
+    assert len(list((tmp_path / "out" / "midi").iterdir())) == 8
+    # A loop of its own to vary: one that the rules find again.
+    for path in sorted((tmp_path / "out" / "midi").iterdir()):
+        like = tmp_path / "like"
+        done = command("generate", "-n", 2, "-o", like, "--like", path, "--keep", "drums")
+        if done.returncode == 0:
+            break
+        assert "no_loop" in done.stderr
+    assert len(list((like / "midi").iterdir())) == 2
+
+
+def test_bad_calls_end_in_one_line(tmp_path: Path) -> None:
+    run = save(bars_generator(), tmp_path / "run")
+    broken = save(bars_generator(), tmp_path / "broken")
+    weights = broken / "prior" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    (tmp_path / "no.mid").write_bytes(b"no")
+    cases = {
+        (tmp_path / "nowhere",): (2, "no such file or folder"),
+        (tmp_path,): (1, "no model inside"),
+        (broken,): (1, "model.safetensors"),
+        (run, "--like", tmp_path / "no.mid"): (1, "not_midi"),
+        (run, "--like", tmp_path / "none.mid"): (2, "no such file"),
+        (run, "--pattern", "ABBA"): (2, "8 letters"),
+        (run, "--must", "cowbell"): (2, "cowbell"),
+        (run, "--top-p", "0"): (2, "--top-p"),
+    }
+    for number, (args, (code, said)) in enumerate(cases.items()):
+        done = command("generate", *args, "-n", 2, "-o", tmp_path / f"out{number}")
+        assert done.returncode == code, done.stderr
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert not (tmp_path / f"out{number}").exists()
