@@ -241,21 +241,21 @@ def generate(
         from midiloop.generation import publish, sample
         from midiloop.plotting import gallery
 
-    names = tuple(name.strip() for name in must.split(",")) if must else ()
+    request["must"] = tuple(name.strip() for name in must.split(",")) if must else ()
     wanted = sample.GenerationRequest(
-        **request, must=names, like=gallery.loop_of_midi(like) if like else None
+        **request, like=None if like is None else gallery.loop_of_midi(like)
     )
-    generator = sample.load(run or sample.SHIPPED)
+    generator = sample.load(run)
     with report.counting("loops", wanted.n) as count:
         drawn = sample.sample(generator, wanted, batch=batch_size or sample.BATCH, on_loops=count)
-    about = {"run": run.name if run else "midiloop", "tried": drawn.tried, **request, "must": names}
+    about = {"run": run.name if run else "midiloop", "tried": drawn.tried, **request}
     found = publish.write(drawn.rolls, out, tempo_bpm=bpm, seed=wanted.seed, about=about)
-    shown = {name: path and str(path) for name, path in found._asdict().items()}
-    report.echo(
-        report.to_json({"loops": wanted.n, "tried": drawn.tried, **shown})
-        if as_json
-        else report.generated(found, wanted.n, drawn.tried if names or wanted.novel else None)
-    )
+    if as_json:
+        shown = {name: path and str(path) for name, path in found._asdict().items()}
+        report.echo(report.to_json({"loops": wanted.n, "tried": drawn.tried, **shown}))
+    else:
+        choosy = wanted.must or wanted.novel
+        report.echo(report.generated(found, wanted.n, drawn.tried if choosy else None))
 
 
 @click.command()

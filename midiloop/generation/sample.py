@@ -112,12 +112,13 @@ class Generated(NamedTuple):
     tried: int
 
 
-def load(folder: Path, device: torch.device | None = None) -> Generator:
-    """Load a run of ``midiloop train``, whichever model it holds.
+def load(folder: Path | None = None, device: torch.device | None = None) -> Generator:
+    """Load a run of ``midiloop train``, whichever model it holds; None for the one that ships.
 
     Raises:
         LoopError: the folder holds no run, one without its prior, or a damaged one.
     """
+    folder = folder or SHIPPED
     if not folder.is_dir():
         raise LoopError(f"{folder}: no such folder; give one that 'midiloop train' wrote")
     kinds = [kind for kind in MODELS if (folder / kind / "config.json").exists()]
