@@ -68,6 +68,16 @@ def seam_report(
 ) -> SeamReport:
     """Measure the seam of a loop: the join of its last sample and its first.
 
+    >>> import audioloop, numpy as np
+    >>> roll = np.zeros((16, 93), bool)
+    >>> roll[::4, 0] = True
+    >>> loop = audioloop.render(roll, bpm=120).mix
+    >>> audioloop.seam_report(loop).verdict.bad
+    False
+    >>> cut = audioloop.Wave(loop.samples[:, :70_000], loop.rate)
+    >>> len(audioloop.seam_report(cut).seam.controls)
+    4
+
     Args:
         bars: of equal length, that the loop has; None where they are not known.
         seed: of the places of the controls.

@@ -94,6 +94,15 @@ def generate(
 ) -> list[Wave]:
     """Generate loops from notes, or from what a prompt says in place of them.
 
+    >>> import audioloop, numpy as np
+    >>> roll = np.zeros((16, 93), bool)
+    >>> roll[::4, 0] = True
+    >>> quick = audioloop.SamplingConfig(steps=(2, 1, 1, 1), best_of=1)
+    >>> inpainter = audioloop.load_inpainter()
+    >>> waves = audioloop.generate(roll, inpainter, num_samples=2, sampling=quick)
+    >>> [one.samples.shape for one in waves]
+    [(1, 88200), (1, 88200)]
+
     Args:
         source: a score, a roll (steps, columns) at 120 bpm, or a prompt, see `prompt_of` and
             `without_notes`.

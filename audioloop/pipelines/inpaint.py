@@ -59,6 +59,9 @@ BEST_OF_CFG_SCALE = (
 class SamplingConfig:
     """How codes are drawn.
 
+    >>> import audioloop
+    >>> tamer = audioloop.SamplingConfig(temperature=0.5, best_of=8, seed=1)
+
     Attributes:
         steps: of each codebook; None for those of `TOLD` where notes are told, else of `FREE`.
         temperature, top_p: of the first codebook, see `DecodeConfig`; None as above. The others
@@ -260,6 +263,9 @@ def load(
     precision: Precision = "float32",
 ) -> Inpainter:
     """The models that ship, or those of runs.
+
+    >>> import audioloop
+    >>> inpainter = audioloop.load_inpainter()
 
     Args:
         precision: of products inside the masked model; "auto" measures which is faster here, see

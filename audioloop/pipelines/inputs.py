@@ -89,6 +89,14 @@ def read(
 ) -> SourceLoop:
     """Read a loop.
 
+    >>> import audioloop, midiloop, numpy as np
+    >>> from pathlib import Path
+    >>> roll = np.zeros((16, 93), bool)
+    >>> roll[::4, 0] = True
+    >>> midiloop.write(midiloop.decode(roll, 150), "beat.mid")
+    >>> audioloop.read_loop(Path("beat.mid")).label.tempo_bpm
+    150.0
+
     Args:
         font: what MIDI is rendered with; None for the one that is found, see `synth.soundfont`.
         sound: and how.
@@ -128,6 +136,13 @@ def of(
     name: str = "loop",
 ) -> SourceLoop:
     """A loop of what is in memory: a score, a roll or a wave; see `of_score` and so on.
+
+    >>> import audioloop, numpy as np
+    >>> roll = np.zeros((16, 93), bool)
+    >>> roll[::4, 0] = True
+    >>> loop = audioloop.as_loop(roll, bpm=150)
+    >>> loop.label.bars, len(loop.wave)
+    (1, 70560)
 
     Raises:
         LoopError: it is no loop, or silent, or its tempo can be found nowhere.

@@ -24,6 +24,10 @@ _BARS = re.compile(r"(\d+)(?:-(\d+))?")
 class InpaintMask:
     """Which part of a loop is made anew.
 
+    >>> import audioloop
+    >>> first_bar_stays = audioloop.InpaintMask(keep=0.25)
+    >>> last_two_bars = audioloop.InpaintMask(mask="3-4")
+
     Attributes:
         keep: share of the loop that stays, from its beginning, in whole bars, or
             in beats where it is less than one, or all but less than one.

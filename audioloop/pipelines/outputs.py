@@ -118,6 +118,15 @@ def write(
 ) -> tuple[tuple[str, ...], list[str]]:
     """Write a loop as `render` does: labelled audio, and a MIDI file where its notes are known.
 
+    >>> import audioloop, numpy as np
+    >>> from pathlib import Path
+    >>> roll = np.zeros((16, 93), bool)
+    >>> roll[::4, 0] = True
+    >>> loop = audioloop.as_loop(roll, bpm=150, name="beat")
+    >>> files, _ = audioloop.write(loop.wave, Path("."), loop.label, notes=loop.score)
+    >>> files
+    ('beat_150bpm.wav', 'beat_150bpm.mid')
+
     Returns:
         Names of the files, and what is worth knowing of them.
 

@@ -37,6 +37,15 @@ def refine(
 ) -> tuple[list[Wave], float]:
     """Regenerate a part of a loop.
 
+    >>> import audioloop, numpy as np
+    >>> roll = np.zeros((16, 93), bool)
+    >>> roll[::4, 0] = True
+    >>> quick = audioloop.SamplingConfig(steps=(2, 1, 1, 1), best_of=1)
+    >>> loop = audioloop.as_loop(roll, bpm=240)
+    >>> waves, share = audioloop.refine(loop, audioloop.load_inpainter(), sampling=quick)
+    >>> len(waves[0]) == len(loop.wave), share
+    (True, 0.5)
+
     Args:
         loop: of a file, see `inputs.read`, or of what is in memory, see `inputs.of`.
         part: which part; without it the second half.

@@ -192,6 +192,10 @@ def _library_found(path: str) -> Iterator[None]:
 class SoundFont:
     """A SoundFont in memory, for synths of one rate.
 
+    >>> import audioloop
+    >>> audioloop.SoundFont(rate=48_000).rate
+    48000
+
     Args:
         path: of the file; None for the one that is found, see `soundfont`.
         rate: samples a second.

@@ -241,10 +241,8 @@ def generate(
         from midiloop.generation import publish, sample
         from midiloop.plotting import gallery
 
-    request["must"] = tuple(name.strip() for name in must.split(",")) if must else ()
-    wanted = sample.GenerationRequest(
-        **request, like=None if like is None else gallery.loop_of_midi(like)
-    )
+    request["must"] = _listed(must or "")
+    wanted = sample.GenerationRequest(**request, like=gallery.loop_of_midi(like) if like else None)
     generator = sample.load(run)
     with report.counting("loops", wanted.n) as count:
         drawn = sample.sample(generator, wanted, batch=batch_size or sample.BATCH, on_loops=count)
@@ -254,8 +252,12 @@ def generate(
         shown = {name: path and str(path) for name, path in found._asdict().items()}
         report.echo(report.to_json({"loops": wanted.n, "tried": drawn.tried, **shown}))
     else:
-        choosy = wanted.must or wanted.novel
-        report.echo(report.generated(found, wanted.n, drawn.tried if choosy else None))
+        report.echo(report.generated(found, wanted, drawn.tried))
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """The words of a list with commas."""
+    return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
 @click.command()

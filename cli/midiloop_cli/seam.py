@@ -95,7 +95,7 @@ def _report(
 
     measured = [one for one in found if isinstance(one, FileReport)]
     failed = [one for one in found if isinstance(one, FailedFile)]
-    over = [] if limit is None else [one.file for one in measured if one.report.excess > limit]
+    over = _above(measured, limit)
     if as_json:
         report.echo(report.to_json(_as_json(found, measured, over)))
     else:
@@ -103,6 +103,11 @@ def _report(
     for one in failed:
         report.error("audioloop", one.error)
     sys.exit(1 if over or failed else 0)
+
+
+def _above(found: Sequence[FileReport], limit: float | None) -> list[str]:
+    """Files whose seams are above a limit."""
+    return [] if limit is None else [one.file for one in found if one.report.excess > limit]
 
 
 def _print(

@@ -76,6 +76,9 @@ OF_ONE_LOOP: dict[str, Measure] = {
 class LoopSet(NamedTuple):
     """Loops to judge, n of them.
 
+    >>> import midiloop, numpy as np
+    >>> stand_alone = midiloop.LoopSet(np.zeros((20, 128, 93), bool))
+
     Attributes:
         rolls: bool (n, steps, columns), or their bits.
         songs: the song of each, (n,) of any type that sorts; None where each stands alone, as
@@ -191,6 +194,13 @@ def compare(
     loops: LoopSet, reference: LoopSet, rng: np.random.Generator, *, grid: Grid = LOOP
 ) -> Evaluation:
     """Judge ``loops`` beside ``reference``; sets beyond memory: `compare_profiles`.
+
+    >>> import midiloop, numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> one, two = (midiloop.LoopSet(rng.random((20, 128, 93)) < 0.02) for _ in range(2))
+    >>> found = midiloop.evaluate(one, two, rng)
+    >>> found.loops.loops, found.mmd2.loops.value < 0.1
+    (20, True)
 
     Raises:
         LoopError: one of them has under `MIN_SONGS` songs, or is of another shape.

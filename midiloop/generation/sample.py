@@ -80,6 +80,9 @@ class Generator:
 class GenerationRequest:
     """What loops are wanted.
 
+    >>> import midiloop
+    >>> wanted = midiloop.GenerationRequest(n=4, seed=1, must=("kick", "loop"))
+
     Attributes:
         n: how many.
         seed: of all random numbers.
@@ -114,6 +117,9 @@ class Generated(NamedTuple):
 
 def load(folder: Path | None = None, device: torch.device | None = None) -> Generator:
     """Load a run of ``midiloop train``, whichever model it holds; None for the one that ships.
+
+    >>> import midiloop
+    >>> generator = midiloop.load_generator()
 
     Raises:
         LoopError: the folder holds no run, one without its prior, or a damaged one.
@@ -156,6 +162,11 @@ def sample(
     on_loops: Callable[[int], None] = lambda _: None,
 ) -> Generated:
     """Draw candidates in order, and keep the first ``wish.n`` that are as wanted.
+
+    >>> import midiloop
+    >>> wanted = midiloop.GenerationRequest(n=4, seed=1)
+    >>> midiloop.generate(midiloop.load_generator(), wanted).rolls.shape
+    (4, 128, 93)
 
     Args:
         batch: candidates drawn at a time; the loops do not depend on it.
