@@ -13,10 +13,11 @@ import pytest
 import soundfile
 import torch
 from click.testing import CliRunner
+from small_inpainter import CODEC, small_inpainter
 from torch import Tensor
 
-from audioloop.codec import compression, encoded_dataset
-from audioloop.codec.model import Codec, CodecConfig
+from audioloop.codec import compression
+from audioloop.codec.model import Codec
 from audioloop.conditioning import Conditioning, ConditioningTensors
 from audioloop.evaluation import reconstruct, validate
 from audioloop.io import metadata, wave
@@ -28,16 +29,13 @@ from audioloop.pipelines.inpaint import Inpainter, SamplingConfig
 from audioloop.pipelines.inputs import SourceLoop
 from audioloop.pipelines.masks import InpaintMask
 from audioloop.tokens.magnet import decode, loops
-from audioloop.tokens.model import Causal, Masked, TokenConfig
+from audioloop.tokens.model import Masked, TokenConfig
 from handmade import groove, random_rolls
 from midiloop.common import checkpoint, files
 from midiloop.errors import CallError, LoopError
 from midiloop.midi import score
 from midiloop_cli import main
 
-CODEC = CodecConfig(
-    fine=32, coarse=32, encoder_blocks=1, decoder_blocks=1, latent_dim=16, codebook_size=32
-)
 FAST = SamplingConfig(steps=(4, 2, 2, 2))
 RATE = 44_100
 # Seconds: a block sees 3 places of 10 or 20 ms on either side, inward one of 20, and a window half
@@ -55,19 +53,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def inpainter() -> Inpainter:
-    """Models that have learned nothing."""
-    torch.manual_seed(4)
-    codec = Codec(CODEC).eval().requires_grad_(False)
-    config = TokenConfig(
-        dim=16,
-        heads=2,
-        layers=1,
-        codebook_size=32,
-        reach=5,
-        codec=encoded_dataset.encode_loop(codec),
-    )
-    masked, causal = Masked(config), Causal(config)
-    return Inpainter(codec, masked.requires_grad_(False), causal.requires_grad_(False))
+    return small_inpainter()
 
 
 @pytest.fixture(scope="module")
