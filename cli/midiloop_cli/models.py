@@ -359,10 +359,7 @@ def evaluate(
             drawn = sample.sample(generator, sample.GenerationRequest(n, seed=seed), on_loops=count)
         loops = iter([evaluate.LoopSet(drawn.rolls)])
     with report.counting("measuring", None):
-        found = evaluate.compare_profiles(
-            evaluate.profile(loops, grid),
-            evaluate.profile(sources.of_dataset(reference, reference_split), grid),
-            np.random.default_rng(seed),
-        )
+        beside = sources.of_dataset(reference, reference_split)
+        found = evaluate.compare_sets(loops, beside, np.random.default_rng(seed), grid=grid)
     shown = {"reconstruction_error": error, **found.as_json(), "seed": seed}
     report.echo(report.to_json(shown) if as_json else report.evaluation(found, error))

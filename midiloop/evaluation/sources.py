@@ -9,7 +9,7 @@ import numpy as np
 
 from midiloop.dataset import parquet
 from midiloop.errors import CallError, LoopError, MidiError
-from midiloop.evaluation.evaluate import LoopSet
+from midiloop.evaluation.profile import LoopSet
 from midiloop.grid import LOOP, Grid, Roll
 from midiloop.metrics.bits import Bits
 from midiloop.midi import pianoroll, score

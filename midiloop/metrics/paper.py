@@ -182,5 +182,6 @@ def evaluate(
 
     row = means(fingerprinted(), grid=grid)
     loops = np.concatenate(prints)
-    row |= {"US": uniqueness(loops), "OS": overlap(loops, loops if reference is None else reference)}
+    copied = overlap(loops, loops if reference is None else reference)
+    row |= {"US": uniqueness(loops), "OS": copied}
     return {name: row[name] for name in TABLE}
