@@ -336,11 +336,15 @@ def evaluate(
     Loops are those of a loop dataset, MIDI files in a folder, each of them one loop, or what a run
     writes, of which the reconstruction error on the reference's test split is measured as well.
     Without a source it is the model that comes with midiloop.
+
+    Of more than 262,144 loops, songs are sampled, and the first line says how many loops of how
+    many are judged; copies (OS) are looked for in the whole reference.
     """
     import numpy as np
 
     from midiloop.dataset import parquet
     from midiloop.evaluation import evaluate, sources
+    from midiloop.evaluation.profile import LoopSet
 
     of_run = source is None or sources.is_run(source)
     if of_run:
@@ -357,7 +361,7 @@ def evaluate(
         error = sample.reconstruction_error(generator, reference, "test")
         with report.counting("loops", n) as count:
             drawn = sample.sample(generator, sample.GenerationRequest(n, seed=seed), on_loops=count)
-        loops = iter([evaluate.LoopSet(drawn.rolls)])
+        loops = iter([LoopSet(drawn.rolls)])
     with report.counting("measuring", None):
         beside = sources.of_dataset(reference, reference_split)
         found = evaluate.compare_sets(loops, beside, np.random.default_rng(seed), grid=grid)

@@ -33,6 +33,7 @@ N_RESAMPLES = 200
 N_HALVINGS = 50
 MMD_LOOPS = 3_000  # of each set, drawn by chance: all pairs of them are looked at
 PAIRS_AT_A_TIME = 4_096
+DRAWS_AT_A_TIME = 72
 INTERVAL = (0.025, 0.975)
 
 
@@ -245,6 +246,12 @@ def _draws(n_songs: int, rng: np.random.Generator) -> Weights:
     return np.stack([np.ones(n_songs, dtype=np.uint16), *(row.astype(np.uint16) for row in drawn)])
 
 
+def _resampled(draws: Weights, sums: NDArray[Any]) -> NDArray[Any]:
+    """``draws @ sums``, of which only a few rows at a time are copied to the type of the sums."""
+    starts = range(0, len(draws), DRAWS_AT_A_TIME)
+    return np.concatenate([draws[at : at + DRAWS_AT_A_TIME] @ sums for at in starts])
+
+
 def _halves(n_songs: int, rng: np.random.Generator) -> Weights:
     """Half of the songs, at random, int (N_HALVINGS, songs) of 0 and 1."""
     first = np.arange(n_songs) < n_songs // 2
@@ -282,8 +289,8 @@ def _metric_rows(of: Profile, draws: Weights, copied: NDArray[np.bool_]) -> dict
     per_loop["OS"] = as_values(copied)
     per_loop["US"] = np.where(shared, 0, 1 / counts)[inverse]
     sums = np.stack([np.bincount(of.songs, values) for values in per_loop.values()], axis=1)
-    n_loops = draws @ np.bincount(of.songs)
-    rows = dict(zip(per_loop, (draws @ sums / n_loops[:, None]).T, strict=True))
+    n_loops = _resampled(draws, np.bincount(of.songs))
+    rows = dict(zip(per_loop, (_resampled(draws, sums) / n_loops[:, None]).T, strict=True))
     rows["US"] = np.minimum(rows["US"] + shared.sum() / n_loops, 1)
     return rows
 
@@ -354,7 +361,7 @@ class _Sample(NamedTuple):
         found_at, found_songs = np.divmod(pairs, n_songs)
         by_song = np.ascontiguousarray(weights.T)
         n_values = np.bincount(songs, minlength=len(by_song))
-        total = as_values([row @ n_values for row in weights])  # all at once would be copied
+        total = as_values(_resampled(weights, n_values))
         return _Sample(found_at, found_songs, counts.astype(np.int32), by_song, total)
 
     def n_pairs(self, n_places: int) -> NDArray[np.int64]:
@@ -366,11 +373,12 @@ class _Sample(NamedTuple):
         """Share of the sample at each place of a block, float (places, rows)."""
         low, high = np.searchsorted(self.at, (first, end)).tolist()
         found = np.zeros((end - first, self.weights.shape[1]))
-        if low < high:
-            at = self.at[low:high]
-            weights = self.weights[self.songs[low:high]] * self.counts[low:high, None]
+        for start in range(low, high, PAIRS_AT_A_TIME):  # a single place may have any number
+            pairs = slice(start, min(start + PAIRS_AT_A_TIME, high))
+            at = self.at[pairs]
+            weights = self.weights[self.songs[pairs]] * self.counts[pairs, None]
             starts = np.flatnonzero(np.diff(at, prepend=-1))
-            found[at[starts] - first] = np.add.reduceat(weights, starts, axis=0)
+            found[at[starts] - first] += np.add.reduceat(weights, starts, axis=0)
         return found / self.total
 
 
