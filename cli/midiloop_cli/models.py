@@ -224,11 +224,11 @@ def generate(
     engine.warm_up(plot.MODULES)  # while this process loads PyTorch
     with _uncollected():
         from midiloop.generation import publish, sample
-        from midiloop.plotting import gallery
+        from midiloop.mining import midi_loop
 
     names = tuple(name.strip() for name in must.split(",")) if must else ()
     wanted = sample.GenerationRequest(
-        **wish, must=names, like=gallery.loop_of_midi(like) if like else None
+        **wish, must=names, like=midi_loop.read(like, search=True).roll if like else None
     )
     generator = sample.load(run or sample.SHIPPED)
     with report.counting("loops", wanted.n) as count:
