@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from midiloop.common import files
 from midiloop.errors import LoopError, counted
 from midiloop.grid import LOOP, Grid, Roll
 from midiloop.metrics import paper
@@ -129,8 +130,8 @@ def _pieces(sets: Iterable[LoopSet], grid: Grid) -> Iterator[tuple[Bits, NDArray
         bits = rolls if isinstance(rolls, Bits) else _bits(rolls, grid)
         if bits.grid != grid:
             raise LoopError(
-                f"loops of {bits.grid} cannot be judged beside those of {grid}; "
-                "give loops of one grid"
+                "the loops are on another grid than what they are judged beside "
+                f"({files.shortened(bits.grid.difference(grid), 200)}); give loops of one grid"
             )
         for start in range(0, len(rolls), PIECE):
             at = slice(start, start + PIECE)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from midiloop.common import files
 from midiloop.dataset import parquet
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP, Grid
@@ -54,8 +55,9 @@ def pictures(
     if not found:
         raise LoopError("no loop matches; widen the choice, 'midiloop inspect' shows what there is")
     if len(grids) > 1:
-        both = " and ".join(sorted(map(str, grids)))
-        raise LoopError(f"loops of {both} do not go on one page; draw them apart")
+        one, other = sorted(grids, key=lambda grid: (str(grid), repr(grid)))[:2]
+        difference = files.shortened(one.difference(other), 200)
+        raise LoopError(f"loops of two grids do not go on one page ({difference}); draw them apart")
     return Gallery(found[:limit], grids.pop())
 
 

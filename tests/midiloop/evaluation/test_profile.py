@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from handmade import random_rolls
+from midiloop.errors import LoopError
 from midiloop.evaluation import evaluate
 from midiloop.evaluation import profile as profiles
 from midiloop.evaluation.profile import LoopSet, Profile, profile
@@ -133,3 +134,10 @@ def test_copies_are_looked_for_in_the_whole_reference(
     assert found.reference.sampled_from == 300
     assert found.metrics["OS"].loops.value == 0.5
     assert found.metrics["OS"].reference == 1
+
+
+def test_loops_of_another_grid_are_refused_with_what_differs(rng: np.random.Generator) -> None:
+    drums = (replace(LOOP.drums[0], pitch=35), *LOOP.drums[1:])
+    packed = bits.as_bits(random_rolls(rng, 4), LOOP).packed
+    with pytest.raises(LoopError, match=r"another grid .* \(kick pitch 35, not 36\)"):
+        profile([LoopSet(bits.Bits(packed, replace(LOOP, drums=drums)))])
