@@ -98,10 +98,9 @@ def profile(
     for bits, songs in _pieces(sets, grid):
         n_loops += len(bits)
         by_song = songs is not None
-        fingerprints = grid.fingerprints(bits.packed)
         if search:
-            search.look_at(fingerprints)
-        sample.add(bits, fingerprints, fingerprints if songs is None else sample.keys_of(songs))
+            search.look_at(grid.fingerprints(bits.packed))
+        sample.add(bits, songs)
     if not n_loops:
         raise LoopError(paper.NO_LOOPS)
     found = sample.columns()
@@ -158,7 +157,23 @@ class _Sample:
             name: [] for name in ("key", "fingerprint", *OF_ONE_LOOP)
         }
 
-    def keys_of(self, songs: NDArray[Any]) -> NDArray[np.uint64]:
+    def add(self, bits: Bits, songs: NDArray[Any] | None) -> None:
+        """Measure those of n loops that belong to the sample; see `LoopSet`."""
+        keys = bits.grid.fingerprints(bits.packed) if songs is None else self._keys_of(songs)
+        kept = np.flatnonzero(keys <= self._last)
+        if len(kept) < len(keys):
+            bits, keys = Bits(bits.packed[kept], bits.grid), keys[kept]
+        fingerprints = keys if songs is None else bits.grid.fingerprints(bits.packed)
+        self._columns["key"].append(keys)
+        self._columns["fingerprint"].append(fingerprints)
+        for piece in bits.pieces():
+            for name, measure in OF_ONE_LOOP.items():
+                self._columns[name].append(measure(piece, bits.grid))
+        self._n += len(keys)
+        if self._n > self._full:
+            self._cut()
+
+    def _keys_of(self, songs: NDArray[Any]) -> NDArray[np.uint64]:
         """The hash of the song of each loop, uint64 (n,)."""
         found, inverse = np.unique(songs, return_inverse=True)
         names = found.tolist()
@@ -166,20 +181,6 @@ class _Sample:
         for at in np.flatnonzero(keys <= self._last).tolist():
             self._names[int(keys[at])] = names[at]
         return keys[inverse]
-
-    def add(self, bits: Bits, fingerprints: NDArray[np.uint64], keys: NDArray[np.uint64]) -> None:
-        """Measure those of n loops that belong to the sample."""
-        kept = np.flatnonzero(keys <= self._last)
-        if len(kept) < len(keys):
-            bits = Bits(bits.packed[kept], bits.grid)
-        self._columns["key"].append(keys[kept])
-        self._columns["fingerprint"].append(fingerprints[kept])
-        for piece in bits.pieces():
-            for name, measure in OF_ONE_LOOP.items():
-                self._columns[name].append(measure(piece, bits.grid))
-        self._n += len(kept)
-        if self._n > self._full:
-            self._cut()
 
     def _cut(self) -> None:
         """Leave out the songs that come after the one with which the limit is reached."""
