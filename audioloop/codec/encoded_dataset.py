@@ -26,7 +26,9 @@ from audioloop.io.wave import SILENT
 from audioloop.rendering import augment, render
 from audioloop.rendering.augment import TRAINING_INSTRUMENTS, Augmentation, Instruments, PackedLoops
 from audioloop.rendering.synth import BLOCK, SoundFont
-from midiloop.common import checkpoint, engine, files
+from midiloop.common import checkpoint, devices, files
+from midiloop.common.engine import Engine, Task, TurnTo
+from midiloop.common.processes import Processes
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP
@@ -97,7 +99,7 @@ def prepare(
     *,
     seed: int = 0,
     variety: Augmentation = VARIETY,
-    n_workers: int = 1,
+    engine: Engine | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
     on_lost: Callable[[int], None] = lambda _: None,
 ) -> list[EncodedLoop]:
@@ -107,6 +109,7 @@ def prepare(
 
     Args:
         variety: of which ``bars`` is not looked at; the rate is the codec's.
+        engine: who renders and codes; one process unless told otherwise.
         on_progress: called with how many are done.
         on_lost: called with the number of each loop that ended its worker, or took it over
             `LOOP_TIMEOUT_S`, each time it was tried; the folder lacks it from now on.
@@ -137,14 +140,14 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     with files.locked(folder):
         _open(folder, json.dumps(record, indent=2) + "\n")
-        return _prepared(made_of, n, folder, n_workers, on_progress, on_lost)
+        return _prepared(made_of, n, folder, engine or Processes(1), on_progress, on_lost)
 
 
 def _prepared(
     made_of: Source,
     n: int,
     folder: Path,
-    n_workers: int,
+    engine: Engine,
     on_progress: Callable[[int], None],
     on_lost: Callable[[int], None],
 ) -> list[EncodedLoop]:
@@ -160,14 +163,9 @@ def _prepared(
     def tell(in_work: int) -> None:
         on_progress(min(n, done + in_work))
 
-    for job, _ in engine.run(
-        functools.partial(task, made_of, folder),
-        jobs,
-        preload=("audioloop.codec.encoded_dataset",),
-        workers=min(n_workers, max(1, len(missing))),
-        item_timeout_s=LOOP_TIMEOUT_S,
-        on_tick=tell,
-    ):
+    work = functools.partial(task, made_of, folder)
+    modules = ("audioloop.codec.encoded_dataset",)
+    for job, _ in engine.map(Task(work, LOOP_TIMEOUT_S, modules), jobs, tell):
         done += LOOPS_A_SHARD
         tell(0)
         for at in sorted(job.lost):
@@ -203,20 +201,20 @@ def _place(folder: Path, shard: int) -> Path:
     return folder / f"{shard:05d}.safetensors"
 
 
-def task(made_of: Source, folder: Path, job: Job, turn_to: Callable[[int], None]) -> None:
+def task(made_of: Source, folder: Path, job: Job, turn_to: TurnTo) -> None:
     """Make the loops of a job, in a worker, and write them as a shard."""
     font, codec = _tools(made_of.soundfont, made_of.variety.rate, made_of.codec)
     found: list[EncodedLoop] = []
-    for at, number in enumerate(job.numbers):
-        if at not in job.lost:
-            turn_to(at)
-            found += _made(made_of, number, font, codec)
+    with devices.one_thread():  # as many workers as cores, and the same codes for any number
+        for at, number in enumerate(job.numbers):
+            if at not in job.lost:
+                turn_to(at)
+                found += _made(made_of, number, font, codec)
     files.write(_place(folder, job.shard), _packed(found))
 
 
 @functools.lru_cache(maxsize=1)
 def _tools(soundfont: Path, rate: int, codec: Path | None) -> tuple[SoundFont, Codec]:
-    torch.set_num_threads(1)  # as many workers as cores
     return SoundFont(soundfont, rate), compression.load(codec)
 
 

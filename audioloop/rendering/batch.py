@@ -7,7 +7,6 @@ same name that ends at the bar line. A loop is whole when all of its files are t
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,7 +23,9 @@ from audioloop.rendering import piece, render, synth
 from audioloop.rendering.piece import Piece
 from audioloop.rendering.render import Rendered, Sound
 from audioloop.rendering.synth import SoundFont
-from midiloop.common import engine, files
+from midiloop.common import files
+from midiloop.common.engine import Engine, Task, TurnTo
+from midiloop.common.processes import Processes
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError, MidiError
 from midiloop.grid import LOOP
@@ -190,7 +191,7 @@ def run(
     out: Path,
     settings: Settings,
     *,
-    n_workers: int | None = None,
+    engine: Engine | None = None,
     resume: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Result:
@@ -198,7 +199,7 @@ def run(
 
     Args:
         found: what `items` gave.
-        n_workers: processes; None for one a core.
+        engine: who renders; a process a usable core unless told otherwise.
         resume: leave loops that are in ``out`` already as they are.
         on_progress: called with how many loops are done.
 
@@ -219,7 +220,7 @@ def run(
     try:
         with files.locked(out):
             _open(out, settings, resume=resume)
-            return _run(found, out, settings, n_workers, on_progress)
+            return _run(found, out, settings, engine or Processes(), on_progress)
     finally:  # what was not begun leaves nothing that stops the next call
         if is_new and [path.name for path in out.iterdir()] in ([], [RECORD]):
             (out / RECORD).unlink(missing_ok=True)
@@ -230,7 +231,7 @@ def _run(
     found: Sequence[Item],
     out: Path,
     settings: Settings,
-    n_workers: int | None,
+    engine: Engine,
     on_progress: Callable[[int], None],
 ) -> Result:
     jobs = (
@@ -238,18 +239,16 @@ def _run(
         for at in range(0, len(found), LOOPS_A_JOB)
     )
     outcomes: dict[int, Sequence[RenderedLoop | FailedLoop]] = {}
-    for job, result in engine.run(
-        task,
-        jobs,
-        preload=("audioloop.rendering.batch",),
-        workers=min(n_workers or engine.usable_cores(), math.ceil(len(found) / LOOPS_A_JOB)),
-        item_timeout_s=LOOP_TIMEOUT_S,
-        on_tick=lambda in_work: on_progress(sum(map(len, outcomes.values())) + in_work),
-    ):
+
+    def tell(in_work: int) -> None:
+        on_progress(sum(map(len, outcomes.values())) + in_work)
+
+    work = Task(task, LOOP_TIMEOUT_S, ("audioloop.rendering.batch",))
+    for job, result in engine.map(work, jobs, tell):
         if isinstance(result, LoopError):
             raise result
         outcomes[job.items[0].number] = result
-        on_progress(sum(map(len, outcomes.values())))
+        tell(0)
     every = [outcome for _, result in sorted(outcomes.items()) for outcome in result]
     return Result(
         [outcome for outcome in every if isinstance(outcome, RenderedLoop)],
@@ -285,7 +284,7 @@ def _open(out: Path, settings: Settings, *, resume: bool) -> None:
     files.write(place, record.encode())
 
 
-def task(job: Job, turn_to: Callable[[int], None]) -> list[RenderedLoop | FailedLoop] | LoopError:
+def task(job: Job, turn_to: TurnTo) -> list[RenderedLoop | FailedLoop] | LoopError:
     """Render the loops of a job, in a worker; an error where the SoundFont cannot be used."""
     outcomes: list[RenderedLoop | FailedLoop] = []
     for at, item in enumerate(job.items):

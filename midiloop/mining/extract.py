@@ -24,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midiloop import __version__
-from midiloop.common import engine, files
+from midiloop.common import files
+from midiloop.common.engine import BETWEEN_ITEMS, CRASHED, TIMEOUT, Engine, Task, TurnTo
+from midiloop.common.processes import Processes
 from midiloop.dataset.records import Counts, MinedSong, Reject
 from midiloop.errors import CallError, LoopError, MidiError, counted
 from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
@@ -39,7 +41,7 @@ BATCH_BYTES = 2 << 20
 ITEM_TIMEOUT_S = 10.0
 PLAN, PLAN_FORMAT = "plan.json", "midiloop-extract-plan"
 WHOLE = "whole"  # the dataset, before it has its name
-LOST = (engine.CRASHED, engine.TIMEOUT)
+LOST = (CRASHED, TIMEOUT)
 SHOWN_ARCHIVES = 3  # of those that a message names
 MAX_SEALING_THREADS = 2  # each holds a shard in memory
 
@@ -215,10 +217,8 @@ def batches(items: Iterator[Item]) -> Iterator[Batch]:
         yield Batch(number, tuple(batch))
 
 
-def mine_batch(
-    batch: Batch, turn_to: Callable[[int], None], *, settings: Settings, folder: Path
-) -> Counts:
-    """Mine every file of a batch and commit its part; what a worker runs."""
+def mine_batch(batch: Batch, turn_to: TurnTo, *, settings: Settings, folder: Path) -> Counts:
+    """Mine every file of a batch and commit its part; what a worker does."""
     songs, rejects = [], []
     for index, item in enumerate(batch.items):
         turn_to(index)
@@ -231,7 +231,7 @@ def mine_batch(
         except Exception as error:  # a file we have no name for yet must not end the run
             detail = f"{type(error).__name__}: {error}"
             rejects.append(Reject(item.name, "internal_error", detail))
-    turn_to(engine.BETWEEN_ITEMS)
+    turn_to(BETWEEN_ITEMS)
     partials.write(batch.part(folder), songs, rejects, batch.covers(), settings.grid)
     n_loops = sum(len(song.start_bars) for song in songs)
     return Counts(len(songs), n_loops, Counter(reject.reason for reject in rejects))
@@ -284,7 +284,7 @@ def run(
     out: Path,
     settings: Settings = PAPER,
     *,
-    n_workers: int | None = None,
+    engine: Engine | None = None,
     resume: bool = False,
     on_progress: Callable[[Progress, int], None] = lambda *_: None,
     item_timeout_s: float = ITEM_TIMEOUT_S,
@@ -296,7 +296,7 @@ def run(
     ended or stood still: then all is mined again.
 
     Args:
-        n_workers: processes; all usable cores unless told otherwise.
+        engine: who mines; a process a usable core unless told otherwise.
         on_progress: called often, with what is done and the number of files in work beyond it.
 
     Raises:
@@ -306,7 +306,7 @@ def run(
     """
     corpus.check_sources(sources)
     provenance = _provenance(sources, settings)
-    n_workers = n_workers or engine.usable_cores()
+    engine = engine or Processes()
     folder = out.with_name(out.name + ".partial")
     files.check_parent(out)
     if not files.is_text(out):  # Arrow would say so when all is mined
@@ -320,7 +320,7 @@ def run(
         if not earlier:  # again: another run may have ended before the lock was ours
             files.check_free(out)
         _open_partial(folder, provenance, resume)
-        manifest = _mine(sources, folder, settings, n_workers, resume, on_progress, item_timeout_s)
+        manifest = _mine(sources, folder, settings, engine, resume, on_progress, item_timeout_s)
         if earlier:
             out.rename(folder / "earlier")
         files.check_free(out)
@@ -333,7 +333,7 @@ def _mine(
     sources: Sequence[Path],
     folder: Path,
     settings: Settings,
-    n_workers: int,
+    engine: Engine,
     resume: bool,
     on_progress: Callable[[Progress, int], None],
     item_timeout_s: float,
@@ -350,15 +350,9 @@ def _mine(
             else:
                 yield batch
 
-    jobs = engine.run(
-        partial(mine_batch, settings=settings, folder=folder),
-        todo(),
-        preload=WORKERS_NEED,
-        workers=n_workers,
-        item_timeout_s=item_timeout_s,
-        on_tick=lambda in_work: on_progress(progress, in_work),
-    )
-    for batch, counts in jobs:
+    work = partial(mine_batch, settings=settings, folder=folder)
+    task = Task(work, item_timeout_s, WORKERS_NEED)
+    for batch, counts in engine.map(task, todo(), lambda in_work: on_progress(progress, in_work)):
         importlib.import_module("midiloop.mining.assemble")  # and Arrow: while the workers work
         progress.add(batch, counts)
         on_progress(progress, 0)
@@ -366,7 +360,7 @@ def _mine(
         archives = [reject.file for path in paths for reject in partials.read(path, 0).rejects]
         shutil.rmtree(folder)
         raise LoopError(_no_midi(sources, archives))
-    threads = min(n_workers, MAX_SEALING_THREADS)
+    threads = min(engine.n_workers, MAX_SEALING_THREADS)
     whole = folder / WHOLE
     if whole.exists():
         shutil.rmtree(whole)

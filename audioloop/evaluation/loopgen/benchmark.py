@@ -38,7 +38,9 @@ from audioloop.rendering import augment
 from audioloop.rendering.augment import PackedLoops
 from audioloop.rendering.synth import SoundFont
 from audioloop.tokens import pretrained
-from midiloop.common import checkpoint, engine, files
+from midiloop.common import checkpoint, devices, files
+from midiloop.common.engine import Engine, Task, TurnTo
+from midiloop.common.processes import Processes
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError, counted
 
@@ -120,13 +122,14 @@ def run(
     codec: Path | None = None,
     masked: Path | None = None,
     causal: Path | None = None,
-    n_workers: int = 1,
+    engine: Engine | None = None,
     resume: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> BenchmarkResult:
     """Make all loops that the folder lacks, measure them, and write the tables.
 
     Args:
+        engine: who makes and measures; one process unless told otherwise, as it is timed too.
         on_progress: called with how many more items are done.
 
     Raises:
@@ -135,6 +138,7 @@ def run(
         LoopError: no loop is in the test split, or a model cannot be loaded, or is of another
             codec.
     """
+    engine = engine or Processes(1)
     filler = inpaint.load(masked, causal, codec, with_causal=True)
     assert filler.causal is not None  # as it was asked for
     shape = filler.codec.config
@@ -178,7 +182,7 @@ def run(
     out.mkdir(exist_ok=True)
     with files.locked(out):
         _open(out, json.dumps(about, indent=2) + "\n", resume)
-        _make(source, out, n_workers, on_progress)
+        _make(source, out, engine, on_progress)
     found = [files.read_json(_place(out, n)) for n in range(settings.items)]
     done = [item for item in found if not item["lost"]]
     if len(done) < 2:
@@ -190,7 +194,7 @@ def run(
         "items": len(done),
         "lost": [item["number"] for item in found if item["lost"]],
         "threads": 1,
-        "workers": n_workers,
+        "workers": engine.n_workers,
         "machine": platform.machine(),
         "torch": str(torch.__version__),
     }
@@ -232,20 +236,13 @@ def _place(out: Path, number: int) -> Path:
     return out / "items" / f"{number:05d}.json"
 
 
-def _make(source: Source, out: Path, n_workers: int, on_progress: Callable[[int], None]) -> None:
+def _make(source: Source, out: Path, engine: Engine, on_progress: Callable[[int], None]) -> None:
     settings = source.settings
     missing = [n for n in range(settings.items) if not _is_done(out, n, settings.keep_audio)]
     on_progress(settings.items - len(missing))
-    if not missing:
-        return
-    for _ in engine.run(
-        functools.partial(task, source, out),
-        (Job(number) for number in missing),
-        preload=("audioloop.evaluation.loopgen.benchmark",),
-        workers=min(n_workers, len(missing)),
-        item_timeout_s=ITEM_TIMEOUT_S,
-        on_tick=lambda _: None,
-    ):
+    work = functools.partial(task, source, out)
+    modules = ("audioloop.evaluation.loopgen.benchmark",)
+    for _ in engine.map(Task(work, ITEM_TIMEOUT_S, modules), map(Job, missing)):
         on_progress(1)
 
 
@@ -258,12 +255,13 @@ def _is_done(out: Path, number: int, keep_audio: bool) -> bool:
     return there
 
 
-def task(source: Source, out: Path, job: Job, turn_to: Callable[[int], None]) -> None:
+def task(source: Source, out: Path, job: Job, turn_to: TurnTo) -> None:
     """Make and measure one item, in a worker, and write what was found."""
     found: dict[str, Any] = {"number": job.number, "lost": job.lost}
     if not job.lost:
         turn_to(0)
-        found |= _measured_item(source, out, job.number)
+        with devices.one_thread():  # as many workers as cores, and the same for any number
+            found |= _measured_item(source, out, job.number)
     text = json.dumps(found) + "\n"
     files.write(_place(out, job.number), text.encode())
 
@@ -272,7 +270,6 @@ def task(source: Source, out: Path, job: Job, turn_to: Callable[[int], None]) ->
 def _tools(
     soundfont: Path, codec: Path | None, masked: Path | None, causal: Path | None
 ) -> tuple[SoundFont, Inpainter]:
-    torch.set_num_threads(1)  # as many workers as cores, and the same figures for any number
     filler = inpaint.load(masked, causal, codec, with_causal=True)
     return SoundFont(soundfont, filler.codec.config.rate), filler
 

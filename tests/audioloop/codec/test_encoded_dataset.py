@@ -24,18 +24,18 @@ from audioloop.conditioning import Conditioning
 from audioloop.rendering import augment, render
 from audioloop.rendering.augment import Augmentation, PackedLoops
 from audioloop.rendering.synth import BLOCK, SoundFont
-from midiloop.common import engine
+from midiloop.common.engine import Inline
+from midiloop.common.processes import Processes
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP
 from midiloop.midi import pianoroll
 from midiloop.midi.score import Score
-from small_codecs import TINY, here, saved
+from small_codecs import TINY, saved
 from soundfonts import bundled
 
 A_SHARD, N = 3, 7  # so the last of three shards is not needed as a whole
 SEED = 5
-run_workers = engine.run
 Prepare = Callable[..., list[EncodedLoop]]
 
 
@@ -45,15 +45,8 @@ def _one_thread_and_small_shards() -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoded_dataset, "LOOPS_A_SHARD", A_SHARD)
-        patch.setattr(engine, "run", here)
         yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With workers after all, which take seconds to begin."""
-    monkeypatch.setattr(engine, "run", run_workers)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +60,7 @@ def prepared(dataset: LoopDataset, codec: Path) -> Prepare:
 
     def run(folder: Path, **other: Any) -> list[EncodedLoop]:
         said: dict[str, Any] = {"split": "train", "n": N, "soundfont": bundled(), "codec": codec}
-        said |= {"seed": SEED, "dataset": dataset, "folder": folder, **other}
+        said |= {"engine": Inline(), "seed": SEED, "dataset": dataset, "folder": folder, **other}
         return prepare(**said)
 
     return run
@@ -109,12 +102,9 @@ def same(one: list[EncodedLoop], other: list[EncodedLoop]) -> bool:
 # By number.
 
 
-@pytest.mark.usefixtures("in_workers")
-def test_any_number_of_workers_writes_the_same_bytes(
-    made: Path, prepared: Prepare, tmp_path: Path
-) -> None:
+def test_any_engine_writes_the_same_bytes(made: Path, prepared: Prepare, tmp_path: Path) -> None:
     seen: list[int] = []
-    found = prepared(tmp_path / "loops", n_workers=2, on_progress=seen.append)
+    found = prepared(tmp_path / "loops", engine=Processes(2), on_progress=seen.append)
     assert contents(tmp_path / "loops") == contents(made)
     assert same(found, prepared(made))
     assert len(found) == N
@@ -328,14 +318,13 @@ def deadly(source: Source, folder: Path, job: Job, turn_to: Callable[[int], None
 real_task = encoded_dataset.task
 
 
-@pytest.mark.usefixtures("in_workers")
 def test_a_loop_that_kills_its_worker_costs_that_loop(
     made: Path, prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = prepared(made)
     monkeypatch.setattr(encoded_dataset, "task", deadly)
     lost: list[int] = []
-    found = prepared(tmp_path / "loops", on_lost=lost.append)
+    found = prepared(tmp_path / "loops", engine=Processes(1), on_lost=lost.append)
     assert lost == [4]
     assert same(found[: N - 1], [*whole[:4], *whole[5:]])
     assert len(found) == N  # the next one is of the last shard

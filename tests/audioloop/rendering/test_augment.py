@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +27,8 @@ from audioloop.rendering.augment import (
 )
 from audioloop.rendering.synth import SoundFont
 from handmade import groove, random_rolls
+from midiloop.common.engine import Inline
+from midiloop.common.processes import Processes
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP
@@ -71,7 +70,7 @@ def test_a_render_is_the_same_whoever_makes_it_and_whatever_was_asked_before(
 ) -> None:
     here = [render_circle(source, number, SEED, [font], VARIETY) for number in range(8)]
     assert same(making.take([5, 2, 3, 0, 7]), [here[n] for n in (5, 2, 3, 0, 7)])
-    both = Renders(source, [bundled()], VARIETY, seed=SEED, n_workers=2, ahead=3)
+    both = Renders(source, [bundled()], VARIETY, seed=SEED, engine=Processes(2), ahead=3)
     try:
         assert same(both.take(range(4)), here[:4])
         assert same(both.take(range(4, 8)), here[4:])
@@ -127,15 +126,13 @@ def test_a_worker_that_is_killed_costs_no_render(
 ) -> None:
     expected = [render_circle(source, number, SEED, [font], VARIETY) for number in range(6)]
     assert same(making.take([0]), expected[:1])
-    (worker,) = making._pool._processes
+    (worker,) = workers(psutil.Process())
     if busy:  # killed while the run waits for it
-        os.kill(worker, signal.SIGSTOP)
-        threading.Timer(0.2, os.kill, (worker, signal.SIGKILL)).start()
-    else:  # killed while the run does something else, and noticed
-        os.kill(worker, signal.SIGKILL)
-        deadline_s = time.monotonic() + 10
-        while not making._pool._broken and time.monotonic() < deadline_s:
-            time.sleep(0.01)
+        worker.suspend()
+        threading.Timer(0.2, worker.kill).start()
+    else:  # killed while the run does something else
+        worker.kill()
+        worker.wait(10)
     assert same(making.take(range(1, 6)), expected[1:])
 
 
@@ -230,7 +227,7 @@ def test_a_split_without_songs(tmp_path: Path) -> None:
     (tmp_path / "songs").mkdir()
     (tmp_path / "songs" / "one.mid").write_bytes(score.to_bytes(groove(8)))
     settings = extract.Settings(rules.preset("open"))
-    extract.run([tmp_path / "songs"], tmp_path / "loops", settings, n_workers=1)
+    extract.run([tmp_path / "songs"], tmp_path / "loops", settings, engine=Inline())
     found = LoopDataset(tmp_path / "loops")
     empty = [split for split in ("train", "valid", "test") if not list(found.select(split=split))]
     assert len(empty) == 2
@@ -282,6 +279,11 @@ def test_noise_is_as_loud_in_the_fade_as_elsewhere(rng: np.random.Generator) -> 
     np.testing.assert_allclose(by_place, 1, rtol=0.1)
 
 
+def workers(parent: psutil.Process) -> list[psutil.Process]:
+    """Not the process that workers are copies of, nor the one that counts what they share."""
+    return [child for child in parent.children(recursive=True) if child.ppid() != parent.pid]
+
+
 CHILD = """
 import sys, time
 from pathlib import Path
@@ -290,7 +292,7 @@ from midiloop.dataset.parquet import LoopDataset
 source = augment.loops(LoopDataset(Path(sys.argv[1])), "train")
 making = augment.Renders(source, [Path(sys.argv[2])], augment.Augmentation(), seed=0)
 making.take([0])
-print(*making._pool._processes, flush=True)
+print(flush=True)
 time.sleep(60)
 """
 
@@ -299,11 +301,12 @@ def test_workers_leave_with_a_parent_that_is_killed(dataset: LoopDataset) -> Non
     parent = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(dataset.path), str(bundled())],
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
     assert parent.stdout is not None
-    with parent.stdout:
-        worker = psutil.Process(int(parent.stdout.readline()))
+    assert parent.stdout.readline()
+    (worker,) = workers(psutil.Process(parent.pid))
     parent.kill()
-    parent.wait()
+    assert parent.communicate(timeout=30) == ("", "")
     worker.wait(30)

@@ -23,6 +23,8 @@ from audioloop.rendering.synth import BLOCK, NOTE_OFF, NOTE_ON, SoundFont
 from audioloop.signal import effects, seam
 from handmade import BAR, HAT, KICK, SNARE, STEP, TPQ, track
 from midiloop.common import files
+from midiloop.common.engine import Inline
+from midiloop.common.processes import Processes
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
 from midiloop.midi import pianoroll, score
@@ -427,11 +429,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != batch.RECORD}
 
 
-def test_any_number_of_workers_gives_the_same_bytes(midis: Path, tmp_path: Path) -> None:
+def test_any_engine_gives_the_same_bytes(midis: Path, tmp_path: Path) -> None:
     found = batch.items([midis])
     seen: list[int] = []
-    one = batch.run(found, tmp_path / "one", settings(), n_workers=1, on_progress=seen.append)
-    two = batch.run(found, tmp_path / "two", settings(), n_workers=2)
+    one = batch.run(found, tmp_path / "one", settings(), engine=Inline(), on_progress=seen.append)
+    two = batch.run(found, tmp_path / "two", settings(), engine=Processes(2))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert one == two
     assert seen[-1] == 12
@@ -483,7 +485,7 @@ def test_a_crash_takes_its_own_loop_and_no_other(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(batch, "task", crashing)
-        result = batch.run(batch.items([midis]), tmp_path / "out", settings(), n_workers=2)
+        result = batch.run(batch.items([midis]), tmp_path / "out", settings(), engine=Processes(2))
     assert len(result.made) == 11
     assert [(Path(f.source).name[:3], f.cause[:17]) for f in result.failed] == [
         ("l05", "its process ended")
