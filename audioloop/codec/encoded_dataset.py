@@ -7,7 +7,6 @@ same bytes, and a folder that was begun is gone on with.
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,6 +28,7 @@ from audioloop.rendering.synth import BLOCK, SoundFont
 from midiloop.common import checkpoint, devices, files
 from midiloop.common.engine import Engine, Task, TurnTo
 from midiloop.common.processes import Processes
+from midiloop.common.resume import RunRecord
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP
@@ -122,36 +122,42 @@ def prepare(
     variety = replace(variety, rate=model.config.rate)
     made_of = Source(augment.loops(dataset, split), soundfont, codec, seed, variety)
     SoundFont(soundfont, variety.rate)  # one that cannot be loaded is an error here
-    record = {
-        "rules": dataset.manifest["rules"]["name"],
-        "counts": dataset.manifest["counts"],
-        "fingerprint": dataset.fingerprint,
-        "split": split,
-        "soundfont": [soundfont.name, files.digest(soundfont)],
-        "codec": encode_loop(model),
-        "seed": seed,
-        "bars": made_of.bars,
-        "shares": made_of.shares,
-        "snap": SNAP,
-        "variety": {k: value for k, value in asdict(variety).items() if k != "bars"},
-    }
+    record = RunRecord(
+        folder / RECORD,
+        {
+            "settings": {
+                "split": split,
+                "seed": seed,
+                "bars": made_of.bars,
+                "shares": made_of.shares,
+                "snap": SNAP,
+                "variety": {k: value for k, value in asdict(variety).items() if k != "bars"},
+            },
+            "dataset": [dataset.fingerprint, dataset.manifest["rules"]["name"]],
+            "SoundFont": [soundfont.name, files.digest(soundfont)],
+            "codec": encode_loop(model),
+        },
+        said="holds loops that were coded",
+        remedy="give another folder, or delete it",
+    )
     if folder.exists() and not folder.is_dir():
         raise CallError(f"{folder}: holds something else; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     with files.locked(folder):
-        _open(folder, json.dumps(record, indent=2) + "\n")
-        return _prepared(made_of, n, folder, engine or Processes(1), on_progress, on_lost)
+        record.open(resume=True)
+        return _prepared(made_of, n, record, engine or Processes(1), on_progress, on_lost)
 
 
 def _prepared(
     made_of: Source,
     n: int,
-    folder: Path,
+    record: RunRecord,
     engine: Engine,
     on_progress: Callable[[int], None],
     on_lost: Callable[[int], None],
 ) -> list[EncodedLoop]:
-    """Make the shards that the folder lacks, and read all."""
+    """Make the shards that the record's folder lacks, and read all."""
+    folder = record.folder
     shards = range(math.ceil(n / LOOPS_A_SHARD))
     missing = [shard for shard in shards if not _place(folder, shard).exists()]
     jobs = (
@@ -159,6 +165,8 @@ def _prepared(
         for shard in missing
     )
     done = (len(shards) - len(missing)) * LOOPS_A_SHARD
+    if missing:
+        record.write(finished=False)
 
     def tell(in_work: int) -> None:
         on_progress(min(n, done + in_work))
@@ -170,6 +178,7 @@ def _prepared(
         tell(0)
         for at in sorted(job.lost):
             on_lost(job.numbers[at])
+    record.write(finished=True)
     found = [loop for shard in shards for loop in _read(_place(folder, shard))][:n]
     if not found:
         raise LoopError(
@@ -181,20 +190,6 @@ def _prepared(
 def encode_loop(codec: Codec) -> str:
     """A short name for what the codes of a codec mean."""
     return compression.fingerprint(codec.encoder, codec.quantizer)
-
-
-def _open(folder: Path, record: str) -> None:
-    place = folder / RECORD
-    if place.exists():
-        if place.read_bytes() != record.encode():
-            raise CallError(
-                f"{folder}: holds loops that were coded otherwise; give another folder, or delete "
-                "it"
-            )
-        return
-    if not all(files.is_passing(path.name) for path in folder.iterdir()):
-        raise CallError(f"{folder}: holds something else; give another folder")
-    files.write(place, record.encode())
 
 
 def _place(folder: Path, shard: int) -> Path:

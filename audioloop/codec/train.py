@@ -39,10 +39,10 @@ from audioloop.rendering.augment import Augmentation, Renders
 from audioloop.rendering.synth import SoundFont
 from midiloop.common import checkpoint, trainer
 from midiloop.common.engine import Engine
-from midiloop.common.resume import check_folder
 from midiloop.common.task import Losses, Stage, Step, Task, process_seed
 from midiloop.common.train_config import Budget, TrainConfig
 from midiloop.common.trainer import Progress, Result, Trainer
+from midiloop.common.training_record import check_folder
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
 

@@ -26,6 +26,7 @@ from audioloop.rendering.synth import SoundFont
 from midiloop.common import files
 from midiloop.common.engine import Engine, Task, TurnTo
 from midiloop.common.processes import Processes
+from midiloop.common.resume import RunRecord
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError, MidiError
 from midiloop.grid import LOOP
@@ -219,8 +220,13 @@ def run(
     out.mkdir(exist_ok=True)
     try:
         with files.locked(out):
-            _open(out, settings, resume=resume)
-            return _run(found, out, settings, engine or Processes(), on_progress)
+            begun_with = {"settings": json.loads(json.dumps(asdict(settings), default=str))}
+            record = RunRecord(out / RECORD, begun_with)
+            record.open(resume=resume)
+            record.write(finished=False)
+            result = _run(found, out, settings, engine or Processes(), on_progress)
+            record.write(finished=not result.failed)
+            return result
     finally:  # what was not begun leaves nothing that stops the next call
         if is_new and [path.name for path in out.iterdir()] in ([], [RECORD]):
             (out / RECORD).unlink(missing_ok=True)
@@ -270,18 +276,6 @@ def _check(found: Sequence[Item], settings: Settings) -> None:
                 f"--name-template {settings.template!r}: would give every loop one name; "
                 "put {name} or {number} into it"
             )
-
-
-def _open(out: Path, settings: Settings, *, resume: bool) -> None:
-    """Note the settings in the locked folder, or see that it was begun with the same."""
-    record = json.dumps(asdict(settings), indent=2, default=str) + "\n"
-    place = out / RECORD
-    if resume and place.exists():
-        if place.read_text() != record:
-            raise CallError(f"{out}: was begun with other settings; give those, or another folder")
-    elif not all(files.is_passing(path.name) for path in out.iterdir()):
-        raise CallError(f"{out}: exists already; go on with --resume, or choose another name")
-    files.write(place, record.encode())
 
 
 def task(job: Job, turn_to: TurnTo) -> list[RenderedLoop | FailedLoop] | LoopError:

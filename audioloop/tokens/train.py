@@ -33,10 +33,10 @@ from audioloop.tokens.model import Causal, Masked, TokenConfig
 from audioloop.tokens.pretrained import KINDS
 from midiloop.common import checkpoint, devices, trainer
 from midiloop.common.engine import Engine
-from midiloop.common.resume import check_folder
 from midiloop.common.task import Losses, Step, Task
 from midiloop.common.train_config import Budget, TrainConfig
 from midiloop.common.trainer import Progress, Result, Trainer
+from midiloop.common.training_record import check_folder
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -27,6 +26,7 @@ from midiloop import __version__
 from midiloop.common import files
 from midiloop.common.engine import BETWEEN_ITEMS, CRASHED, TIMEOUT, Engine, Task, TurnTo
 from midiloop.common.processes import Processes
+from midiloop.common.resume import RunRecord
 from midiloop.dataset.records import Counts, MinedSong, Reject
 from midiloop.errors import CallError, LoopError, MidiError, counted
 from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
@@ -39,7 +39,7 @@ from midiloop.mining.rules import Rules, Run
 BATCH_FILES = 64
 BATCH_BYTES = 2 << 20
 ITEM_TIMEOUT_S = 10.0
-PLAN, PLAN_FORMAT = "plan.json", "midiloop-extract-plan"
+PLAN = "plan.json"
 WHOLE = "whole"  # the dataset, before it has its name
 LOST = (CRASHED, TIMEOUT)
 SHOWN_ARCHIVES = 3  # of those that a message names
@@ -420,8 +420,13 @@ def _finished(out: Path, provenance: dict[str, Any], resume: bool) -> Result:
     from midiloop.dataset.parquet import LoopDataset
 
     manifest = LoopDataset(out).manifest
-    if provenance != {key: manifest.get(key) for key in provenance}:
-        raise CallError(f"{out}: was made with other settings; choose another name")
+    made_of = {key: manifest.get(key) for key in provenance}
+    RunRecord(
+        out / "manifest.json",
+        _begun_with(provenance),
+        said="was made",
+        remedy="choose another name",
+    ).check(_begun_with(made_of))
     return _result(out, manifest)
 
 
@@ -440,13 +445,10 @@ def _check_ours(folder: Path) -> None:
     """Raise `CallError` where something lies at ``folder`` that no run of ours made."""
     if not os.path.lexists(folder):
         return
-    plan: dict[str, Any] = {}
-    with suppress(OSError, LoopError):
-        plan = files.read_json(folder / PLAN)
     with suppress(OSError):  # a run that was killed before it wrote its plan left no more
         if all(files.is_passing(path.name) for path in folder.iterdir()):
             return
-    if folder.is_symlink() or plan.get("format") != PLAN_FORMAT:
+    if folder.is_symlink() or "begun_with" not in RunRecord(folder / PLAN, {}).read():
         raise CallError(
             f"{files.printable(folder)}: is in the way, and was not left by a run of this command; "
             "move it, or choose another name"
@@ -455,15 +457,23 @@ def _check_ours(folder: Path) -> None:
 
 def _open_partial(folder: Path, provenance: dict[str, Any], resume: bool) -> None:
     """Write the plan of a run into its locked folder, or see that it is the one begun there."""
-    plan, name = folder / PLAN, files.printable(folder)
-    text = json.dumps({"format": PLAN_FORMAT, "format_version": 1, **provenance}, indent=2) + "\n"
-    if not plan.exists():
-        files.write(plan, text.encode())
-    elif not resume:
+    plan = RunRecord(
+        folder / PLAN,
+        _begun_with(provenance),
+        remedy="use the same, or remove it to start anew",
+    )
+    if plan.path.exists() and not resume:
         raise CallError(
-            f"{name}: left by a run that was interrupted; go on with --resume, or remove it"
+            f"{files.printable(folder)}: left by a run that was interrupted; go on with --resume, "
+            "or remove it"
         )
-    elif plan.read_text() != text:
-        raise CallError(
-            f"{name}: was begun with other settings; use the same, or remove it to start anew"
-        )
+    plan.open(resume=resume)
+
+
+def _begun_with(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "settings": {name: provenance[name] for name in ("rules", "stride_bars")},
+        "corpus": provenance["sources"],
+        "grid": provenance["grid"],
+        "version of midiloop": provenance["midiloop_version"],
+    }

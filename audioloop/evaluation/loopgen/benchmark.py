@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from audioloop.tokens import pretrained
 from midiloop.common import checkpoint, devices, files
 from midiloop.common.engine import Engine, Task, TurnTo
 from midiloop.common.processes import Processes
+from midiloop.common.resume import RunRecord
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError, counted
 
@@ -181,8 +182,41 @@ def run(
         raise CallError(f"{out}: holds something else; give another folder")
     out.mkdir(exist_ok=True)
     with files.locked(out):
-        _open(out, json.dumps(about, indent=2) + "\n", resume)
+        record = RunRecord(out / RECORD, _begun_with(about))
+        record.open(resume=resume)
+        record.write(finished=False)
+        (out / "items").mkdir(exist_ok=True)
         _make(source, out, engine, on_progress)
+        found = _summarised(out, settings, about, engine.n_workers)
+        tables.write(found, out)
+        record.write(finished=not found.about["lost"])
+    return found
+
+
+def _begun_with(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What an item depends on; how many there are changes nothing of it."""
+    settings = {**about["settings"], **about["taste"]}
+    del settings["free_steps"]  # as those of the taste are both
+    data = about["data"]
+    return {
+        "settings": settings,
+        **{
+            f"{name} model" if name != "codec" else name: it for name, it in about["models"].items()
+        },
+        "dataset": [data["fingerprint"], data["rules"]],
+        "SoundFont": [data["soundfont"], data["soundfont_sha256"]],
+        "set of rows": about["measured"]["rows"],
+    }
+
+
+def _summarised(
+    out: Path, settings: Settings, about: dict[str, Any], n_workers: int
+) -> BenchmarkResult:
+    """The tables of all items that were measured.
+
+    Raises:
+        LoopError: there are too few.
+    """
     found = [files.read_json(_place(out, n)) for n in range(settings.items)]
     done = [item for item in found if not item["lost"]]
     if len(done) < 2:
@@ -190,46 +224,15 @@ def run(
             f"{out}: workers lost all items but {len(done)}; delete {out / 'items'}, free some "
             "memory and run it again"
         )
-    about |= {
+    about = about | {
         "items": len(done),
         "lost": [item["number"] for item in found if item["lost"]],
         "threads": 1,
-        "workers": engine.n_workers,
+        "workers": n_workers,
         "machine": platform.machine(),
         "torch": str(torch.__version__),
     }
-    comparison = summarise(done, about)
-    tables.write(comparison, out)
-    return comparison
-
-
-def _open(out: Path, record: str, resume: bool) -> None:
-    place = out / RECORD
-    if place.exists():
-        if not resume:
-            raise CallError(f"{out}: exists already; go on with --resume, or choose another name")
-        before, now = files.read_json(place), files.parse_json(record)
-        if before != now:
-            odd = _different(before, now)
-            raise CallError(
-                f"{out}: holds a comparison of other {odd}; give what it was begun with, or "
-                "another folder"
-            )
-    elif not all(files.is_passing(path.name) for path in out.iterdir()):
-        raise CallError(f"{out}: holds something else; give another folder")
-    (out / "items").mkdir(exist_ok=True)
-    files.write(place, record.encode())
-
-
-def _different(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Names of what is not the same, as in "settings (steps)"."""
-    found = []
-    for name in now:
-        old = before.get(name, {})
-        old = old if isinstance(old, dict) else {}
-        inner = [key for key, value in now[name].items() if old.get(key) != value]
-        found += [f"{name} ({', '.join(inner)})"] if inner else []
-    return " and ".join(found) or "settings"
+    return summarise(done, about)
 
 
 def _place(out: Path, number: int) -> Path:

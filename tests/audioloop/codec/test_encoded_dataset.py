@@ -253,7 +253,8 @@ def test_a_codec_of_another_rate_hears_the_same_tempi(prepared: Prepare, tmp_pat
         found = prepared(tmp_path / name, n=3, codec=codec, variety=variety)
         rings.append([loop.codes.shape[1] for loop in found])
         record = json.loads((tmp_path / name / encoded_dataset.RECORD).read_text())
-        assert record["variety"]["rate"] == compression.load(codec).config.rate
+        variety_of = record["begun_with"]["settings"]["variety"]
+        assert variety_of["rate"] == compression.load(codec).config.rate
     assert rings[0] == rings[1]
 
 
@@ -336,20 +337,20 @@ def test_a_loop_that_kills_its_worker_costs_that_loop(
 # Folders that hold something else.
 
 
-OTHERS: dict[str, dict[str, Any]] = {
-    "another seed": {"seed": SEED + 1},
-    "another split": {"split": "valid"},
-    "another variety": {"variety": Augmentation()},
-    "the codec that ships": {"codec": None},
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "another seed": ({"seed": SEED + 1}, f"seed {SEED}, not {SEED + 1}"),
+    "another split": ({"split": "valid"}, "split 'train', not 'valid'"),
+    "another variety": ({"variety": Augmentation()}, "variety .* alone 0.04, not 0.08, .*"),
+    "the codec that ships": ({"codec": None}, "another codec"),
 }
 
 
-@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize(("other", "says"), OTHERS.values(), ids=OTHERS)
 def test_loops_that_were_coded_otherwise_are_not_mixed(
-    other: dict[str, Any], made: Path, prepared: Prepare
+    other: dict[str, Any], says: str, made: Path, prepared: Prepare
 ) -> None:
     before = contents(made)
-    with pytest.raises(CallError, match="coded otherwise; give another folder") as bad:
+    with pytest.raises(CallError, match=f"coded with {says}; give another folder") as bad:
         prepared(made, **other)
     assert "\n" not in str(bad.value)
     assert contents(made) == before
@@ -360,8 +361,11 @@ def test_another_soundfont_and_weights_of_the_same_shape_are_other_loops(
 ) -> None:
     font = tmp_path / "other.sf2"
     font.symlink_to(bundled())
-    for other in ({"soundfont": font}, {"codec": saved(tmp_path / "codec", 9)}):
-        with pytest.raises(CallError, match="coded otherwise"):
+    for says, other in (
+        ("SoundFont", {"soundfont": font}),
+        ("codec", {"codec": saved(tmp_path / "codec", 9)}),
+    ):
+        with pytest.raises(CallError, match=f"coded with another {says};"):
             prepared(made, **other)
 
 
@@ -375,7 +379,7 @@ def test_a_codec_is_known_by_what_its_codes_mean(codec: Path) -> None:
 
 def test_a_record_that_is_no_text_is_of_others(copied: Path, prepared: Prepare) -> None:
     (copied / encoded_dataset.RECORD).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(CallError, match="coded otherwise"):
+    with pytest.raises(CallError, match=r"coded with what coded\.json does not say; give"):
         prepared(copied)
 
 

@@ -453,7 +453,7 @@ def test_a_run_goes_on_where_it_was_stopped(midis: Path, tmp_path: Path) -> None
     assert contents(out) == before
     assert again.made == whole.made
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in old.items())
-    with pytest.raises(CallError, match="other settings"):
+    with pytest.raises(CallError, match="begun with sound stems True, not False; resume it as"):
         batch.run(found, out, settings(), resume=True)
     with pytest.raises(CallError, match="exists already"):
         batch.run(found, out, settings())

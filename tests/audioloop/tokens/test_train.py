@@ -492,7 +492,7 @@ def test_what_is_kept_is_of_the_dataset_and_the_soundfont_that_were_asked_for(
     about = checkpoint.read_config(tmp_path / "run")
     assert about["data"]["fingerprint"] == dataset.fingerprint
     again = {**given, "resume": True}
-    with pytest.raises(CallError, match="holds loops that were coded otherwise"):
+    with pytest.raises(CallError, match="holds loops that were coded with another dataset"):
         token_train.tokens("causal", reordered, tmp_path / "run", ONCE, bundled(), **again)
     elsewhere = {**again, "folder": tmp_path / "coded"}
     with pytest.raises(CallError, match="the run was begun with another dataset; resume it"):
@@ -501,7 +501,7 @@ def test_what_is_kept_is_of_the_dataset_and_the_soundfont_that_were_asked_for(
     data = bytearray(bundled().read_bytes())
     data[data.index(b"INAM") + 8] ^= 1
     font.write_bytes(data)
-    with pytest.raises(CallError, match="holds loops that were coded otherwise"):
+    with pytest.raises(CallError, match="holds loops that were coded with another SoundFont"):
         token_train.tokens("causal", dataset, tmp_path / "run", ONCE, font, **again)
     token_train.tokens("causal", dataset, tmp_path / "run", ONCE, bundled(), **again)
 

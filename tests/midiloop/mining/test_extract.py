@@ -359,7 +359,7 @@ def test_resuming_what_is_finished_says_so(songs: Path, mined: Path) -> None:
     before = digest(mined)
     assert extract.run([songs], mined, resume=True).manifest["counts"]["files"] == 601
     assert digest(mined) == before
-    with pytest.raises(CallError, match="other settings"):
+    with pytest.raises(CallError, match="made with rules 'paper', not 'open'; choose another"):
         extract.run([songs], mined, OPEN, resume=True)
 
 
@@ -369,7 +369,7 @@ def test_a_rest_of_an_earlier_run_is_neither_used_nor_lost_unasked(
     interrupt(songs, tmp_path / "loops", 64)
     with pytest.raises(CallError, match="--resume"):
         extract.run([songs], tmp_path / "loops")
-    with pytest.raises(CallError, match="other settings"):
+    with pytest.raises(CallError, match="begun with rules 'paper', not 'open'; use the same"):
         extract.run([songs], tmp_path / "loops", OPEN, resume=True)
     assert list((tmp_path / "loops.partial").glob("*.part"))
 

@@ -444,7 +444,7 @@ def test_a_folder_of_other_settings_is_left_alone(
     out, _ = whole
     with pytest.raises(CallError, match="exists already; go on with --resume"):
         run(out)
-    with pytest.raises(CallError, match=r"of other settings \(steps\)"):
+    with pytest.raises(CallError, match=r"begun with steps told \[2, 1, 1, 1\], not \[1,"):
         run(out, replace(WANTED, steps=(1, 1, 1, 1)), resume=True)
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(CallError, match="holds something else"):
