@@ -301,7 +301,7 @@ def task(job: Job, turn_to: TurnTo) -> list[RenderedLoop | FailedLoop] | LoopErr
 
 _WHY_LOST = {
     "crashed": "its process ended each time, also alone: memory ran out, or FluidSynth crashed; "
-    "free some memory and add --resume, mend the file, or give another SoundFont with --sf2",
+    "free some memory and add --resume, mend the file, or give another SoundFont with --soundfont",
     "timeout": f"took over {LOOP_TIMEOUT_S:.0f} s; mend the file, or give another SoundFont",
 }
 

@@ -21,17 +21,17 @@ TEXT = (ROOT / "README.md").read_text()
 LONG = "trains for minutes or hours"
 NOT_RUN = {
     "midiloop train": LONG,
-    "midiloop compare": LONG,
+    "midiloop reproduce": LONG,
     "midiloop evaluate loops": "the example songs are too few for intervals",
     "audioloop train": LONG,
-    "audioloop compare": LONG,
+    "audioloop benchmark": LONG,
     "audioloop generate --text": "downloads published models",
 }
 
 # The models that ship are such runs.
 RUNS = {
     "midiloop generate run": sample.SHIPPED,
-    "--masked run": pretrained.SHIPPED["masked"],
+    "--masked-model run": pretrained.SHIPPED["masked"],
 }
 
 
