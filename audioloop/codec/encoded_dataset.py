@@ -30,7 +30,7 @@ from midiloop.common.engine import Engine, Task, TurnTo
 from midiloop.common.processes import Processes
 from midiloop.common.resume import RunRecord
 from midiloop.dataset.parquet import LoopDataset
-from midiloop.errors import CallError, LoopError
+from midiloop.errors import LoopError
 from midiloop.grid import LOOP
 from midiloop.midi.pianoroll import DECODED_PROGRAM
 
@@ -140,11 +140,7 @@ def prepare(
         said="holds loops that were coded",
         remedy="give another folder, or delete it",
     )
-    if folder.exists() and not folder.is_dir():
-        raise CallError(f"{folder}: holds something else; give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with files.locked(folder):
-        record.open(resume=True)
+    with record.working(resume=True):
         return _prepared(made_of, n, record, engine or Processes(1), on_progress, on_lost)
 
 

@@ -6,7 +6,6 @@ same name that ends at the bar line. A loop is whole when all of its files are t
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -214,23 +213,13 @@ def run(
     _check(found, settings)
     synth.load()
     files.check_parent(out)
-    if out.exists() and not out.is_dir():
-        raise CallError(f"{out}: is a file; give a folder")
-    is_new = not out.exists()
-    out.mkdir(exist_ok=True)
-    try:
-        with files.locked(out):
-            begun_with = {"settings": json.loads(json.dumps(asdict(settings), default=str))}
-            record = RunRecord(out / RECORD, begun_with)
-            record.open(resume=resume)
-            record.write(finished=False)
-            result = _run(found, out, settings, engine or Processes(), on_progress)
-            record.write(finished=not result.failed)
-            return result
-    finally:  # what was not begun leaves nothing that stops the next call
-        if is_new and [path.name for path in out.iterdir()] in ([], [RECORD]):
-            (out / RECORD).unlink(missing_ok=True)
-            out.rmdir()
+    plain = asdict(settings) | {"soundfont": str(settings.soundfont)}
+    record = RunRecord(out / RECORD, {"settings": plain})
+    with record.working(resume=resume):
+        record.write(finished=False)
+        result = _run(found, out, settings, engine or Processes(), on_progress)
+        record.write(finished=not result.failed)
+    return result
 
 
 def _run(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,24 @@ class RunRecord:
     def folder(self) -> Path:
         """That of the run."""
         return self.path.parent
+
+    @contextmanager
+    def working(self, *, resume: bool) -> Iterator[None]:
+        """Keep other runs out of the folder, which is made, and `open` it.
+
+        Where the block leaves nothing in it, the record goes too, and the folder if it was made.
+
+        Raises:
+            CallError: see `files.working_in` and `open`.
+        """
+        with files.working_in(self.folder):
+            self.open(resume=resume)
+            try:
+                yield
+            finally:
+                left = [path for path in self.folder.iterdir() if not files.is_passing(path.name)]
+                if left == [self.path]:
+                    self.path.unlink()
 
     def open(self, *, resume: bool) -> None:
         """Begin a run in its folder, which exists and is locked, or see that it is this run's.

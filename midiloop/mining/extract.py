@@ -40,7 +40,7 @@ BATCH_FILES = 64
 BATCH_BYTES = 2 << 20
 ITEM_TIMEOUT_S = 10.0
 PLAN = "plan.json"
-WHOLE = "whole"  # the dataset, before it has its name
+WHOLE = Path("assembled", "loops")  # the dataset, before it has its name
 LOST = (CRASHED, TIMEOUT)
 SHOWN_ARCHIVES = 3  # of those that a message names
 MAX_SEALING_THREADS = 2  # each holds a shard in memory
@@ -321,10 +321,7 @@ def run(
             files.check_free(out)
         _open_partial(folder, provenance, resume)
         manifest = _mine(sources, folder, settings, engine, resume, on_progress, item_timeout_s)
-        if earlier:
-            out.rename(folder / "earlier")
-        files.check_free(out)
-        (folder / WHOLE).rename(out)
+        files.put(folder / WHOLE, out, folder / "earlier" if earlier else None)
         shutil.rmtree(folder)
     return _result(out, manifest)
 
@@ -362,8 +359,9 @@ def _mine(
         raise LoopError(_no_midi(sources, archives))
     threads = min(engine.n_workers, MAX_SEALING_THREADS)
     whole = folder / WHOLE
-    if whole.exists():
-        shutil.rmtree(whole)
+    if whole.parent.exists():  # of a run that was killed as it sealed
+        shutil.rmtree(whole.parent)
+    whole.parent.mkdir()
     provenance = _provenance(sources, settings)
     return _seal(paths, whole, provenance, progress, settings.grid, threads)
 

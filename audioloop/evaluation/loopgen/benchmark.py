@@ -183,12 +183,8 @@ def run(
         "measured": {"rows": list(methods.METHODS)},
     }
     files.check_parent(out)
-    if out.exists() and not out.is_dir():
-        raise CallError(f"{out}: holds something else; give another folder")
-    out.mkdir(exist_ok=True)
-    with files.locked(out):
-        record = RunRecord(out / RECORD, _begun_with(about))
-        record.open(resume=resume)
+    record = RunRecord(out / RECORD, _begun_with(about))
+    with record.working(resume=resume):
         record.write(finished=False)
         (out / "items").mkdir(exist_ok=True)
         _make(source, out, engine, on_progress)

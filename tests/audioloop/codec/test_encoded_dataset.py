@@ -389,8 +389,11 @@ def test_a_record_that_is_no_text_is_of_others(copied: Path, prepared: Prepare) 
 def test_nothing_is_written_among_other_things(prepared: Prepare, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "empty").mkdir()
-    for place in (tmp_path, tmp_path / "file"):
-        with pytest.raises(CallError, match="holds something else; give another folder") as bad:
+    for place, says in (
+        (tmp_path, "holds something else; give another folder"),
+        (tmp_path / "file", "is a file; give a folder"),
+    ):
+        with pytest.raises(CallError, match=says) as bad:
             prepared(place)
         assert "\n" not in str(bad.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]

@@ -10,7 +10,7 @@ import pytest
 
 from midiloop.common import files
 from midiloop.common.resume import RunRecord
-from midiloop.errors import CallError
+from midiloop.errors import CallError, LoopError
 
 BEGUN: dict[str, Any] = {
     "settings": {"seed": 1, "steps": (8, 4), "sound": {"stems": False}, "rules": {"name": "paper"}},
@@ -92,6 +92,38 @@ def test_a_lock_and_what_a_kill_left_are_nothing_else(tmp_path: Path) -> None:
         (tmp_path / f".{'0' * 32}.tmp.json").touch()
         record(tmp_path).open(resume=False)
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_work_that_leaves_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def fails(*names: str) -> None:
+        with RunRecord(out / "run.json", BEGUN).working(resume=True):
+            assert (out / "run.json").exists()
+            for name in names:
+                (out / name).touch()
+            raise LoopError("no loop")
+
+    with pytest.raises(LoopError):
+        fails()
+    assert not out.exists()
+    with pytest.raises(LoopError):
+        fails("a result")
+    assert {path.name for path in out.iterdir()} == {"run.json", "a result"}
+    with pytest.raises(CallError, match="exists already"), record(out).working(resume=False):
+        pass
+    with pytest.raises(LoopError):
+        fails()  # what an earlier call left stays
+    assert {path.name for path in out.iterdir()} == {"run.json", "a result"}
+
+
+def test_two_runs_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    with (
+        record(tmp_path).working(resume=False),
+        pytest.raises(CallError, match="another run is at work"),
+        record(tmp_path).working(resume=True),
+    ):
+        pass
 
 
 def test_what_a_finished_run_found_is_that_of_the_same_run_alone(tmp_path: Path) -> None:
