@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -27,7 +32,7 @@ from audioloop.rendering.augment import (
 )
 from audioloop.rendering.synth import SoundFont
 from handmade import groove, random_rolls
-from midiloop.common.engine import Inline
+from midiloop.common.engine import Engine, Inline
 from midiloop.common.processes import Processes
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import LoopError
@@ -76,6 +81,86 @@ def test_a_render_is_the_same_whoever_makes_it_and_whatever_was_asked_before(
         assert same(both.take(range(4, 8)), here[4:])
     finally:
         both.close()
+
+
+@pytest.mark.parametrize("engine", [Inline(), Processes(2)])
+def test_no_more_is_rendered_than_is_asked_for_and_wanted_ahead(
+    engine: Engine, source: PackedLoops, font: SoundFont
+) -> None:
+    begun: list[int] = []
+
+    class Counting:
+        n_workers = engine.n_workers
+
+        def map(self, task: Any, jobs: Iterable[Any], *how: Any) -> Generator[Any, None, None]:
+            for job, found in engine.map(task, jobs, *how):
+                begun.append(job.number)
+                yield job, found
+
+    made = Renders(source, [bundled()], VARIETY, seed=SEED, engine=Counting(), ahead=4)
+    assert not begun
+    expected = [render_circle(source, number, SEED, [font], VARIETY) for number in range(3)]
+    assert same(made.take(range(3)), expected)
+    deadline_s = time.monotonic() + 30
+    while len(begun) < 3 + 4 and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    made.close()
+    assert 3 + 4 <= len(begun) <= 3 + 4 + 2 * engine.n_workers
+    assert len({*begun}) == len(begun)
+
+
+class Failing:
+    """An engine that finds no disk."""
+
+    n_workers = 1
+
+    def map(self, *_: Any) -> Generator[Any, None, None]:
+        yield from ()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_an_engine_fails_of_is_said_to_whoever_asks(source: PackedLoops) -> None:
+    made = Renders(source, [bundled()], VARIETY, seed=SEED, engine=Failing())
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            made.take([0])
+    made.close()
+
+
+def test_closing_stops_what_is_begun_and_can_be_done_twice(
+    source: PackedLoops, making: Renders
+) -> None:
+    Renders(source, [bundled()], VARIETY, seed=SEED).close()  # of which nothing was taken
+    making.take([0])
+    (worker,) = workers(psutil.Process())
+    making.close()
+    worker.wait(10)
+    making.close()
+
+
+def test_a_render_that_ends_its_worker_each_time_is_silence(
+    source: PackedLoops, font: SoundFont, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(augment, "task", deadly)
+    made = Renders(source, [bundled()], VARIETY, seed=SEED, ahead=2)
+    first, second, third = made.take(range(3))
+    made.close()
+    assert not second.any()
+    assert second.dtype == np.float32
+    expected = (render_circle(source, number, SEED, [font], VARIETY) for number in (0, 2))
+    assert same([first, third], list(expected))
+
+
+REAL_TASK = augment.task
+
+
+def deadly(*given: Any) -> Samples:
+    """As the task is, but render 1 ends its process."""
+    job, turn_to = given[-2:]
+    if job.number == 1 and not job.lost:
+        turn_to(0)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return REAL_TASK(*given)
 
 
 def test_no_two_renders_and_no_two_seeds_are_alike(source: PackedLoops, font: SoundFont) -> None:
