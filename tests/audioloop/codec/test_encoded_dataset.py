@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engines import Elsewhere
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -108,6 +109,8 @@ def test_any_engine_writes_the_same_bytes(made: Path, prepared: Prepare, tmp_pat
     found = prepared(tmp_path / "loops", engine=Processes(2), on_progress=seen.append)
     assert contents(tmp_path / "loops") == contents(made)
     assert same(found, prepared(made))
+    assert same(found, prepared(tmp_path / "far", engine=Elsewhere()))
+    assert contents(tmp_path / "far") == contents(made)
     assert len(found) == N
     assert max(seen) == seen[-1] == N
 

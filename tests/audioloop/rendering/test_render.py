@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from engines import Elsewhere
 
 from audioloop.io import wave
 from audioloop.io.wave import Format, Wave
@@ -434,8 +435,9 @@ def test_any_engine_gives_the_same_bytes(midis: Path, tmp_path: Path) -> None:
     seen: list[int] = []
     one = batch.run(found, tmp_path / "one", settings(), engine=Inline(), on_progress=seen.append)
     two = batch.run(found, tmp_path / "two", settings(), engine=Processes(2))
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert one == two
+    far = batch.run(found, tmp_path / "far", settings(), engine=Elsewhere())
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "far")
+    assert one == two == far
     assert seen[-1] == 12
     assert [made.files for made in one.made][1] == ("l01_97bpm.wav", "l01_97bpm.mid")
 

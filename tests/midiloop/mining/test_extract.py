@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from engines import Elsewhere
 
 from handmade import BAR, TPQ, groove, note, score, smf, track
-from midiloop.common.engine import Inline
+from midiloop.common.engine import Engine, Inline
 from midiloop.common.processes import Processes
 from midiloop.dataset import parquet
 from midiloop.errors import CallError, LoopError, MidiError
@@ -150,11 +151,11 @@ def test_loops_lie_in_order_with_what_they_are(songs: Path, mined: Path) -> None
     assert len(rows) == len(parquet.LoopDataset(mined))
 
 
-@pytest.mark.parametrize("n_workers", [2, 3])
+@pytest.mark.parametrize("engine", [Processes(2), Processes(3), Elsewhere()])
 def test_any_engine_gives_the_same_bytes(
-    n_workers: int, songs: Path, mined: Path, tmp_path: Path
+    engine: Engine, songs: Path, mined: Path, tmp_path: Path
 ) -> None:
-    extract.run([songs], tmp_path / "loops", engine=Processes(n_workers))
+    extract.run([songs], tmp_path / "loops", engine=engine)
     assert digest(tmp_path / "loops") == digest(mined)
     assert [path.name for path in tmp_path.iterdir()] == ["loops"]
 
