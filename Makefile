@@ -8,7 +8,7 @@ AUDIOCRAFT := $(BUILD)/audiocraft-env
 SYSTEM := libfluidsynth3 chromium libatomic1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-audiocraft system lint fuzz torture bench bench-models bench-render \
+.PHONY: demo sounds docs results test test-slow test-audiocraft system lint fuzz torture bench bench-models bench-render \
 	check-real-loops bench-seams bench-codec bench-magnet bench-onsets bench-following bench-untold \
 	bench-attention clean
 .DELETE_ON_ERROR:
@@ -24,6 +24,20 @@ demo: $(VENV)/.demo  ## songs -> loops -> new loops -> audio -> a half made anew
 	$(BIN)/audioloop refine $(BUILD)/new/midi/0000[01]_*.mid -o $(BUILD)/refined
 	$(BIN)/audioloop check $(BUILD)/audio $(BUILD)/refined
 	$(BIN)/audioloop seam $(BUILD)/refined/00000_*.wav -o $(BUILD)/seam.png
+
+# One loop in three ways, and one without notes; docs/sounds is part of the repository.
+sounds: $(VENV)/.demo  ## the audio examples of the README, from the models that ship
+	@rm -rf $(BUILD)/sounds
+	$(BIN)/midiloop generate -n 4 -o $(BUILD)/sounds/new
+	$(BIN)/audioloop render $(BUILD)/sounds/new/midi/00003_*.mid --format ogg -o $(BUILD)/sounds/rendered
+	$(BIN)/audioloop refine $(BUILD)/sounds/new/midi/00003_*.mid --format ogg -o $(BUILD)/sounds/refined
+	$(BIN)/audioloop generate $(BUILD)/sounds/new/midi/00003_*.mid --format ogg -o $(BUILD)/sounds/generated
+	$(BIN)/audioloop generate --bpm 100 --bars 4 --format ogg -o $(BUILD)/sounds/unconditional
+	for kind in rendered refined generated unconditional; do \
+		cp $(BUILD)/sounds/$$kind/*.ogg docs/sounds/$$kind.ogg || exit; done
+
+docs: $(VENV)/.dev  ## the documentation as a site in build/site; a warning is an error
+	$(BIN)/mkdocs build --strict --quiet --site-dir $(BUILD)/site
 
 test: lint system  ## everything that CI checks
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
