@@ -171,10 +171,10 @@ def load(name: str, device: torch.device | None = None) -> EnCodec:
         about = _read_config(_file(name, CONFIG), name)
         weights = _file(name, WEIGHTS)
         sizes = hub.sizes(Sizes, about, name, "EnCodec", FITTING)
-        told = {field.name: getattr(sizes, field.name) for field in fields(sizes)}
-        told = {key: list(v) if isinstance(v, tuple) else v for key, v in told.items()}
+        values = {field.name: getattr(sizes, field.name) for field in fields(sizes)}
+        values = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
         with hub.made_of_config(name, "EnCodec", FITTING):
-            config = transformers.EncodecConfig(**told)
+            config = transformers.EncodecConfig(**values)
             _check_fits(config, name)
         _check_room(config, weights, name)
         with hub.made_of_config(name, "EnCodec", FITTING):

@@ -54,7 +54,7 @@ class EncodedLoop(NamedTuple):
     """
 
     codes: Tensor
-    told: Conditioning
+    conditioning: Conditioning
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,12 +250,12 @@ def _made(made_of: Source, number: int, font: SoundFont, codec: Codec) -> Iterat
 
 def _packed(found: Sequence[EncodedLoop]) -> bytes:
     """Loops end to end, and where each ends."""
-    told = [loop.told for loop in found]
+    conditionings = [loop.conditioning for loop in found]
     numbers = [
         (loop.codes.shape[1], one.steps, _number(one.kit), _number(one.bass))
-        for loop, one in zip(found, told, strict=True)
+        for loop, one in zip(found, conditionings, strict=True)
     ]
-    rolls = [one.roll for one in told if one.roll is not None]
+    rolls = [one.roll for one in conditionings if one.roll is not None]
     bits = np.packbits(np.concatenate([np.zeros((0, LOOP.columns), np.bool_), *rolls]))
     codes = [loop.codes.to(torch.int16) for loop in found]
     tensors = {

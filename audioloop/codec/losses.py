@@ -49,9 +49,9 @@ def distances(found: Tensor, wanted: Tensor, rate: int, *, circular: bool) -> Di
     sums = [found.new_zeros(()) for _ in range(5)]
     for window, bands in zip(WINDOWS, MEL_BANDS, strict=True):
         ours, theirs = (spectrum(x, window, circular=circular) for x in (found, wanted))
-        gap = _size(ours - theirs) / (_size(theirs) + QUIET)
+        mask_token = _size(ours - theirs) / (_size(theirs) + QUIET)
         filters = mel(window // 2 + 1, bands, rate).to(found.device)
-        sums[0] = sums[0] + gap.mean()
+        sums[0] = sums[0] + mask_token.mean()
         sums[1] = sums[1] + _log_gap(ours, theirs)
         off = _log(filters @ ours) - _log(filters @ theirs)
         sums[2] = sums[2] + off.abs().mean()

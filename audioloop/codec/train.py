@@ -87,7 +87,7 @@ N_VALID = 24
 
 
 def with_loss_weights(changes: Sequence[str]) -> CodecRecipe:
-    """The default lesson with changes, as in "waveform=1".
+    """The default recipe with changes, as in "waveform=1".
 
     Raises:
         CallError: there is no such thing to change, or not to that.
@@ -97,7 +97,9 @@ def with_loss_weights(changes: Sequence[str]) -> CodecRecipe:
     for change in changes:
         name, _, text = change.partition("=")
         if name not in names:
-            raise CallError(f"{change!r}: a lesson has no {name!r}; it has {', '.join(names)}")
+            raise CallError(
+                f"{change!r}: a codec's loss has no {name!r}; it has {', '.join(names)}"
+            )
         try:
             found[name] = float(text)
         except ValueError:
@@ -121,7 +123,7 @@ class CodecTask(Task):
     def __init__(
         self,
         config: CodecConfig,
-        lesson: CodecRecipe,
+        recipe: CodecRecipe,
         seed: int,
         sounds: Callable[[Sequence[int]], list[Samples]],
         valid: Callable[[], list[Samples]],
@@ -132,7 +134,7 @@ class CodecTask(Task):
     ) -> None:
         torch.manual_seed(seed)
         self.decoder_only = decoder_only
-        self.lesson, self.sounds, self.device = lesson, sounds, device
+        self.recipe, self.sounds, self.device = recipe, sounds, device
         self.valid, self.also_begun_with = functools.cache(valid), also_begun_with
         self.model: Codec = Codec(config).to(device)
         self.adversary = MultiResolutionDiscriminator().to(device)
@@ -142,21 +144,21 @@ class CodecTask(Task):
             "codec": Adam(self.model.parameters(), betas=betas),
             "adversary": Adam(self.adversary.parameters(), betas=betas),
         }
-        self.stages = Stage(0.0, 1.0), Stage(lesson.adversarial, lesson.adversarial_rate)
+        self.stages = Stage(0.0, 1.0), Stage(recipe.adversarial, recipe.adversarial_rate)
 
     def begun_with(self) -> dict[str, Any]:
         """What must be the same when a run resumes."""
         return {
-            "settings": {**asdict(self.lesson), "decoder_only": self.decoder_only},
+            "settings": {**asdict(self.recipe), "decoder_only": self.decoder_only},
             "model": asdict(self.model.config),
             **self.also_begun_with,
         }
 
     def losses(self, batch: Tensor, step: Step) -> Losses:
         """The codec's loss on excerpts (B, 1, samples), and in the second stage that of critics."""
-        lesson, wanted = self.lesson, batch
-        circular = lesson.open_every == 0 or step.number % lesson.open_every != 0
-        continuous = torch.rand(len(wanted), device=self.device) < lesson.continuous
+        recipe, wanted = self.recipe, batch
+        circular = recipe.open_every == 0 or step.number % recipe.open_every != 0
+        continuous = torch.rand(len(wanted), device=self.device) < recipe.continuous
         if step.stage == 0 and not self.decoder_only:
             coded = self.model(wanted, continuous, circular=circular)
             found, commitment = coded.wave, coded.quantized.commitment
@@ -172,12 +174,12 @@ class CodecTask(Task):
         with torch.autocast(self.device.type, enabled=False):
             apart = codec_losses.distances(found, wanted, self.model.config.rate, circular=circular)
         loss = (
-            lesson.waveform * apart.waveform
-            + lesson.convergence * apart.convergence
-            + lesson.magnitude * apart.magnitude
-            + lesson.mel * apart.mel
-            + lesson.level * apart.level
-            + lesson.change * apart.change
+            recipe.waveform * apart.waveform
+            + recipe.convergence * apart.convergence
+            + recipe.magnitude * apart.magnitude
+            + recipe.mel * apart.mel
+            + recipe.level * apart.level
+            + recipe.change * apart.change
             + self.model.config.commitment * commitment
         )
         terms = {**apart._asdict(), "commitment": commitment}
@@ -191,7 +193,7 @@ class CodecTask(Task):
                 "deceit": generator_loss(fake),
                 "features": feature_matching_loss(real, fake),
             }
-            deceived = lesson.deceit * against["deceit"] + lesson.features * against["features"]
+            deceived = recipe.deceit * against["deceit"] + recipe.features * against["features"]
             # The codec comes last: its graph is what the critics' is a part of.
             minimise = {"adversary": discriminator_loss(real, fake), "codec": loss + deceived}
             terms |= {**against, "critics": minimise["adversary"]}
@@ -199,13 +201,13 @@ class CodecTask(Task):
 
     def micro_batches(self, step: Step) -> Iterator[tuple[Tensor, float]]:
         """Excerpts (B, 1, samples) of renders."""
-        lesson, config = self.lesson, self.model.config
-        length, fade = lesson.frames * config.frame, round(lesson.fade_s * config.rate)
-        n_renders = -(-step.micro_batch_size // lesson.excerpts)
+        recipe, config = self.recipe, self.model.config
+        length, fade = recipe.frames * config.frame, round(recipe.fade_s * config.rate)
+        n_renders = -(-step.micro_batch_size // recipe.excerpts)
         for number, size, weight in step.draws():
             sounds = self.sounds(range(number * n_renders, (number + 1) * n_renders))
             rng = np.random.default_rng([step.seed, 1, number])
-            excerpts = [augment.circles(s, lesson.excerpts, length, fade, rng) for s in sounds]
+            excerpts = [augment.circles(s, recipe.excerpts, length, fade, rng) for s in sounds]
             batch = np.concatenate(excerpts)[:size, None]
             yield torch.from_numpy(batch).to(self.device), weight
 
@@ -249,8 +251,8 @@ def codec(
     *,
     training: TrainConfig = TRAINING,
     config: CodecConfig = CONFIG,
-    lesson: CodecRecipe = RECIPE,
-    begin_with: Path | None = None,
+    recipe: CodecRecipe = RECIPE,
+    init_from: Path | None = None,
     decoder_only: bool = False,
     n_workers: int = 1,
     device: torch.device,
@@ -262,7 +264,7 @@ def codec(
 
     Args:
         soundfonts: renders take turns with them.
-        begin_with: a run whose codec is to learn more; its sizes are kept.
+        init_from: a run whose codec is to learn more; its sizes are kept.
         decoder_only: keep its encoder and codebooks bit for bit.
         n_workers: processes that render.
         events: write TensorBoard event files into ``out/events``.
@@ -274,7 +276,7 @@ def codec(
     check_folder(out, resume=resume)
     if events:
         trainer.event_writer()
-    begun = None if begin_with is None else compression.load(begin_with)
+    begun = None if init_from is None else compression.load(init_from)
     config = config if begun is None else begun.config
     variety = Augmentation(rate=config.rate)
     for path in soundfonts:
@@ -286,14 +288,14 @@ def codec(
     data = {**augment.provenance(dataset, soundfonts), "begun_with": first}
     about = {
         "settings": {**asdict(budget), **asdict(training)},
-        "lesson": asdict(lesson),
+        "recipe": asdict(recipe),
         "decoder_only": decoder_only,
         "data": data,
     }
     try:
         task = CodecTask(
             config,
-            lesson,
+            recipe,
             training.seed,
             making.take,
             lambda: _valid(Renders(others, soundfonts, variety, seed=training.seed), config),

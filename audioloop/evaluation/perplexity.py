@@ -28,10 +28,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from audioloop import conditioning
 from audioloop.codec import compression
 from audioloop.codec.compression import CompressionModel
-from audioloop.conditioning import Conditioning, ConditioningTensors
+from audioloop.conditioning import Conditioning, ConditioningTensors, stack
 from audioloop.io.wave import Wave
 from midiloop.common import statistics
 from midiloop.common.statistics import Interval, Paired
@@ -127,13 +126,13 @@ def nats_at(
     n_frames = codes.shape[-1]
     context = context_frames(n_frames) if context is None else context
     _check(codes, model.config, window, context)
-    told = Conditioning().on(n_frames, 1.0) if condition is None else condition
+    tensors = Conditioning().on(n_frames, 1.0) if condition is None else condition
     spans = [torch.arange(place - context, place + window + AHEAD) for place in places]
     found = [np.zeros((0, len(codes)))]
     for first in range(0, len(spans), LINES):
         some = spans[first : first + LINES]
         lines = torch.stack([codes[:, span % n_frames] for span in some]).to(model.device)
-        heard = conditioning.stack([told.taken(span) for span in some]).to(model.device)
+        heard = stack([tensors.taken(span) for span in some]).to(model.device)
         counted = lines[:, :, context : context + window]
         logits = model(lines, heard, context)[:, :, :window].float()
         nats = F.cross_entropy(logits.flatten(0, 2), counted.flatten(), reduction="none")

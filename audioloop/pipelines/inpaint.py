@@ -36,14 +36,14 @@ class SamplingDefaults(NamedTuple):
     steps: tuple[int, ...]
     temperature: float
     top_p: float
-    guidance: float
+    cfg_scale: float
 
 
 # Notes say much of what is to come, and which of several drafts is best. Without notes, what is
 # likeliest is silence: beat, kit and bass have to lead further, and what drafts would take goes
 # into smaller steps.
-CONDITIONED = SamplingDefaults(steps=(20, 8, 6, 6), temperature=0.8, top_p=0.9, guidance=1.5)
-UNCONDITIONED = SamplingDefaults(steps=(40, 8, 6, 6), temperature=1.0, top_p=1.0, guidance=4.0)
+CONDITIONED = SamplingDefaults(steps=(20, 8, 6, 6), temperature=0.8, top_p=0.9, cfg_scale=1.5)
+UNCONDITIONED = SamplingDefaults(steps=(40, 8, 6, 6), temperature=1.0, top_p=1.0, cfg_scale=4.0)
 Precision = Literal["auto", "float32", "bfloat16"]
 MEASURED_FRAMES, MEASURED_REPETITIONS = 800, 4  # 8 bars at 120 bpm; turns of each precision
 BFLOAT16_MARGIN = 1.3  # how many times faster bfloat16 has to be
@@ -64,7 +64,7 @@ class SamplingConfig:
         guidance: how many times the way is gone that what is told shows, at first; at last it is 1.
             None for `CHOSEN` where notes are told and there are candidates, else as above.
         shuffling: how much chance decides of what is kept at first, 0 to 1.
-        rescoring: weight of the causal model's say in what is kept, 0 to 1.
+        rescoring_weight: weight of the causal model's say in what is kept, 0 to 1.
         candidates: how often the first codebook is drawn where notes are told, 1 to 16; what goes
             on is the one that they say most about, see `loops.mutual_information`.
         seed: of everything.
@@ -73,10 +73,10 @@ class SamplingConfig:
     steps: tuple[int, ...] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    guidance: float | None = None
-    shuffling: float = 1.0
-    rescoring: float = 0.0
-    candidates: int = 4
+    cfg_scale: float | None = None
+    choice_temperature: float = 1.0
+    rescoring_weight: float = 0.0
+    best_of: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -84,27 +84,27 @@ class SamplingConfig:
         ranges = {
             "temperature": self.temperature is None or 0 <= self.temperature <= 100,
             "top-p": self.top_p is None or 0 < self.top_p <= 1,
-            "guidance": self.guidance is None or 0 <= self.guidance <= 100,
-            "shuffling": 0 <= self.shuffling <= 1,
-            "rescoring": 0 <= self.rescoring <= 1,
-            "candidates": 1 <= self.candidates <= 16,
+            "cfg-scale": self.cfg_scale is None or 0 <= self.cfg_scale <= 100,
+            "choice-temperature": 0 <= self.choice_temperature <= 1,
+            "rescoring-weight": 0 <= self.rescoring_weight <= 1,
+            "best-of": 1 <= self.best_of <= 16,
         }
         for name, right in ranges.items():
             if not right:
                 value = getattr(self, name.replace("-", "_"))
                 raise CallError(f"{name} {value}: out of range; leave it out for the default")
 
-    def config(self, *, told: bool) -> DecodeConfig:
+    def config(self, *, conditioned: bool) -> DecodeConfig:
         """For a ring whose notes are told, or are not."""
-        usual = CONDITIONED if told else UNCONDITIONED
-        led = BEST_OF_CFG_SCALE if told and self.candidates > 1 else usual.guidance
+        defaults = CONDITIONED if conditioned else UNCONDITIONED
+        led = BEST_OF_CFG_SCALE if conditioned and self.best_of > 1 else defaults.cfg_scale
         return DecodeConfig(
-            steps=usual.steps if self.steps is None else self.steps,
-            temperature=usual.temperature if self.temperature is None else self.temperature,
-            finer=FINE_TEMPERATURE,
-            top_p=usual.top_p if self.top_p is None else self.top_p,
-            guidance=led if self.guidance is None else self.guidance,
-            shuffling=self.shuffling,
+            steps=defaults.steps if self.steps is None else self.steps,
+            temperature=defaults.temperature if self.temperature is None else self.temperature,
+            fine_temperature=FINE_TEMPERATURE,
+            top_p=defaults.top_p if self.top_p is None else self.top_p,
+            cfg_scale=led if self.cfg_scale is None else self.cfg_scale,
+            choice_temperature=self.choice_temperature,
             spans="stride1",
             ring=True,
         )
@@ -145,10 +145,10 @@ class Inpainter:
     def filled(
         self,
         codes: Tensor,
-        opened: Tensor,
+        inpaint_mask: Tensor,
         condition: ConditioningTensors,
         n: int,
-        taste: SamplingConfig = SAMPLING,
+        sampling: SamplingConfig = SAMPLING,
     ) -> Tensor:
         """Fill some frames of a loop, in ``n`` ways.
 
@@ -163,33 +163,36 @@ class Inpainter:
         Raises:
             CallError: a causal model is to have a say, and there is none.
         """
-        gap = self.masked.config.gap
-        given = torch.where(opened.to(codes.device), gap, codes).to(self.device)
+        mask_token = self.masked.config.mask_token
+        given = torch.where(inpaint_mask.to(codes.device), mask_token, codes).to(self.device)
         condition = condition.to(self.device)
         draw = functools.partial(
             decode.decode,
             loops.ring(self.masked, condition),
-            gap=gap,
-            config=taste.config(told=condition.notes),
-            rescoring=self._rescoring(condition, taste),
+            mask_token=mask_token,
+            config=sampling.config(conditioned=condition.notes),
+            rescoring=self._rescoring(condition, sampling),
         )
         ways = []
         for number, one in enumerate(given.expand(n, -1, -1)):
-            generator = taste.generator(number, self.device)
-            way, first = one[None], one[0] == gap
-            if taste.candidates > 1 and condition.notes and first.any():
-                drafts = way.expand(taste.candidates, -1, -1)
+            generator = sampling.generator(number, self.device)
+            way, first = one[None], one[0] == mask_token
+            if sampling.best_of > 1 and condition.notes and first.any():
+                drafts = way.expand(sampling.best_of, -1, -1)
                 drafts = draw(codes=drafts, generator=generator, books=1)
                 said = loops.mutual_information(self.masked, drafts, condition, first, generator)
                 way = drafts[said.argmax(), None]
             ways.append(draw(codes=way, generator=generator))
         return torch.cat(ways)
 
-    def _rescoring(self, condition: ConditioningTensors, taste: SamplingConfig) -> Rescoring | None:
-        if not taste.rescoring:
+    def _rescoring(
+        self, condition: ConditioningTensors, sampling: SamplingConfig
+    ) -> Rescoring | None:
+        if not sampling.rescoring_weight:
             return None
         return Rescoring(
-            prefix.token_probabilities(self._causal("rescored"), condition), taste.rescoring
+            prefix.token_probabilities(self._causal("rescored"), condition),
+            sampling.rescoring_weight,
         )
 
     @torch.inference_mode()
@@ -198,7 +201,7 @@ class Inpainter:
         condition: ConditioningTensors,
         n_frames: int,
         n: int = 1,
-        taste: SamplingConfig = SAMPLING,
+        sampling: SamplingConfig = SAMPLING,
     ) -> Tensor:
         """The first frames of a loop by the causal model, in ``n`` ways: int64 (n, K, n_frames).
 
@@ -206,9 +209,9 @@ class Inpainter:
             CallError: there is no causal model.
         """
         model = self._causal("primed")
-        told = condition.to(self.device)
-        generators = (taste.generator(-1 - number, self.device) for number in range(n))
-        return torch.cat([prefix.prefix(model, told, n_frames, one) for one in generators])
+        tensors = condition.to(self.device)
+        generators = (sampling.generator(-1 - number, self.device) for number in range(n))
+        return torch.cat([prefix.prefix(model, tensors, n_frames, one) for one in generators])
 
     def _causal(self, what: str) -> Causal:
         if self.causal is None:

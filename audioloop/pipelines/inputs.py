@@ -58,7 +58,7 @@ class SourceLoop:
     source: Path
     wave: Wave
     label: Label
-    told: Conditioning
+    conditioning: Conditioning
     score: Score | None = None
     notes: tuple[str, ...] = ()
 
@@ -122,8 +122,8 @@ def _of_midi(
 ) -> SourceLoop:
     loop = piece.read(path, name_of(path), bpm=bpm, bars=bars)
     rendered = render.loop(loop, font, sound)
-    told = conditioning_of(replace(loop, score=rendered.score))
-    return SourceLoop(path, rendered.mix, rendered.label, told, rendered.score)
+    conditioning = conditioning_of(replace(loop, score=rendered.score))
+    return SourceLoop(path, rendered.mix, rendered.label, conditioning, rendered.score)
 
 
 def conditioning_of(loop: Piece) -> Conditioning:
@@ -147,11 +147,11 @@ def _of_audio(found: Metadata, bpm: float | None, bars: int | None) -> SourceLoo
     stated = found.tempo_bpm if bpm is None else bpm
     n_bars, meter = bars or found.bars, found.meter
     if bpm is not None and n_bars is not None:
-        loop, told = _so_long(loop, bpm, n_bars, meter)
-        notes += told
+        loop, remarks = _so_long(loop, bpm, n_bars, meter)
+        notes += remarks
     elif n_bars is None:
-        loop, n_bars, meter, told = _whole_bars(loop, stated, meter)
-        notes += told
+        loop, n_bars, meter, remarks = _whole_bars(loop, stated, meter)
+        notes += remarks
     label = Label(_tempo(loop, n_bars, meter, stated), n_bars, meter, name=name_of(found.path))
     steps = int(label.quarters * STEPS_PER_BEAT)
     return SourceLoop(found.path, loop, label, Conditioning(steps=steps), notes=tuple(notes))

@@ -69,28 +69,32 @@ class InpaintMask:
                 "2,4,7-8"
             )
 
-    def opened(self, told: Conditioning, bars: int, n_frames: int, frames_per_s: float) -> Tensor:
+    def inpaint_mask(
+        self, conditioning: Conditioning, bars: int, n_frames: int, frames_per_s: float
+    ) -> Tensor:
         """Frames to be made anew, bool (T,).
 
         Raises:
             CallError: none are, or there are no such bars, or no notes are known.
         """
         if self.mask == "onsets":
-            return _onsets(told, n_frames, frames_per_s)
+            return _onsets(conditioning, n_frames, frames_per_s)
         if self.mask is None and not 0 < round(self.keep * bars) < bars and 0 < self.keep < 1:
-            return self._beats(told, bars, n_frames)
-        anew = self._bars(bars)
-        if not anew:
+            return self._beats(conditioning, bars, n_frames)
+        regenerated = self._bars(bars)
+        if not regenerated:
             raise CallError(
                 f"--keep {self.keep:g} keeps all of {counted(bars, 'bar')}, and nothing is left "
                 "to be made; keep less, or choose bars with --mask"
             )
         bar = ((np.arange(n_frames) + 0.5) * bars / n_frames).astype(np.int64) + 1
-        return torch.from_numpy(np.isin(bar, list(anew)))
+        return torch.from_numpy(np.isin(bar, list(regenerated)))
 
-    def _beats(self, told: Conditioning, bars: int, n_frames: int) -> Tensor:
+    def _beats(self, conditioning: Conditioning, bars: int, n_frames: int) -> Tensor:
         """Frames of the beats that go, where the share is less than a bar: at least one stays."""
-        beats = max(2, round((told.steps or bars * LOOP.steps_per_bar) / LOOP.steps_per_beat))
+        beats = max(
+            2, round((conditioning.steps or bars * LOOP.steps_per_bar) / LOOP.steps_per_beat)
+        )
         kept = min(max(1, round(self.keep * beats)), beats - 1)
         return (torch.arange(n_frames) + 0.5) * beats / n_frames >= kept
 
@@ -119,20 +123,20 @@ def _listed(text: str) -> set[int]:
     return found
 
 
-def _onsets(told: Conditioning, n_frames: int, frames_per_s: float) -> Tensor:
-    if told.roll is None or told.steps is None:
+def _onsets(conditioning: Conditioning, n_frames: int, frames_per_s: float) -> Tensor:
+    if conditioning.roll is None or conditioning.steps is None:
         raise CallError("--mask onsets: no notes are known of audio; give the MIDI file")
-    hits = told.roll[:, : LOOP.n_drums].any(1)
-    bass = told.roll[:, LOOP.n_drums :]
+    hits = conditioning.roll[:, : LOOP.n_drums].any(1)
+    bass = conditioning.roll[:, LOOP.n_drums :]
     begins = hits | (bass & ~np.roll(bass, 1, 0)).any(1)
-    opened = np.zeros(n_frames, np.bool_)
+    inpaint_mask = np.zeros(n_frames, np.bool_)
     before, after = (round(s * frames_per_s) for s in ONSET_S)
     for step in np.flatnonzero(begins).tolist():
-        at = round(step * n_frames / told.steps)
-        opened[np.arange(at + before, at + after + 1) % n_frames] = True
-    if not opened.any():
+        at = round(step * n_frames / conditioning.steps)
+        inpaint_mask[np.arange(at + before, at + after + 1) % n_frames] = True
+    if not inpaint_mask.any():
         raise CallError("--mask onsets: no note of its drums or bass begins")
-    return torch.from_numpy(opened)
+    return torch.from_numpy(inpaint_mask)
 
 
 class WrittenLoop(NamedTuple):
@@ -149,23 +153,23 @@ class WrittenLoop(NamedTuple):
     files: tuple[str, ...]
     label: Label
     samples: int
-    anew: float
+    regenerated: float
     notes: tuple[str, ...] = ()
 
 
 def refine(
     loop: SourceLoop,
-    filler: Inpainter,
+    inpainter: Inpainter,
     part: InpaintMask = InpaintMask(),
     *,
-    variations: int = 1,
-    taste: SamplingConfig = SAMPLING,
-    free: bool = False,
+    num_samples: int = 1,
+    sampling: SamplingConfig = SAMPLING,
+    ignore_notes: bool = False,
 ) -> tuple[list[Wave], float]:
     """Make a part of a loop anew.
 
     Args:
-        free: tell the model nothing of notes, as where it only has the audio.
+        ignore_notes: condition the model on nothing of the notes, as where it only has the audio.
 
     Returns:
         Waves (1, samples) of as many samples as the loop has, and the share that is new.
@@ -177,40 +181,40 @@ def refine(
     n_samples, rate = len(loop.wave), loop.wave.rate
     if not 0 < loop.wave.peak < math.inf:
         raise LoopError("silent, or samples that are no numbers; give a loop that sounds")
-    n_frames = _frames(filler, n_samples, rate)
-    frames_per_s = filler.codec.config.frames_per_s
-    opened = part.opened(loop.told, loop.label.bars, n_frames, frames_per_s)
-    told = _heard(loop, free=free)
+    n_frames = _frames(inpainter, n_samples, rate)
+    frames_per_s = inpainter.codec.config.frames_per_s
+    inpaint_mask = part.inpaint_mask(loop.conditioning, loop.label.bars, n_frames, frames_per_s)
+    conditioning = _heard(loop, ignore_notes=ignore_notes)
     # Models have learned from loops of about full scale.
     peak = np.float32(loop.wave.peak)
-    coded = compression.encode(Wave(loop.wave.samples / peak, rate), filler.codec)
-    condition = told.on(n_frames, frames_per_s)
-    ways = filler.filled(coded.codes, opened, condition, variations, taste)
-    kept = ~opened, coded.latent
-    made = [filler.decoded(codes[None], n_samples, rate, kept) for codes in ways]
-    return [Wave(one.samples * peak, rate) for one in made], float(opened.float().mean())
+    coded = compression.encode(Wave(loop.wave.samples / peak, rate), inpainter.codec)
+    condition = conditioning.on(n_frames, frames_per_s)
+    ways = inpainter.filled(coded.codes, inpaint_mask, condition, num_samples, sampling)
+    kept = ~inpaint_mask, coded.latent
+    made = [inpainter.decoded(codes[None], n_samples, rate, kept) for codes in ways]
+    return [Wave(one.samples * peak, rate) for one in made], float(inpaint_mask.float().mean())
 
 
-def _heard(loop: SourceLoop, *, free: bool) -> Conditioning:
-    """What the model is told of a loop: where it is free, all but the notes."""
-    return replace(loop.told, roll=None) if free else loop.told
+def _heard(loop: SourceLoop, *, ignore_notes: bool) -> Conditioning:
+    """What the model is told of a loop: all, or all but the notes."""
+    return replace(loop.conditioning, roll=None) if ignore_notes else loop.conditioning
 
 
 def generate(
     label: Label,
-    told: Conditioning,
-    filler: Inpainter,
+    conditioning: Conditioning,
+    inpainter: Inpainter,
     *,
     rate: int = inputs.RATE,
-    variations: int = 1,
-    taste: SamplingConfig = SAMPLING,
-    primed: bool = False,
+    num_samples: int = 1,
+    sampling: SamplingConfig = SAMPLING,
+    causal_prefix: bool = False,
 ) -> list[Wave]:
     """Make loops of what is told of them.
 
     Args:
         label: tempo, bars and meter.
-        primed: let the causal model write the first half, as in LoopGen's hybrid, see
+        causal_prefix: let the causal model write the first half, as in LoopGen's hybrid, see
             `prefix.prefix`.
 
     Returns:
@@ -221,23 +225,23 @@ def generate(
         LoopError: the loop is too long.
     """
     n_samples = label.samples(rate)
-    n_frames = _frames(filler, n_samples, rate)
-    condition = told.on(n_frames, filler.codec.config.frames_per_s)
-    codes = torch.zeros(1, filler.codec.config.codebooks, n_frames, dtype=torch.int64)
-    opened = torch.ones(n_frames, dtype=torch.bool)
+    n_frames = _frames(inpainter, n_samples, rate)
+    condition = conditioning.on(n_frames, inpainter.codec.config.frames_per_s)
+    codes = torch.zeros(1, inpainter.codec.config.codebooks, n_frames, dtype=torch.int64)
+    inpaint_mask = torch.ones(n_frames, dtype=torch.bool)
     half = n_frames // 2
-    if primed and half:
-        first = filler.primed(condition, half, variations, taste).cpu()
-        codes = torch.cat([first, codes[..., half:].expand(variations, -1, -1)], -1)
-        opened[:half] = False
-    ways = filler.filled(codes, opened, condition, variations, taste)
-    return [filler.decoded(codes[None], n_samples, rate) for codes in ways]
+    if causal_prefix and half:
+        first = inpainter.primed(condition, half, num_samples, sampling).cpu()
+        codes = torch.cat([first, codes[..., half:].expand(num_samples, -1, -1)], -1)
+        inpaint_mask[:half] = False
+    ways = inpainter.filled(codes, inpaint_mask, condition, num_samples, sampling)
+    return [inpainter.decoded(codes[None], n_samples, rate) for codes in ways]
 
 
-def _frames(filler: Inpainter, n_samples: int, rate: int) -> int:
-    n_frames = filler.n_frames(n_samples, rate)
+def _frames(inpainter: Inpainter, n_samples: int, rate: int) -> int:
+    n_frames = inpainter.n_frames(n_samples, rate)
     if n_frames > MAX_FRAMES:
-        longest_s = MAX_FRAMES / filler.codec.config.frames_per_s
+        longest_s = MAX_FRAMES / inpainter.codec.config.frames_per_s
         raise LoopError(
             f"{n_samples / rate:.0f} s are over {longest_s:.0f}, the longest loop that is made "
             "anew at once; give fewer bars, or a faster tempo"
@@ -256,10 +260,10 @@ def write(
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
-    told = []
+    remarks = []
     room = LOSSY_PEAK if form.depth == "lossy" else form.headroom
     if made.peak > room:
-        told.append(f"turned down by {20 * math.log10(made.peak / room):.1f} dB, or it clips")
+        remarks.append(f"turned down by {20 * math.log10(made.peak / room):.1f} dB, or it clips")
         made = Wave(made.samples * np.float32(room / made.peak), made.rate)
     stem = label.file_name("default")
     out.mkdir(parents=True, exist_ok=True)
@@ -273,19 +277,19 @@ def write(
         for name in names[1:]:
             (out / name).unlink(missing_ok=True)
         raise
-    return tuple(names), told
+    return tuple(names), remarks
 
 
 def run(
     sources: Sequence[Path],
     out: Path,
-    filler: Inpainter,
+    inpainter: Inpainter,
     read: Callable[[Path], SourceLoop],
     part: InpaintMask = InpaintMask(),
     *,
-    variations: int = 1,
-    taste: SamplingConfig = SAMPLING,
-    free: bool = False,
+    num_samples: int = 1,
+    sampling: SamplingConfig = SAMPLING,
+    ignore_notes: bool = False,
     form: Format = FORMAT,
 ) -> Iterator[list[WrittenLoop] | LoopError]:
     """Refine files one by one, and write what becomes of each; one that fails costs itself.
@@ -302,7 +306,15 @@ def run(
             try:
                 with errors_named(source):
                     made = _one(
-                        read(source), out, filler, part, variations, taste, free, form, names
+                        read(source),
+                        out,
+                        inpainter,
+                        part,
+                        num_samples,
+                        sampling,
+                        ignore_notes,
+                        form,
+                        names,
                     )
             except LoopError as error:
                 yield error
@@ -333,19 +345,23 @@ def with_number(label: Label, number: int, n: int) -> Label:
 def _one(
     loop: SourceLoop,
     out: Path,
-    filler: Inpainter,
+    inpainter: Inpainter,
     part: InpaintMask,
-    variations: int,
-    taste: SamplingConfig,
-    free: bool,
+    num_samples: int,
+    sampling: SamplingConfig,
+    ignore_notes: bool,
     form: Format,
     names: Names,
 ) -> list[WrittenLoop]:
-    made, anew = refine(loop, filler, part, variations=variations, taste=taste, free=free)
+    made, regenerated = refine(
+        loop, inpainter, part, num_samples=num_samples, sampling=sampling, ignore_notes=ignore_notes
+    )
     found = []
     for number, one in enumerate(made, start=1):
         label = with_unique_name(with_number(loop.label, number, len(made)), names)
-        files, told = write(one, out, label, form, loop.score)
-        notes = (*loop.notes, *told)
-        found.append(WrittenLoop(printable(loop.source), files, label, len(one), anew, notes))
+        files, remarks = write(one, out, label, form, loop.score)
+        notes = (*loop.notes, *remarks)
+        found.append(
+            WrittenLoop(printable(loop.source), files, label, len(one), regenerated, notes)
+        )
     return found

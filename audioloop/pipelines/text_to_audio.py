@@ -22,7 +22,7 @@ from midiloop.errors import LoopError, counted
 ENCODEC = "facebook/encodec_32khz"
 # As published: a text is followed further than notes are, and drawing begins hotter.
 SAMPLING = SamplingConfig(
-    steps=(20, 10, 10, 10), temperature=3.0, top_p=0.9, guidance=10.0, shuffling=0.0
+    steps=(20, 10, 10, 10), temperature=3.0, top_p=0.9, cfg_scale=10.0, choice_temperature=0.0
 )
 
 
@@ -36,7 +36,12 @@ class TextToAudio:
 
     @torch.inference_mode()
     def loop(
-        self, text: str, label: Label, rate: int, taste: SamplingConfig = SAMPLING, number: int = 0
+        self,
+        text: str,
+        label: Label,
+        rate: int,
+        sampling: SamplingConfig = SAMPLING,
+        number: int = 0,
     ) -> Wave:
         """A loop (1, samples) of a text, exactly as long as its bars.
 
@@ -52,11 +57,13 @@ class TextToAudio:
         window = round(self.published.segment_s * shape.rate / shape.frame)
         condition = model.condition(*self.texts([text]))
         predict = loops.tiled(lambda _: decode.guided(model, condition), n_frames, window)
-        generator = taste.generator(number, model.device)
+        generator = sampling.generator(number, model.device)
         blank = decode.blank(model, 1, n_frames)
         # As published, all codebooks are drawn alike.
-        config = replace(taste.config(told=False), finer=1.0, span=self.published.span)
-        codes = decode.decode(predict, blank, model.config.gap, generator, config)
+        config = replace(
+            sampling.config(conditioned=False), fine_temperature=1.0, span=self.published.span
+        )
+        codes = decode.decode(predict, blank, model.config.mask_token, generator, config)
         latent = compression.dequantize(codes, self.codec)
         return compression.decode(latent, self.codec, n_samples, rate)
 

@@ -308,7 +308,7 @@ def task(job: Job, turn_to: Callable[[int], None]) -> list[RenderedLoop | Failed
 
 _WHY_LOST = {
     "crashed": "its process ended each time, also alone: memory ran out, or FluidSynth crashed; "
-    "free some memory and add --resume, mend the file, or give another SoundFont with --sf2",
+    "free some memory and add --resume, mend the file, or give another SoundFont with --soundfont",
     "timeout": f"took over {LOOP_TIMEOUT_S:.0f} s; mend the file, or give another SoundFont",
 }
 

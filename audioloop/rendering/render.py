@@ -107,7 +107,7 @@ def loop(piece: Piece, font: SoundFont, sound: Sound = Sound()) -> Rendered:
     if mix.peak < SILENT:
         raise LoopError(
             f"silent with {font.path.name}, which has no such instrument or drum; "
-            "give another SoundFont with --sf2"
+            "give another SoundFont with --soundfont"
         )
     gain, held_back_db = _gain(mix, sound)
     scaled = {name: Wave(wave.samples * gain, font.rate) for name, wave in waves.items()}

@@ -111,7 +111,7 @@ def soundfont(path: Path | None = None) -> Path:
         return bundled
     raise LoopError(
         "no SoundFont on this machine: pip install pretty_midi, which brings one, "
-        "or name one with --sf2"
+        "or name one with --soundfont"
     )
 
 
@@ -176,7 +176,7 @@ def load(library: str | None = None) -> ModuleType:
 @contextlib.contextmanager
 def _library_found(path: str) -> Iterator[None]:
     """Let pyfluidsynth, which takes no path, find the library at ``path``."""
-    usual = ctypes.util.find_library
+    defaults = ctypes.util.find_library
 
     def found(name: str) -> str:  # noqa: ARG001 - the only library it asks for
         return path
@@ -185,7 +185,7 @@ def _library_found(path: str) -> Iterator[None]:
     try:
         yield
     finally:
-        ctypes.util.find_library = usual
+        ctypes.util.find_library = defaults
 
 
 class SoundFont:

@@ -54,7 +54,7 @@ class TokenConfig:
     codec: str = ""
 
     @property
-    def gap(self) -> int:
+    def mask_token(self) -> int:
         """What stands for a code that is not known."""
         return self.codebook_size
 
@@ -235,7 +235,7 @@ class Causal(Backbone):
             condition: of as many frames. A frame hears what is told of the frames around it.
             first: frame from which on logits are asked for.
         """
-        nothing = torch.full_like(codes[..., :1], self.config.gap)
+        nothing = torch.full_like(codes[..., :1], self.config.mask_token)
         before = torch.cat([nothing, codes[..., :-1]], -1)
         x = self.embedded(before) + self.listener(condition, circular=False)
         for layer in self.layers:
@@ -248,23 +248,25 @@ class Causal(Backbone):
         for book, (think, head) in enumerate(zip(self.thoughts, self.heads, strict=True)):
             if book:
                 # After a gap nothing can be said; it only must not be an index out of range.
-                x = x + self.told[book - 1](codes[:, book - 1].clamp(max=self.config.gap - 1))
+                x = x + self.told[book - 1](
+                    codes[:, book - 1].clamp(max=self.config.mask_token - 1)
+                )
             logits.append(head(think(x)))
         return logits
 
     def begin(self, n: int) -> State:
         """Before the first frame of ``n`` lines."""
-        last = torch.full((n, self.config.codebooks, 1), self.config.gap, device=self.device)
+        last = torch.full((n, self.config.codebooks, 1), self.config.mask_token, device=self.device)
         empty = self.norm.weight.new_zeros(n, 0, self.config.dim)
         return State([layer.attention.nothing(empty) for layer in self.layers], last)
 
-    def go_on(self, state: State, told: Tensor) -> tuple[Tensor, State]:
+    def go_on(self, state: State, condition: Tensor) -> tuple[Tensor, State]:
         """The next frame (B, 1, D), for `next_code`, and the state after it, less its codes.
 
         Args:
-            told: (B, 1, D), of `listener`, at that frame.
+            condition: (B, 1, D), of `listener`, at that frame.
         """
-        x = self.embedded(state.last) + told
+        x = self.embedded(state.last) + condition
         heard = []
         for layer, before in zip(self.layers, state.heard, strict=True):
             x, now = layer.after(x, before)

@@ -38,10 +38,10 @@ def continuation(
     top_p: float = 0.95,
 ) -> Tensor:
     """Lines of codes (B, K, T), one for each condition, a frame after the other."""
-    told = model.listener(condition, circular=False)
-    state = model.begin(len(told))
+    conditioning = model.listener(condition, circular=False)
+    state = model.begin(len(conditioning))
     frames = []
-    for now in told.split(1, 1):
+    for now in conditioning.split(1, 1):
         x, state = model.go_on(state, now)
         codes: list[Tensor] = []
         for book in range(model.config.codebooks):
@@ -62,9 +62,9 @@ def token_probabilities(model: Causal, condition: ConditioningTensors) -> TokenP
 
     def chances(codes: Tensor, stage: int) -> Tensor:
         line = codes[..., places.to(codes.device) % n_frames]
-        line[:, stage + 1 :] = model.config.gap
-        told = heard.repeated(len(line) // len(heard.kit))
-        logits = model(line, told, before)[:, stage]
+        line[:, stage + 1 :] = model.config.mask_token
+        conditioning = heard.repeated(len(line) // len(heard.kit))
+        logits = model(line, conditioning, before)[:, stage]
         found: Tensor = logits.softmax(-1).gather(-1, codes[:, stage][..., None])[..., 0]
         return found
 

@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
-from audioloop import conditioning
 from audioloop.codec import compression, encoded_dataset
 from audioloop.codec.encoded_dataset import EncodedLoop
-from audioloop.conditioning import NOTES, NULL_PROGRAM, ConditioningTensors
+from audioloop.conditioning import NOTES, NULL_PROGRAM, ConditioningTensors, stack
 from audioloop.rendering import augment
 from audioloop.tokens import pretrained
 from audioloop.tokens.model import Causal, Masked, TokenConfig
@@ -89,7 +88,7 @@ class TokenTask(Task):
         self,
         kind: str,
         config: TokenConfig,
-        study: TokenRecipe,
+        recipe: TokenRecipe,
         seed: int,
         loops: Sequence[EncodedLoop],
         valid: Sequence[EncodedLoop],
@@ -98,7 +97,7 @@ class TokenTask(Task):
         also_begun_with: dict[str, Any],
     ) -> None:
         torch.manual_seed(seed)
-        self.kind, self.study, self.also_begun_with = kind, study, also_begun_with
+        self.kind, self.recipe, self.also_begun_with = kind, recipe, also_begun_with
         self.device, self.frames_per_s = device, frames_per_s
         self.loops, self.valid = loops, valid
         self.model: Masked | Causal = KINDS[kind].model(config).to(device)
@@ -111,7 +110,7 @@ class TokenTask(Task):
     def begun_with(self) -> dict[str, Any]:
         """What must be the same when a run resumes."""
         return {
-            "settings": asdict(self.study),
+            "settings": asdict(self.recipe),
             "model": {"kind": self.kind, **asdict(self.model.config)},
             **self.also_begun_with,
         }
@@ -141,11 +140,11 @@ class TokenTask(Task):
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Cross-entropy on loops that are not learned from: told all, and told nothing."""
-        told, untold = [], []
+        conditioning, untold = [], []
         for codes, condition in self._valid_lines:
-            told.append(self.cross_entropy(model, codes, condition))
+            conditioning.append(self.cross_entropy(model, codes, condition))
             untold.append(self.cross_entropy(model, codes, condition.silent()))
-        return {"nats": float(np.mean(told)), "nats_untold": float(np.mean(untold))}
+        return {"nats": float(np.mean(conditioning)), "nats_untold": float(np.mean(untold))}
 
     def cross_entropy(
         self, model: nn.Module, codes: Tensor, condition: ConditioningTensors
@@ -163,7 +162,7 @@ class TokenTask(Task):
         return found
 
     def _told(self, loop: EncodedLoop) -> ConditioningTensors:
-        return loop.told.on(loop.codes.shape[1], self.frames_per_s)
+        return loop.conditioning.on(loop.codes.shape[1], self.frames_per_s)
 
     def _line(self, loop: EncodedLoop, places: Tensor) -> tuple[Tensor, ConditioningTensors]:
         n_frames = loop.codes.shape[1]
@@ -171,7 +170,7 @@ class TokenTask(Task):
 
     def lines(self, size: int, rng: np.random.Generator) -> tuple[Tensor, ConditioningTensors]:
         """Lines (B, K, T) that go round loops from anywhere, and what is told of them."""
-        n_frames = self.study.line
+        n_frames = self.recipe.line
         n = max(1, round(size * LOOP_FRAMES / n_frames))
         picks = [self.loops[pick] for pick in rng.integers(len(self.loops), size=n)]
         starts = [int(rng.integers(loop.codes.shape[1])) for loop in picks]
@@ -185,17 +184,17 @@ class TokenTask(Task):
         self, pairs: Sequence[tuple[Tensor, ConditioningTensors]], rng: np.random.Generator
     ) -> tuple[Tensor, ConditioningTensors]:
         codes = torch.stack([codes for codes, _ in pairs])
-        condition = less(conditioning.stack([told for _, told in pairs]), self.study, rng)
+        condition = less(stack([conditioning for _, conditioning in pairs]), self.recipe, rng)
         return codes.to(self.device), condition.to(self.device)
 
 
 def less(
-    condition: ConditioningTensors, study: TokenRecipe, rng: np.random.Generator
+    condition: ConditioningTensors, recipe: TokenRecipe, rng: np.random.Generator
 ) -> ConditioningTensors:
     """The same, with some of it unsaid here and there."""
     n = len(condition.kit)
-    nothing = rng.random(n) < study.all_unsaid
-    shares = (study.without_notes, study.unsaid, study.unsaid)
+    nothing = rng.random(n) < recipe.all_unsaid
+    shares = (recipe.without_notes, recipe.unsaid, recipe.unsaid)
     notes, kit, bass = (nothing | (rng.random(n) < share) for share in shares)
     beat = nothing | (notes & (rng.random(n) < 1 / 3))
     said = torch.ones(n, condition.frames.shape[1], 1)
@@ -223,20 +222,20 @@ class MaskedTask(TokenTask):
 
     def batch(self, step: int, size: int, rng: np.random.Generator) -> MaskedBatch:
         """Loops, or every so many steps lines, with gaps in one codebook."""
-        study, config = self.study, self.model.config
-        circular = study.open_every == 0 or (step + 1) % study.open_every != 0
+        recipe, config = self.recipe, self.model.config
+        circular = recipe.open_every == 0 or (step + 1) % recipe.open_every != 0
         codes, condition = self._rings(size, rng) if circular else self.lines(size, rng)
         others = config.codebooks - 1
-        stages = [study.first, *[(1 - study.first) / max(1, others)] * others]
+        stages = [recipe.first, *[(1 - recipe.first) / max(1, others)] * others]
         stage = int(rng.choice(config.codebooks, p=np.array(stages) / sum(stages)))
         shares = np.cos(rng.uniform(0, math.pi / 2, len(codes)))
-        open_ = torch.from_numpy(gaps(shares, codes.shape[2], study.span, rng)).to(self.device)
+        open_ = torch.from_numpy(gaps(shares, codes.shape[2], recipe.span, rng)).to(self.device)
         return MaskedBatch(codes, condition, stage, open_, circular)
 
     def loss(self, batch: MaskedBatch) -> Tensor:
         """Cross-entropy of what the gaps were, in nats a code."""
         codes, condition, stage, open_, circular = batch
-        given = with_gaps(codes, stage, open_, self.model.config.gap)
+        given = with_gaps(codes, stage, open_, self.model.config.mask_token)
         logits = self.model(given, condition, stage, circular=circular)
         return F.cross_entropy(logits[open_].float(), codes[:, stage][open_])
 
@@ -262,9 +261,9 @@ class MaskedTask(TokenTask):
         rng = np.random.default_rng(0)
         found = []
         for stage in range(codes.shape[1]):
-            drawn = gaps([0.5], codes.shape[2], self.study.span, rng)
+            drawn = gaps([0.5], codes.shape[2], self.recipe.span, rng)
             open_ = torch.from_numpy(drawn).to(codes.device)
-            given = with_gaps(codes, stage, open_, self.model.config.gap)
+            given = with_gaps(codes, stage, open_, self.model.config.mask_token)
             logits = model(given, condition, stage, circular=False)
             found.append(float(F.cross_entropy(logits[open_], codes[:, stage][open_])))
         return float(np.mean(found))
@@ -284,11 +283,11 @@ def gaps(
     return open_
 
 
-def with_gaps(codes: Tensor, stage: int, open_: Tensor, gap: int) -> Tensor:
+def with_gaps(codes: Tensor, stage: int, open_: Tensor, mask_token: int) -> Tensor:
     """Codes (B, K, T) as `Masked` is to fill them: one codebook open (B, T), all after it gaps."""
     given = codes.clone()
-    given[:, stage][open_] = gap
-    given[:, stage + 1 :] = gap
+    given[:, stage][open_] = mask_token
+    given[:, stage + 1 :] = mask_token
     return given
 
 
@@ -303,17 +302,19 @@ class CausalTask(TokenTask):
     ) -> tuple[Tensor, ConditioningTensors]:
         """Lines (B, K, T), of some of which only the first codebooks are known."""
         codes, condition = self.lines(size, rng)
-        gap, n_books = self.model.config.gap, codes.shape[1]
-        fewer = rng.random(len(codes)) < self.study.fewer
+        mask_token, n_books = self.model.config.mask_token, codes.shape[1]
+        fewer = rng.random(len(codes)) < self.recipe.fewer
         known = np.where(fewer, rng.integers(1, n_books, len(codes)), n_books)
         hidden = torch.from_numpy(np.arange(n_books)[None] >= known[:, None]).to(self.device)
-        return codes.masked_fill(hidden[..., None], gap), condition
+        return codes.masked_fill(hidden[..., None], mask_token), condition
 
     def loss(self, batch: tuple[Tensor, ConditioningTensors]) -> Tensor:
         """Cross-entropy of all codes, in nats a code."""
         given, condition = batch
-        logits, gap = self.model(given, condition), self.model.config.gap
-        return F.cross_entropy(logits.float().flatten(0, 2), given.flatten(), ignore_index=gap)
+        logits, mask_token = self.model(given, condition), self.model.config.mask_token
+        return F.cross_entropy(
+            logits.float().flatten(0, 2), given.flatten(), ignore_index=mask_token
+        )
 
     def cross_entropy(
         self, model: nn.Module, codes: Tensor, condition: ConditioningTensors
@@ -338,8 +339,8 @@ def tokens(
     folder: Path | None = None,
     codec: Path | None = None,
     config: TokenConfig | None = None,
-    study: TokenRecipe = RECIPE,
-    begin_with: Path | None = None,
+    recipe: TokenRecipe = RECIPE,
+    init_from: Path | None = None,
     n_workers: int = 1,
     device: torch.device,
     resume: bool = False,
@@ -355,7 +356,7 @@ def tokens(
         n_loops: to render and code, once, before anything is learned.
         folder: for the coded loops; None for one in ``out``.
         codec: a run; None for the codec that ships.
-        begin_with: a run whose model is to learn more; its sizes are kept. A model of the other
+        init_from: a run whose model is to learn more; its sizes are kept. A model of the other
             kind gives what both kinds have: all but heads, and as many layers as there are.
         events: write TensorBoard event files into ``out/events``.
         on_coded: called with how many loops are coded.
@@ -372,8 +373,8 @@ def tokens(
         trainer.event_writer()
     model = compression.load(codec)
     begun = None
-    if begin_with is not None:
-        begun = pretrained.load_any(begin_with)
+    if init_from is not None:
+        begun = pretrained.load_any(init_from)
         pretrained.of_codec(begun, model)
     shape = model.config
     sizes = replace(
@@ -407,11 +408,11 @@ def tokens(
         "begun_with": first,
     }
     settings = {**asdict(budget), **asdict(training)}
-    about = {"settings": settings, "study": asdict(study), "data": data}
+    about = {"settings": settings, "recipe": asdict(recipe), "data": data}
     task = TASKS[kind](
         kind,
         sizes,
-        study,
+        recipe,
         training.seed,
         loops,
         valid,

@@ -1,4 +1,4 @@
-"""The command that compares ways to make loops: audioloop compare.
+"""The command that compares ways to make loops: audioloop benchmark.
 
 The library is imported inside it, so that ``--help`` answers at once.
 """
@@ -31,7 +31,7 @@ def steps_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[i
 @click.argument("dataset", type=INPUT, metavar="LOOPS")
 @click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="Folder for it all.")
 @click.option(
-    "--items",
+    "--num-loops",
     type=int,
     default=100,
     show_default=True,
@@ -44,19 +44,19 @@ def steps_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[i
     "thirds.",
 )  # fmt: skip
 @click.option(
-    "--steps", callback=steps_of, metavar="N,N,N,N",
+    "--decode-steps", callback=steps_of, metavar="N,N,N,N",
     help="Steps of each codebook, where notes are told; fewer are quicker.  [default: 20,8,6,6]",
 )  # fmt: skip
 @click.option(
-    "--free-steps", callback=steps_of, metavar="N,N,N,N",
+    "--unconditioned-decode-steps", callback=steps_of, metavar="N,N,N,N",
     help="Steps of each codebook, where no notes are told.  [default: 40,8,6,6]",
 )  # fmt: skip
 @click.option(
-    "--rescoring", type=float, default=0.0, show_default=True, metavar="WEIGHT",
+    "--rescoring-weight", type=float, default=0.0, show_default=True, metavar="WEIGHT",
     help="The causal model's say in what is kept, from 0 to 1.",
 )  # fmt: skip
-@click.option("--masked", type=INPUT, metavar="RUN", help="A masked model that you trained.")
-@click.option("--causal", type=INPUT, metavar="RUN", help="A causal model that you trained.")
+@click.option("--masked-model", type=INPUT, metavar="RUN", help="A masked model that you trained.")
+@click.option("--causal-model", type=INPUT, metavar="RUN", help="A causal model that you trained.")
 @click.option("--codec", type=INPUT, metavar="RUN", help="The codec that they learned from.")
 @sf2_option
 @click.option("--keep-audio", is_flag=True, help="Write the loops of the first 3 items as WAV.")
@@ -66,12 +66,12 @@ def steps_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[i
 )  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on; items that are done are not done again.")
 @json_option
-def compare(
+def benchmark(
     dataset: Path,
     out: Path,
-    sf2: Path | None,
-    masked: Path | None,
-    causal: Path | None,
+    soundfont: Path | None,
+    masked_model: Path | None,
+    causal_model: Path | None,
     codec: Path | None,
     n_workers: int,
     resume: bool,
@@ -89,15 +89,15 @@ def compare(
 
     known = {name: value for name, value in settings.items() if value is not None}
     wanted = benchmark.Settings(**known)
-    with report.counting("items", wanted.items) as count:
+    with report.counting("items", wanted.num_loops) as count:
         found = benchmark.run(
             LoopDataset(dataset),
             out,
             wanted,
-            synth.soundfont(sf2).resolve(),
+            synth.soundfont(soundfont).resolve(),
             codec=codec,
-            masked=masked,
-            causal=causal,
+            masked=masked_model,
+            causal=causal_model,
             n_workers=n_workers,
             resume=resume,
             on_progress=count,
@@ -109,7 +109,7 @@ def compare(
     shown = report.to_json(tables.as_json(found)) if as_json else _summary(found)
     report.echo(shown)
     if not as_json:
-        report.echo(f"tables: {report.plain(out / 'compare.md')}   pictures: {pictures}")
+        report.echo(f"tables: {report.plain(out / 'benchmark.md')}   pictures: {pictures}")
 
 
 def _summary(found: BenchmarkResult) -> str:

@@ -53,7 +53,7 @@ seed_option = click.option(
 )
 
 sf2_option = click.option(
-    "--sf2",
+    "--soundfont",
     type=INPUT,
     help="SoundFont to render with; default: AUDIOLOOP_SOUNDFONT, a system's FluidR3, or a small "
     "one.",

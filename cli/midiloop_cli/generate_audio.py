@@ -35,7 +35,7 @@ def taste_options(*, texts: bool) -> Callable[[Callable[..., Any]], Callable[...
     options = (
         seed_option,
         click.option(
-            "--variations", type=click.IntRange(1, 1000), default=1, show_default=True,
+            "-n", "--num-samples", type=click.IntRange(1, 1000), default=1, show_default=True,
             help="How many loops to write from each source.",
         ),
         click.option(
@@ -49,30 +49,30 @@ def taste_options(*, texts: bool) -> Callable[[Callable[..., Any]], Callable[...
             f"notes, 1 without{of_texts(', 0.9 for a text')}.",
         ),
         click.option(
-            "--guidance", type=click.FloatRange(0, 100),
+            "--cfg-scale", type=click.FloatRange(0, 100),
             help=f"How strictly notes, kit{of_texts(', text')} and tempo are followed. Default: 1 "
             "with notes, 1.5 with notes and one candidate, 4 without notes"
             f"{of_texts(', 10 for a text')}.",
         ),
         click.option(
-            "--shuffling", type=click.FloatRange(0, 1), metavar="WEIGHT",
+            "--choice-temperature", type=click.FloatRange(0, 1), metavar="WEIGHT",
             help="How much chance decides of what is kept at first, from 0 to 1. Default: 1"
             f"{of_texts('; 0 for a text')}.",
         ),
         click.option(
-            "--rescoring", type=click.FloatRange(0, 1), metavar="WEIGHT",
+            "--rescoring-weight", type=click.FloatRange(0, 1), metavar="WEIGHT",
             help="The causal model's say in what is kept, from 0 to 1. Default: 0.",
         ),
         click.option(
-            "--candidates", type=click.IntRange(1, 16), metavar="N",
+            "--best-of", type=click.IntRange(1, 16), metavar="N",
             help="Drafts of each loop, 1 to 16, of which the one that fits the notes best is kept. "
             "Default: 4.",
         ),
         click.option(
-            "--masked", type=INPUT, metavar="RUN", help="A masked model that you trained."
+            "--masked-model", type=INPUT, metavar="RUN", help="A masked model that you trained."
         ),
         click.option(
-            "--causal", type=INPUT, metavar="RUN", help="A causal model that you trained."
+            "--causal-model", type=INPUT, metavar="RUN", help="A causal model that you trained."
         ),
         click.option(
             "--codec", type=INPUT, metavar="RUN", help="The codec that they learned from."
@@ -99,10 +99,18 @@ def taste_options(*, texts: bool) -> Callable[[Callable[..., Any]], Callable[...
     return added
 
 
-def _taste(options: dict[str, Any], usual: SamplingConfig) -> SamplingConfig:
-    names = ("seed", "temperature", "top_p", "guidance", "shuffling", "rescoring", "candidates")
+def _taste(options: dict[str, Any], defaults: SamplingConfig) -> SamplingConfig:
+    names = (
+        "seed",
+        "temperature",
+        "top_p",
+        "cfg_scale",
+        "choice_temperature",
+        "rescoring_weight",
+        "best_of",
+    )
     given = {name: options[name] for name in names if options[name] is not None}
-    return replace(usual, **given)
+    return replace(defaults, **given)
 
 
 @click.command()
@@ -119,7 +127,7 @@ def _taste(options: dict[str, Any], usual: SamplingConfig) -> SamplingConfig:
     help="What is made anew, in place of --keep: even or odd bars, last, onsets, or bars as in "
     "2,4,7-8.",
 )  # fmt: skip
-@click.option("--free", is_flag=True, help="Do not tell the model the notes of MIDI files.")
+@click.option("--ignore-notes", is_flag=True, help="Do not tell the model the notes of MIDI files.")
 @click.option(
     "--bpm", type=click.FloatRange(20, 400), help="Tempo, in place of what each file says."
 )
@@ -139,13 +147,13 @@ def refine(
     out: Path,
     keep: float,
     mask: str | None,
-    free: bool,
+    ignore_notes: bool,
     bpm: float | None,
     bars: int | None,
-    sf2: Path | None,
+    soundfont: Path | None,
     kit: int | None,
     bass: int | None,
-    variations: int,
+    num_samples: int,
     form: str,
     device: str,
     as_json: bool,
@@ -157,8 +165,8 @@ def refine(
     """
     if mask is not None:
         refuse("--mask says what is made anew, and --keep what stays; give one", "keep")
-    if not options["rescoring"]:
-        refuse("is asked only with --rescoring", "causal")
+    if not options["rescoring_weight"]:
+        refuse("is asked only with --rescoring-weight", "causal_model")
     refuse_top_p(options["temperature"])
     from audioloop.io.wave import Format
     from audioloop.pipelines import inpaint, inputs
@@ -168,13 +176,17 @@ def refine(
     from midiloop.errors import LoopError
 
     part = making.InpaintMask(keep, mask)
-    taste = _taste(options, inpaint.SAMPLING)  # out of range: an error before anything is read
+    sampling = _taste(options, inpaint.SAMPLING)  # out of range: an error before anything is read
     paths = list(inputs.files(sources))
     if not inputs.needs_font(paths):
-        refuse("is for MIDI files, and none was given", "sf2", "kit", "bass", "free")
-    if free or not inputs.needs_font(paths):
-        refuse("are compared by the notes, and no notes are used", "candidates")
-    font = synth.SoundFont(synth.soundfont(sf2), inputs.RATE) if inputs.needs_font(paths) else None
+        refuse("is for MIDI files, and none was given", "soundfont", "kit", "bass", "ignore_notes")
+    if ignore_notes or not inputs.needs_font(paths):
+        refuse("are compared by the notes, and no notes are used", "best_of")
+    font = (
+        synth.SoundFont(synth.soundfont(soundfont), inputs.RATE)
+        if inputs.needs_font(paths)
+        else None
+    )
     sound = Sound(kit=kit, bass=bass)
     done: list[WrittenLoop] = []
     failed: list[LoopError] = []
@@ -185,9 +197,9 @@ def refine(
             _filler(options, device),
             lambda path: inputs.read(path, font, sound, bpm=bpm, bars=bars),
             part,
-            variations=variations,
-            taste=taste,
-            free=free,
+            num_samples=num_samples,
+            sampling=sampling,
+            ignore_notes=ignore_notes,
             form=Format(form, "lossy" if form == "ogg" else "24"),
         ):
             count()
@@ -217,7 +229,7 @@ def refine(
     type=click.IntRange(0, 127),
     help="General MIDI program of the bass, as in 33 for fingered; default: the file's, or 33.",
 )
-@click.option("--primed", is_flag=True, help="Let the causal model write the first half.")
+@click.option("--causal-prefix", is_flag=True, help="Let the causal model write the first half.")
 @click.option("--text", help="Words for a published MAGNeT, see --magnet.")
 @click.option("--magnet", metavar="NAME",
     help="A published MAGNeT, as a folder or as NAME or NAME@REVISION of Hugging Face.",
@@ -259,12 +271,12 @@ def generate(
     form_ = Format(form, "lossy" if form == "ogg" else "24")
     done: list[WrittenLoop] = []
     failed: list[LoopError] = []
-    n_loops = max(1, len(paths)) * options["variations"]
+    n_loops = max(1, len(paths)) * options["num_samples"]
     with working_in(out), report.counting("loops", n_loops) as count:
         for outcome in made:
             if isinstance(outcome, LoopError):
                 failed.append(outcome)
-                count(options["variations"])
+                count(options["num_samples"])
                 continue
             source, wanted, wave, score = outcome
             label = making.with_unique_name(wanted, names)
@@ -281,15 +293,24 @@ def _check_used(text: str | None, sources: tuple[Path, ...], options: dict[str, 
     """Raise `click.UsageError` for an option that would change nothing."""
     refuse_top_p(options["temperature"])
     if text is not None:
-        notes = ("kit", "bass", "primed", "rescoring", "candidates", "masked", "causal", "codec")
+        notes = (
+            "kit",
+            "bass",
+            "causal_prefix",
+            "rescoring_weight",
+            "best_of",
+            "masked_model",
+            "causal_model",
+            "codec",
+        )
         refuse("is for what has notes, and not for --text", *notes)
         refuse("is of the masked model, and not for --text", "precision")
         return
     refuse("belongs to a published MAGNeT; give --text and --magnet as well", "encodec", "t5")
     if not sources:
-        refuse("are compared by the notes; give MIDI files", "candidates")
-    if not options["rescoring"] and not options["primed"]:
-        refuse("is asked only with --rescoring or --primed", "causal")
+        refuse("are compared by the notes; give MIDI files", "best_of")
+    if not options["rescoring_weight"] and not options["causal_prefix"]:
+        refuse("is asked only with --rescoring-weight or --causal-prefix", "causal_model")
 
 
 KIT, BASS = 0, 33  # of loops that no file describes: General MIDI's standard kit, a fingered bass
@@ -306,13 +327,18 @@ def _of_notes(paths: Sequence[Path], options: dict[str, Any]) -> Iterator[Made |
     from audioloop.rendering.render import Sound
     from midiloop.errors import LoopError
 
-    taste = _taste(options, inpaint.SAMPLING)  # out of range: an error before anything is read
-    filler = _filler(options, options["device"], options["primed"])
-    n, kit, bass = options["variations"], options["kit"], options["bass"]
+    sampling = _taste(options, inpaint.SAMPLING)  # out of range: an error before anything is read
+    inpainter = _filler(options, options["device"], options["causal_prefix"])
+    n, kit, bass = options["num_samples"], options["kit"], options["bass"]
 
-    def loops(source: str, label: Label, told: Conditioning, score: Any) -> Iterator[Made]:
+    def loops(source: str, label: Label, conditioning: Conditioning, score: Any) -> Iterator[Made]:
         waves = making.generate(
-            label, told, filler, variations=n, taste=taste, primed=options["primed"]
+            label,
+            conditioning,
+            inpainter,
+            num_samples=n,
+            sampling=sampling,
+            causal_prefix=options["causal_prefix"],
         )
         for number, wave in enumerate(waves, start=1):
             yield source, making.with_number(label, number, n), wave, score
@@ -320,9 +346,11 @@ def _of_notes(paths: Sequence[Path], options: dict[str, Any]) -> Iterator[Made |
     if not paths:
         label = Label(options["bpm"] or 120.0, options["bars"] or 4, name=f"seed-{options['seed']}")
         # What nothing is told of comes out faint, so both are told.
-        kit, bass = (usual if said is None else said for said, usual in ((kit, KIT), (bass, BASS)))
-        told = Conditioning(None, int(label.quarters * STEPS_PER_BEAT), kit, bass)
-        yield from loops("", label, told, None)
+        kit, bass = (
+            defaults if said is None else said for said, defaults in ((kit, KIT), (bass, BASS))
+        )
+        conditioning = Conditioning(None, int(label.quarters * STEPS_PER_BEAT), kit, bass)
+        yield from loops("", label, conditioning, None)
     for path in paths:
         try:
             loop = piece.read(path, inputs.name_of(path), bpm=options["bpm"], bars=options["bars"])
@@ -343,23 +371,23 @@ def _of_text(text: str, magnet: str | None, options: dict[str, Any]) -> Iterator
     writer = text_to_audio.load(
         magnet, options["encodec"], options["t5"], choose_device(options["device"])
     )
-    taste, n = _taste(options, text_to_audio.SAMPLING), options["variations"]
+    sampling, n = _taste(options, text_to_audio.SAMPLING), options["num_samples"]
     label = Label(options["bpm"] or 120.0, options["bars"] or 4, name=text[:40])
     for number in range(n):
-        wave = writer.loop(text, label, inputs.RATE, taste, number)
+        wave = writer.loop(text, label, inputs.RATE, sampling, number)
         yield "", making.with_number(label, number + 1, n), wave, None
 
 
-def _filler(options: dict[str, Any], device: str, primed: bool = False) -> Any:
+def _filler(options: dict[str, Any], device: str, causal_prefix: bool = False) -> Any:
     from audioloop.pipelines import inpaint
     from midiloop.common.devices import choose_device
 
     return inpaint.load(
-        options["masked"],
-        options["causal"],
+        options["masked_model"],
+        options["causal_model"],
         options["codec"],
         choose_device(device),
-        with_causal=primed or bool(options["rescoring"]),
+        with_causal=causal_prefix or bool(options["rescoring_weight"]),
         precision=options["precision"],
     )
 
@@ -367,10 +395,10 @@ def _filler(options: dict[str, Any], device: str, primed: bool = False) -> Any:
 def _lines(found: Sequence[WrittenLoop], out: Path) -> Iterator[str]:
     for one in found:
         label = one.label
-        anew = f", {one.anew:.0%} made anew" if one.source else ""
+        regenerated = f", {one.regenerated:.0%} regenerated" if one.source else ""
         yield (
             f"{report.plain(out / one.files[0])}   {counted(label.bars, 'bar')} "
-            f"at {label.tempo_bpm:g} bpm, {counted(one.samples, 'sample')}{anew}"
+            f"at {label.tempo_bpm:g} bpm, {counted(one.samples, 'sample')}{regenerated}"
         )
         yield from (f"    {report.plain(note)}" for note in one.notes)
 
@@ -384,7 +412,7 @@ def _end(done: Sequence[WrittenLoop], failed: Sequence[Any], as_json: bool) -> N
                 "tempo_bpm": one.label.tempo_bpm,
                 "bars": one.label.bars,
                 "samples": one.samples,
-                "anew": one.anew,
+                "regenerated": one.regenerated,
                 "notes": list(one.notes),
             }
             for one in done

@@ -120,7 +120,7 @@ for command in (
     models_commands.train,
     models_commands.generate,
     models_commands.evaluate,
-    models_commands.compare,
+    models_commands.reproduce,
 ):
     midiloop.add_command(command)
 
@@ -139,6 +139,6 @@ for command in (
     train_audio.reconstruct,
     generate_audio.refine,
     generate_audio.generate,
-    benchmark_command.compare,
+    benchmark_command.benchmark,
 ):
     audioloop.add_command(command)

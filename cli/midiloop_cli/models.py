@@ -1,4 +1,4 @@
-"""Commands that learn, and that look at what was learned: train, generate, evaluate, compare.
+"""Commands that learn, and that look at what was learned: train, generate, evaluate, reproduce.
 
 The library is imported inside each command, so that ``--help`` answers at once.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,12 +19,26 @@ import click
 from midiloop_cli import options, report
 from midiloop_cli.dataset import INPUT, PATH, TOP_P, json_option, seed_option
 
+
+class Device(click.ParamType[str]):
+    """A device of PyTorch, or "auto"; whether it is there is found out where it is used."""
+
+    name = "device"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name itself."""
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
+            self.fail(f"{value!r} is none of auto, cpu, mps, cuda and cuda:N", param, ctx)
+        return value
+
+
 device_option = click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    type=Device(),
+    metavar="auto|cpu|cuda[:N]|mps",
     default="auto",
     show_default=True,
-    help="Where to compute; auto: a GPU where there is one.",
+    help="Where to compute, as in cuda:1; auto: a GPU where there is one.",
 )
 precision_option = click.option(
     "--precision",
@@ -70,11 +85,11 @@ def _uncollected() -> Iterator[None]:
 @click.option("--epochs", type=click.IntRange(1), default=20, show_default=True,
     help="Passes over the loops at most.",
 )  # fmt: skip
-@click.option("--batch", "batch_size", type=click.IntRange(1), default=256, show_default=True,
+@click.option("--batch-size", "batch_size", type=click.IntRange(1), default=256, show_default=True,
     help="Loops a step.",
 )  # fmt: skip
 @click.option(
-    "--micro-batch",
+    "--micro-batch-size",
     "micro_batch_size",
     type=click.IntRange(1),
     default=256,
@@ -161,7 +176,7 @@ def train(
 
 @click.command()
 @click.argument("run", type=INPUT, required=False)
-@click.option("-n", "n", type=click.IntRange(1), default=8, show_default=True,
+@click.option("-n", "--num-samples", "n", type=click.IntRange(1), default=8, show_default=True,
     help="How many loops to write.",
 )  # fmt: skip
 @click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="New folder.")
@@ -198,7 +213,7 @@ def train(
     metavar="kick,crash,bass,loop",
     help="What plays on the first step; loop: bars 1 and 5 are alike, by the rules.",
 )
-@click.option("--batch", type=click.IntRange(1), help="Loops drawn at a time; default: 512.")
+@click.option("--batch-size", type=click.IntRange(1), help="Loops drawn at a time; default: 512.")
 @json_option
 def generate(
     run: Path | None,
@@ -206,9 +221,9 @@ def generate(
     bpm: float,
     like: Path | None,
     must: str | None,
-    batch: int | None,
+    batch_size: int | None,
     as_json: bool,
-    **wish: Any,
+    **request: Any,
 ) -> None:
     """Write new loops: MIDI files, a loop dataset and a contact sheet.
 
@@ -216,7 +231,7 @@ def generate(
     """
     if like is None:
         options.refuse("says what stays of --like; give --like as well", "keep")
-    options.refuse_top_p(wish["temperature"])
+    options.refuse_top_p(request["temperature"])
     from midiloop.common import engine, files
     from midiloop.plotting import plot
 
@@ -228,12 +243,12 @@ def generate(
 
     names = tuple(name.strip() for name in must.split(",")) if must else ()
     wanted = sample.GenerationRequest(
-        **wish, must=names, like=gallery.loop_of_midi(like) if like else None
+        **request, must=names, like=gallery.loop_of_midi(like) if like else None
     )
     generator = sample.load(run or sample.SHIPPED)
     with report.counting("loops", wanted.n) as count:
-        drawn = sample.sample(generator, wanted, batch=batch or sample.BATCH, on_loops=count)
-    about = {"run": run.name if run else "midiloop", "tried": drawn.tried, **wish, "must": names}
+        drawn = sample.sample(generator, wanted, batch=batch_size or sample.BATCH, on_loops=count)
+    about = {"run": run.name if run else "midiloop", "tried": drawn.tried, **request, "must": names}
     found = publish.write(drawn.rolls, out, tempo_bpm=bpm, seed=wanted.seed, about=about)
     shown = {name: path and str(path) for name, path in found._asdict().items()}
     report.echo(
@@ -249,12 +264,13 @@ def generate(
 @click.option("--epochs", type=click.IntRange(1), default=20, show_default=True,
     help="Passes over the loops at most.",
 )  # fmt: skip
-@click.option("--batch", "batch_size", type=click.IntRange(1), default=256, show_default=True,
+@click.option("--batch-size", "batch_size", type=click.IntRange(1), default=256, show_default=True,
     help="Loops a step.",
 )  # fmt: skip
 @seed_option
 @click.option(
     "-n",
+    "--num-samples",
     "n",
     type=click.IntRange(1),
     default=20_000,
@@ -265,7 +281,7 @@ def generate(
 @precision_option
 @click.option("--resume", is_flag=True, help="Go on; what is there is not trained again.")
 @json_option
-def compare(
+def reproduce(
     dataset: Path,
     out: Path,
     epochs: int,
@@ -314,6 +330,7 @@ def compare(
 )
 @click.option(
     "-n",
+    "--num-samples",
     "n",
     type=click.IntRange(1),
     default=20_000,

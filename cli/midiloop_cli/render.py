@@ -101,7 +101,7 @@ def render(
     out: Path,
     form: str,
     depth: str | None,
-    sf2: Path | None,
+    soundfont: Path | None,
     limit: int | None,
     song: str,
     split: str | None,
@@ -121,7 +121,7 @@ def render(
 
     kept = ("rate", "bpm", "bars", "template")
     wanted = batch.Settings(
-        synth.soundfont(sf2).resolve(),
+        synth.soundfont(soundfont).resolve(),
         form=Format(form, depth or ("lossy" if form == "ogg" else "24")),
         sound=Sound(**{name: value for name, value in settings.items() if name not in kept}),
         **{name: settings[name] for name in kept},

@@ -83,7 +83,7 @@ class Failed(NamedTuple):
     "--perplexity", is_flag=True,
     help="Measure as well how unlikely a model of codes finds what follows the seam.",
 )  # fmt: skip
-@click.option("--model", type=INPUT, metavar="RUN", help="A causal model that you trained.")
+@click.option("--causal-model", type=INPUT, metavar="RUN", help="A causal model that you trained.")
 @click.option("--codec", type=INPUT, metavar="RUN", help="The codec that it learned from.")
 @click.option(
     "--musicgen", metavar="NAME",
@@ -99,7 +99,7 @@ def seam(
     explain: bool,
     seed: int,
     perplexity: bool,
-    model: Path | None,
+    causal_model: Path | None,
     codec: Path | None,
     musicgen: str | None,
     encodec: str | None,
@@ -112,13 +112,13 @@ def seam(
     """
     from audioloop.io.sources import audio
 
-    _check_ear(perplexity, model or codec, musicgen, encodec)
+    _check_ear(perplexity, causal_model or codec, musicgen, encodec)
     files = list(audio(sources))
     if out and out.suffix.lower() in PICTURES and len(files) > 1:
         raise click.UsageError("--out names one picture for several files; give a folder.")
     found: list[Measured | Failed] = []
     with report.counting("files", len(files)) as count:
-        ear = _ear(model, codec, musicgen, encodec or ENCODEC) if perplexity else None
+        ear = _ear(causal_model, codec, musicgen, encodec or ENCODEC) if perplexity else None
         for path, place in _places(files, out):
             found.append(_measured(path, place, bars, seed, ear))
             count()
@@ -144,13 +144,14 @@ def _check_ear(
         raise click.UsageError("A model or a codec measures perplexity; give --perplexity as well.")
     if own and (musicgen or encodec):
         raise click.UsageError(
-            "--model and --codec are of one kind, --musicgen and --encodec of another; give one."
+            "--causal-model and --codec are of one kind, --musicgen and --encodec of another; "
+            "give one."
         )
     if encodec and not musicgen:
         raise click.UsageError("--encodec is the codec of a MusicGen; give --musicgen as well.")
 
 
-def _ear(model: Path | None, codec: Path | None, musicgen: str | None, encodec: str) -> Ear:
+def _ear(causal_model: Path | None, codec: Path | None, musicgen: str | None, encodec: str) -> Ear:
     if musicgen:
         from audioloop.codec import encodec as published
         from audioloop.tokens import musicgen as generators
@@ -161,7 +162,7 @@ def _ear(model: Path | None, codec: Path | None, musicgen: str | None, encodec: 
     from audioloop.codec import compression
     from audioloop.tokens import pretrained
 
-    own, trained = compression.load(codec), pretrained.load_causal(model)
+    own, trained = compression.load(codec), pretrained.load_causal(causal_model)
     pretrained.of_codec(trained, own)
     return Ear(own, trained)
 

@@ -31,26 +31,26 @@ if TYPE_CHECKING:
 @click.option("--minutes", type=float, help="Minutes to train, over all sessions.")
 @click.option("--steps", type=click.IntRange(1), help="Steps to train, in place of --minutes.")
 @click.option(
-    "--batch", "batch_size", type=click.IntRange(1), default=8, show_default=True,
+    "--batch-size", "batch_size", type=click.IntRange(1), default=8, show_default=True,
     help="Excerpts of loops a step.",
 )  # fmt: skip
 @click.option(
-    "--micro-batch", "micro_batch_size", type=click.IntRange(1),
+    "--micro-batch-size", "micro_batch_size", type=click.IntRange(1),
     help="Excerpts in memory at a time, whose gradients add up; default: all of a batch.",
 )  # fmt: skip
 @click.option("--learning-rate", type=float, default=1e-3, show_default=True,
     help="The largest, after the warm-up.",
 )  # fmt: skip
 @click.option(
-    "--sf2", "soundfonts", type=INPUT, multiple=True,
+    "--soundfont", "soundfonts", type=INPUT, multiple=True,
     help="SoundFont to render with; several take turns for a codec; default: AUDIOLOOP_SOUNDFONT, "
     "a system's FluidR3, or a small one.",
 )  # fmt: skip
 @click.option(
-    "--begin-with", type=INPUT, metavar="RUN", help="A model that is to learn more, from here on."
+    "--init-from", type=INPUT, metavar="RUN", help="A model that is to learn more, from here on."
 )
 @click.option(
-    "--lesson", "changes", multiple=True, metavar="NAME=VALUE",
+    "--loss-weight", "changes", multiple=True, metavar="NAME=VALUE",
     help="What counts how much for a codec: waveform, convergence, magnitude, mel, level, change, "
     "deceit, features; adversarial: where in the run critics begin.",
 )  # fmt: skip
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     help="Loops to render and code before masked or causal learn from them; default: 10,000.",
 )  # fmt: skip
 @click.option(
-    "--coded", type=PATH, metavar="FOLDER",
+    "--token-cache", type=PATH, metavar="FOLDER",
     help="Where those are, or will be, for several runs; default: in RUN.",
 )  # fmt: skip
 @click.option(
@@ -91,11 +91,11 @@ def train(
     minutes: float | None,
     steps: int | None,
     soundfonts: tuple[Path, ...],
-    begin_with: Path | None,
+    init_from: Path | None,
     changes: tuple[str, ...],
     decoder_only: bool,
     n_loops: int | None,
-    coded: Path | None,
+    token_cache: Path | None,
     run: Path | None,
     n_workers: int,
     device: str,
@@ -117,19 +117,19 @@ def train(
     from midiloop.common.train_config import Budget
     from midiloop.dataset.parquet import LoopDataset
 
-    mine = {"--lesson": changes or None, "--decoder-only": decoder_only or None}
+    mine = {"--loss-weight": changes or None, "--decoder-only": decoder_only or None}
     _only(model == "codec", mine, "a codec")
-    if decoder_only and begin_with is None:
-        raise click.UsageError("--decoder-only: say which codec's decoder by --begin-with.")
-    theirs = {"--loops": n_loops, "--coded": coded, "--codec": run}
+    if decoder_only and init_from is None:
+        raise click.UsageError("--decoder-only: say which codec's decoder by --init-from.")
+    theirs = {"--loops": n_loops, "--token-cache": token_cache, "--codec": run}
     _only(model != "codec", theirs, "masked and causal")
     fonts = [synth.soundfont(path).resolve() for path in soundfonts or (None,)]
     if model != "codec" and len(fonts) > 1:
-        raise click.UsageError("--sf2: masked and causal learn from one SoundFont; give one.")
-    lesson, n = codec_train.with_loss_weights(changes), n_loops or token_train.N_LOOPS
+        raise click.UsageError("--soundfont: masked and causal learn from one SoundFont; give one.")
+    recipe, n = codec_train.with_loss_weights(changes), n_loops or token_train.N_LOOPS
     loops, budget = LoopDataset(dataset), Budget(steps=steps, minutes=minutes)
     shared: dict[str, Any] = {
-        "begin_with": begin_with, "n_workers": n_workers, "resume": resume, "events": tensorboard,
+        "init_from": init_from, "n_workers": n_workers, "resume": resume, "events": tensorboard,
         "training": replace(
             (codec_train if model == "codec" else token_train).TRAINING,
             **settings,
@@ -140,13 +140,13 @@ def train(
         if model == "codec":
             with report.sounding(model) as live:
                 result = codec_train.codec(
-                    loops, out, budget, fonts, lesson=lesson, decoder_only=decoder_only,
+                    loops, out, budget, fonts, recipe=recipe, decoder_only=decoder_only,
                     device=place, on_progress=live, **shared,
                 )  # fmt: skip
         else:
             with report.counting("loops", n) as count, report.sounding(model) as live:
                 result = token_train.tokens(
-                    model, loops, out, budget, fonts[0], n_loops=n, folder=coded, codec=run,
+                    model, loops, out, budget, fonts[0], n_loops=n, folder=token_cache, codec=run,
                     device=place, on_coded=report.steps(count), on_lost=_left_out,
                     on_progress=live, **shared,
                 )  # fmt: skip

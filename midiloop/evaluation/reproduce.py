@@ -270,8 +270,8 @@ class _Measure:
                     for t in TEMPERATURES
                 }
             rows |= {
-                row: self.generated(row, self.out / "runs" / name, generator, wish)
-                for row, wish in wishes.items()
+                row: self.generated(row, self.out / "runs" / name, generator, request)
+                for row, request in wishes.items()
             }
         if sample.SHIPPED.exists():
             shipped = sample.load(sample.SHIPPED, self.device)
@@ -281,16 +281,18 @@ class _Measure:
         return rows
 
     def generated(
-        self, name: str, run: Path, generator: Generator, wish: GenerationRequest
+        self, name: str, run: Path, generator: Generator, request: GenerationRequest
     ) -> dict[str, float]:
         """The metrics of what the generator of a run writes."""
 
         def measured() -> dict[str, float]:
-            drawn = sample.sample(generator, wish, on_loops=lambda more: self.on_loops(name, more))
+            drawn = sample.sample(
+                generator, request, on_loops=lambda more: self.on_loops(name, more)
+            )
             return measure(drawn.rolls, self._training_prints())
 
         found = [path.parent for path in sorted(run.glob("*/config.json"))]
-        return self._once(name, asdict(wish), found, measured)
+        return self._once(name, asdict(request), found, measured)
 
     def _training_set(self) -> dict[str, float]:
         batches = [batch.rolls for batch in self.dataset.select(split="train")]
@@ -306,13 +308,13 @@ class _Measure:
     def _once(
         self,
         name: str,
-        wish: dict[str, Any],
+        request: dict[str, Any],
         folders: Sequence[Path],
         measured: Callable[[], dict[str, float]],
     ) -> dict[str, float]:
         """What was measured before, of the same models, dataset and wish; else what is now."""
         models = {folder.name: checkpoint.identity(folder) for folder in folders}
-        asked = {"dataset": self.dataset.fingerprint, "models": models, "wish": wish}
+        asked = {"dataset": self.dataset.fingerprint, "models": models, "wish": request}
         path = self.out / "rows" / f"{name.replace(' ', '_')}.json"
         if path.exists():
             found = files.read_json(path)

@@ -149,7 +149,7 @@ def load(folder: Path, device: torch.device | None = None) -> Generator:
 
 def sample(
     generator: Generator,
-    wish: GenerationRequest,
+    request: GenerationRequest,
     *,
     batch: int = BATCH,
     on_loops: Callable[[int], None] = lambda _: None,
@@ -164,25 +164,25 @@ def sample(
         CallError: the generator cannot do that.
         LoopError: hardly any candidate is as wanted.
     """
-    source = _Source(generator, wish)
-    wanted = [_condition(name) for name in wish.must]
-    free = not wanted and not wish.novel
+    source = _Source(generator, request)
+    wanted = [_condition(name) for name in request.must]
+    free = not wanted and not request.novel
     kept: list[Roll] = []
     found = tried = 0
-    with closing(_candidates(source, batch, wish.n, free=free)) as candidates:
+    with closing(_candidates(source, batch, request.n, free=free)) as candidates:
         for rolls in candidates:
             good = np.ones(len(rolls), dtype=np.bool_)
             for condition in wanted:
                 good &= condition(rolls)
-            if wish.novel:
+            if request.novel:
                 good &= ~_known(generator, rolls)
             # What comes after the last loop that is wanted was not needed.
-            chosen = np.flatnonzero(good)[: wish.n - found]
+            chosen = np.flatnonzero(good)[: request.n - found]
             kept.append(rolls[chosen])
             found += len(chosen)
-            tried += len(rolls) if found < wish.n else int(chosen[-1]) + 1
+            tried += len(rolls) if found < request.n else int(chosen[-1]) + 1
             on_loops(len(chosen))
-            if found == wish.n:
+            if found == request.n:
                 break
             if tried > max(MIN_TRIED, PATIENCE * found):
                 raise LoopError(
@@ -231,30 +231,33 @@ def _ranges(batch: int, n: int, threads: int, *, free: bool) -> Iterator[range]:
 class _Source:
     """Candidates of a wish, by number."""
 
-    def __init__(self, generator: Generator, wish: GenerationRequest) -> None:
-        self.generator, self.wish = generator, wish
-        check(wish.temperature, wish.top_p)
+    def __init__(self, generator: Generator, request: GenerationRequest) -> None:
+        self.generator, self.request = generator, request
+        check(request.temperature, request.top_p)
         self.device = next(generator.model.parameters()).device
         codec = generator.codec
         if codec is None:
-            given = {"--copy-latents": wish.copy_latents, "--pattern": wish.pattern is not None}
-            given["--like"] = wish.like is not None
-            given["--temperature"] = wish.temperature != 1
-            given["--top-p"] = wish.top_p != 1
+            given = {
+                "--copy-latents": request.copy_latents,
+                "--pattern": request.pattern is not None,
+            }
+            given["--like"] = request.like is not None
+            given["--temperature"] = request.temperature != 1
+            given["--top-p"] = request.top_p != 1
             if any(given.values()):
                 what = next(name for name, used in given.items() if used)
                 raise CallError(f"{generator.name}: {what} needs codes; give a run of vq-vae")
             return
-        self.sources = None if wish.pattern is None else pattern_bars(wish.pattern)
+        self.sources = None if request.pattern is None else pattern_bars(request.pattern)
         self.known: Tensor | None = None
-        if wish.like is not None:
+        if request.like is not None:
             if self.sources:
                 raise CallError("--like and --pattern both say what repeats; give one of them")
-            self.known = self._kept(codec, wish.like)
+            self.known = self._kept(codec, request.like)
 
     def rolls(self, start: int, size: int) -> Roll:
         """Candidates ``start`` to ``start + size``: bool (size, 128, 93)."""
-        uniforms = candidate_uniforms(self.wish.seed, start, max(size, MIN_ROWS), self.generator)
+        uniforms = candidate_uniforms(self.request.seed, start, max(size, MIN_ROWS), self.generator)
         with torch.no_grad():
             model, codec = self.generator.model, self.generator.codec
             if codec is None:
@@ -268,14 +271,14 @@ class _Source:
         return found
 
     def _codes(self, uniforms: Tensor) -> Tensor:
-        prior, wish = self.generator.model, self.wish
+        prior, request = self.generator.model, self.request
         known = None if self.known is None else self.known.expand(len(uniforms), -1, -1)
         if isinstance(prior, FormPrior):
             form, order = self._form(prior), self._order()
             codes = prior.sample(
                 uniforms,
-                temperature=wish.temperature,
-                top_p=wish.top_p,
+                temperature=request.temperature,
+                top_p=request.top_p,
                 known=known,
                 form=form,
                 order=order,
@@ -283,18 +286,18 @@ class _Source:
         else:
             assert isinstance(prior, Prior)
             codes = prior.sample(
-                uniforms, temperature=wish.temperature, top_p=wish.top_p, known=known
+                uniforms, temperature=request.temperature, top_p=request.top_p, known=known
             )
         if self.sources:
             codes = rearrange(
                 rearrange(codes, "n s (bar k) -> n s bar k", bar=LOOP.bars)[:, :, self.sources],
                 "n s bar k -> n s (bar k)",
             )
-        return copy_latents(codes) if wish.copy_latents else codes
+        return copy_latents(codes) if request.copy_latents else codes
 
     def _kept(self, codec: VQVAE, roll: Roll) -> Tensor:
         """Codes (1, S, T) of a roll, `UNKNOWN` where ``keep`` does not name their bar."""
-        keep = torch.from_numpy(kept_bars(self.wish.keep, codec.config.n_streams))
+        keep = torch.from_numpy(kept_bars(self.request.keep, codec.config.n_streams))
         codes = codec.encode(torch.from_numpy(roll)[None].to(self.device))
         steps = keep.repeat_interleave(codes.shape[2] // LOOP.bars, 1).to(self.device)  # (S, T)
         return codes.where(steps, UNKNOWN)

@@ -10,8 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from audioloop import conditioning
-from audioloop.conditioning import CHANNELS, NOTES, NULL_PROGRAM, Conditioning, ConditioningTensors
+from audioloop.conditioning import (
+    CHANNELS,
+    NOTES,
+    NULL_PROGRAM,
+    Conditioning,
+    ConditioningTensors,
+    stack,
+)
 from handmade import random_rolls, rotated
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP, Roll
@@ -27,8 +33,10 @@ def roll(rng: np.random.Generator) -> Roll:
     return random_rolls(rng, 1)[0, :STEPS]
 
 
-def frames_of(told: Conditioning, n_frames: int, frames_per_s: float = FRAMES_PER_S) -> Tensor:
-    return told.on(n_frames, frames_per_s).frames[0]
+def frames_of(
+    conditioning: Conditioning, n_frames: int, frames_per_s: float = FRAMES_PER_S
+) -> Tensor:
+    return conditioning.on(n_frames, frames_per_s).frames[0]
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -53,8 +61,8 @@ def test_all_that_is_told_rolls_with_the_loop_by_whole_beats(
 ) -> None:
     condition = Conditioning(roll, STEPS, 8, 33).on(STEPS * frames_per_step, FRAMES_PER_S)
     for by in (4, 16, STEPS - 4):
-        told = Conditioning(np.roll(roll, by, 0), STEPS, 8, 33)
-        found = told.on(STEPS * frames_per_step, FRAMES_PER_S)
+        conditioning = Conditioning(np.roll(roll, by, 0), STEPS, 8, 33)
+        found = conditioning.on(STEPS * frames_per_step, FRAMES_PER_S)
         rolled = rotated(condition, by * frames_per_step)
         close(found.frames, rolled.frames)
         assert (found.kit, found.bass) == (rolled.kit, rolled.bass)
@@ -143,9 +151,9 @@ def test_a_beat_may_be_told_without_notes_and_empty_bars_are_notes() -> None:
 
 
 def test_silenced_is_as_if_nothing_had_been_told(roll: Roll) -> None:
-    told = [Conditioning(roll, STEPS, 1, 35), Conditioning(steps=STEPS, kit=40)]
-    silent = conditioning.stack([one.on(64, FRAMES_PER_S) for one in told]).silent()
-    nothing = conditioning.stack([Conditioning().on(64, FRAMES_PER_S)] * 2)
+    conditioning = [Conditioning(roll, STEPS, 1, 35), Conditioning(steps=STEPS, kit=40)]
+    silent = stack([one.on(64, FRAMES_PER_S) for one in conditioning]).silent()
+    nothing = stack([Conditioning().on(64, FRAMES_PER_S)] * 2)
     assert all(torch.equal(one, other) for one, other in zip(silent, nothing, strict=True))
 
 
@@ -154,10 +162,10 @@ def test_silenced_is_as_if_nothing_had_been_told(roll: Roll) -> None:
 
 def test_several_are_one_after_the_other(roll: Roll) -> None:
     one, other = Conditioning(roll, STEPS, 1, 35).on(64, 50.0), Conditioning(kit=3).on(64, 50.0)
-    both = conditioning.stack([one, other])
+    both = stack([one, other])
     assert torch.equal(both.frames, torch.cat([one.frames, other.frames]))
     assert (both.kit.tolist(), both.bass.tolist()) == ([1, 3], [35, NULL_PROGRAM])
-    expected = conditioning.stack([one, one, one, other, other, other])
+    expected = stack([one, one, one, other, other, other])
     found = both.repeated(3).to(torch.device("cpu"))
     assert isinstance(found, ConditioningTensors)
     assert all(torch.equal(tensor, wanted) for tensor, wanted in zip(found, expected, strict=True))
@@ -179,12 +187,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("told", "cause"), BAD.values(), ids=BAD)
-def test_what_cannot_be_told_is_one_line(told: dict[str, Any], cause: str) -> None:
-    if "roll" in told:
-        told = told | {"roll": np.zeros(told["roll"], np.bool_)}
+@pytest.mark.parametrize(("conditioning", "cause"), BAD.values(), ids=BAD)
+def test_what_cannot_be_told_is_one_line(conditioning: dict[str, Any], cause: str) -> None:
+    if "roll" in conditioning:
+        conditioning = conditioning | {"roll": np.zeros(conditioning["roll"], np.bool_)}
     with pytest.raises(LoopError, match=cause) as bad:
-        Conditioning(**told)
+        Conditioning(**conditioning)
     assert "\n" not in str(bad.value)
 
 

@@ -1,6 +1,6 @@
 """How near a codec comes, how it closes the circle, and how fast it is.
 
-    python tests/benchmarks/codec.py LOOPS [--loops 200] [--codec RUN] [--sf2 FILE]
+    python tests/benchmarks/codec.py LOOPS [--loops 200] [--codec RUN] [--soundfont FILE]
 
 Unseen: loops of test songs on kits and basses that nothing was learned from. Generated: loops of
 the model that ships, rendered as ``audioloop render`` does. Every loop is rotated by a random
@@ -41,14 +41,14 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--loops", type=int, default=200)
     parser.add_argument("--codec", type=Path)
-    parser.add_argument("--sf2", type=Path)
+    parser.add_argument("--soundfont", type=Path)
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     codec = compression.load(options.codec)
     if options.memory:
         print(memory(codec))
         return
-    font = synth.soundfont(options.sf2)
+    font = synth.soundfont(options.soundfont)
     print(f"{font.name}, {options.loops} loops each, {torch.get_num_threads()} threads\n")
     for name, waves in (
         ("unseen songs, kits and basses", unseen(options.dataset, font, options.loops)),

@@ -1,8 +1,9 @@
 """Where onsets are lost between notes and what is written after them, setting by setting.
 
     python tests/benchmarks/following.py LOOPS [--loops 24] [--seeds 4] [--known 0]
-        [--steps 20,8,6,6] [--temperature 0.8] [--top-p 0.9] [--guidance 1] [--shuffling 1]
-        [--rescoring 0] [--candidates 4] [--masked RUN] [--causal RUN] [--codec RUN] [--sf2 FILE]
+        [--steps 20,8,6,6] [--temperature 0.8] [--top-p 0.9] [--cfg-scale 1] [--choice-temperature
+        1] [--rescoring-weight 0] [--best-of 4] [--masked-model RUN] [--causal-model RUN] [--codec
+        RUN] [--soundfont FILE]
 
 Loops are of validation songs, told as `generate` is told them; the first codebooks may be those of
 true renders (`--known`), so that one sees what is lost from there on. Onsets are found and matched
@@ -37,21 +38,26 @@ def main() -> None:
     parser.add_argument("--loops", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--known", type=int, default=0, help="codebooks of the true render")
-    parser.add_argument("--candidates", type=int, default=SAMPLING.candidates)
+    parser.add_argument("--best-of", type=int, default=SAMPLING.best_of)
     drawn.add_options(parser, CONDITIONED)
     options = parser.parse_args()
-    filler = inpaint.load(
-        options.masked, options.causal, options.codec, with_causal=options.rescoring > 0
+    inpainter = inpaint.load(
+        options.masked_model,
+        options.causal_model,
+        options.codec,
+        with_causal=options.rescoring_weight > 0,
     )
-    font = synth.SoundFont(synth.soundfont(options.sf2), RATE)
+    font = synth.SoundFont(synth.soundfont(options.soundfont), RATE)
     pieces = onsets.loops(options.dataset, "valid", options.loops)
     rendered = [render.loop(loop, font).mix for loop in pieces]
     print(f"{len(pieces)} loops of validation songs, {1000 * WITHIN_S:g} ms")
     means = np.zeros((options.seeds, 3))
     for seed in range(options.seeds):
-        taste = replace(drawn.taste(options, seed), candidates=options.candidates)
+        sampling = replace(drawn.sampling(options, seed), best_of=options.best_of)
         found = [
-            figures(*written(inputs.conditioning_of(loop), true, filler, options.known, taste))
+            figures(
+                *written(inputs.conditioning_of(loop), true, inpainter, options.known, sampling)
+            )
             for loop, true in zip(pieces, rendered, strict=True)
         ]
         means[seed] = np.mean(found, 0)
@@ -62,16 +68,20 @@ def main() -> None:
 
 
 def written(
-    told: Conditioning, true: Wave, filler: Inpainter, known: int, taste: SamplingConfig
+    conditioning: Conditioning,
+    true: Wave,
+    inpainter: Inpainter,
+    known: int,
+    sampling: SamplingConfig,
 ) -> tuple[Wave, Roll]:
     """What is written after the notes of a render, its first codebooks those of the render."""
-    assert told.roll is not None
-    codes = compression.encode(true, filler.codec).codes
-    opened = torch.ones(codes.shape[1:], dtype=torch.bool)
-    opened[:known] = False
-    condition = told.on(codes.shape[2], filler.codec.config.frames_per_s)
-    ways = filler.filled(codes, opened, condition, 1, taste)
-    return filler.decoded(ways, len(true), RATE), told.roll
+    assert conditioning.roll is not None
+    codes = compression.encode(true, inpainter.codec).codes
+    inpaint_mask = torch.ones(codes.shape[1:], dtype=torch.bool)
+    inpaint_mask[:known] = False
+    condition = conditioning.on(codes.shape[2], inpainter.codec.config.frames_per_s)
+    ways = inpainter.filled(codes, inpaint_mask, condition, 1, sampling)
+    return inpainter.decoded(ways, len(true), RATE), conditioning.roll
 
 
 def figures(wave: Wave, roll: Roll) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
 """What the models of codes can do: follow notes, leave what is kept, close the circle, in time.
 
     python tests/benchmarks/magnet.py LOOPS [--loops 48] [--split valid] [--precision bfloat16]
-        [--masked RUN] [--codec RUN] [--sf2 FILE]
+        [--masked-model RUN] [--codec RUN] [--soundfont FILE]
 
 Loops are of test songs, or of validation songs. Onsets are found by librosa in two rounds of a
 loop, and matched one to one with those of its notes, within 40 ms; as it comes, and as it was set
@@ -45,24 +45,24 @@ def main() -> None:
     parser.add_argument("--loops", type=int, default=48)
     parser.add_argument("--split", choices=("valid", "test"), default="test")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
-    parser.add_argument("--masked", type=Path)
+    parser.add_argument("--masked-model", type=Path)
     parser.add_argument("--codec", type=Path)
-    parser.add_argument("--sf2", type=Path)
+    parser.add_argument("--soundfont", type=Path)
     options = parser.parse_args()
-    filler = inpaint.load(options.masked, codec=options.codec, precision=options.precision)
-    font = synth.SoundFont(synth.soundfont(options.sf2), RATE)
+    inpainter = inpaint.load(options.masked_model, codec=options.codec, precision=options.precision)
+    font = synth.SoundFont(synth.soundfont(options.soundfont), RATE)
     print(
         f"{options.loops} loops of {BARS} bars, "
-        f"{'bfloat16' if filler.masked.in_bfloat16 else 'float32'}, "
+        f"{'bfloat16' if inpainter.masked.in_bfloat16 else 'float32'}, "
         f"{torch.get_num_threads()} threads, temperature "
         f"{inpaint.CONDITIONED.temperature:g} with notes, "
         f"{inpaint.UNCONDITIONED.temperature:g} without, "
         f"{CHOSEN}\n"
     )
     pieces = onsets.loops(options.dataset, options.split, options.loops)
-    follows(pieces, filler, font)
-    keeps(pieces, filler, font)
-    lengths(pieces[0], filler)
+    follows(pieces, inpainter, font)
+    keeps(pieces, inpainter, font)
+    lengths(pieces[0], inpainter)
     command(options)
 
 
@@ -70,7 +70,7 @@ def show(what: str, figure: float) -> None:
     print(f"{what:<58} {figure:>10,.2f}", flush=True)
 
 
-def follows(pieces: list[Piece], filler: Inpainter, font: synth.SoundFont) -> None:
+def follows(pieces: list[Piece], inpainter: Inpainter, font: synth.SoundFont) -> None:
     ways: dict[str, list[tuple[float, float]]] = {}
 
     def note(name: str, wave: Wave, roll: Roll) -> None:
@@ -78,61 +78,67 @@ def follows(pieces: list[Piece], filler: Inpainter, font: synth.SoundFont) -> No
         ways.setdefault(name, []).append(found)
 
     tolds = [inputs.conditioning_of(loop) for loop in pieces]
-    for number, (loop, told) in enumerate(zip(pieces, tolds, strict=True)):
-        assert told.roll is not None
+    for number, (loop, conditioning) in enumerate(zip(pieces, tolds, strict=True)):
+        assert conditioning.roll is not None
         other = tolds[(number + 1) % len(tolds)].roll
         assert other is not None
         true = render.loop(loop, font).mix
-        back = compression.encode(true, filler.codec)
-        made = refine.generate(loop.label, told, filler, rate=RATE)[0]
-        free = refine.generate(loop.label, Conditioning(steps=told.steps), filler, rate=RATE)[0]
-        note("render", true, told.roll)
-        note("render through codes", filler.decoded(back.codes, len(true), RATE), told.roll)
-        note("generated", made, told.roll)
+        back = compression.encode(true, inpainter.codec)
+        made = refine.generate(loop.label, conditioning, inpainter, rate=RATE)[0]
+        free = refine.generate(
+            loop.label, Conditioning(steps=conditioning.steps), inpainter, rate=RATE
+        )[0]
+        note("render", true, conditioning.roll)
+        note(
+            "render through codes",
+            inpainter.decoded(back.codes, len(true), RATE),
+            conditioning.roll,
+        )
+        note("generated", made, conditioning.roll)
         note("generated, beside another loop's notes", made, other)
-        note("generated with no notes told", free, told.roll)
+        note("generated with no notes told", free, conditioning.roll)
     for name, values in ways.items():
-        chosen, usual = np.mean(values, 0)
+        chosen, defaults = np.mean(values, 0)
         show(f"onset F1, {name}: mean", chosen)
-        show("    by librosa as it comes", usual)
+        show("    by librosa as it comes", defaults)
     both = np.array(ways["generated"]) - np.array(ways["generated, beside another loop's notes"])
     show("the right notes rather than others: share of loops", float((both[:, 0] > 0).mean()))
     print()
 
 
-def keeps(pieces: list[Piece], filler: Inpainter, font: synth.SoundFont) -> None:
+def keeps(pieces: list[Piece], inpainter: Inpainter, font: synth.SoundFont) -> None:
     """What the first half is after the second was made anew, beside what the codec makes of it."""
     apart, wrap, level = [], [], []
     for loop in pieces[:12]:
         true = render.loop(loop, font).mix
         source = SourceLoop(Path("loop.mid"), true, loop.label, inputs.conditioning_of(loop))
-        made = refine.refine(source, filler)[0][0]
-        coded = compression.encode(true, filler.codec)
-        plain = compression.decode(coded.latent, filler.codec, len(true), RATE)
+        made = refine.refine(source, inpainter)[0][0]
+        coded = compression.encode(true, inpainter.codec)
+        plain = compression.decode(coded.latent, inpainter.codec, len(true), RATE)
         kept = slice(len(true) // 16, len(true) // 2 - len(true) // 16)
         wanted = true.samples.mean(0)[kept]
         apart.append(fidelity.si_sdr_db(made.samples[0, kept], wanted))
         level.append(fidelity.si_sdr_db(plain.samples[0, kept], wanted))
-        latent = filler.codec.encode(
-            compression.to_frames(made, filler.codec.config), circular=True
+        latent = inpainter.codec.encode(
+            compression.to_frames(made, inpainter.codec.config), circular=True
         )
-        back = filler.codec.decode(latent, circular=True)
-        wrap.append(reconstruct.wrap_error_db(latent, back, filler.codec))
+        back = inpainter.codec.decode(latent, circular=True)
+        wrap.append(reconstruct.wrap_error_db(latent, back, inpainter.codec))
     show("kept part of a refined loop, SI-SDR dB: median", float(np.median(apart)))
     show("the same of the codec alone: median", float(np.median(level)))
     show("wrap error dB: worst", float(np.max(wrap)))
     print()
 
 
-def lengths(loop: Piece, filler: Inpainter) -> None:
+def lengths(loop: Piece, inpainter: Inpainter) -> None:
     """By how many samples loops of any tempo miss the length that their bars have."""
-    quick = replace(inpaint.SAMPLING, steps=(2, 1, 1, 1), guidance=1.0, candidates=1)
+    quick = replace(inpaint.SAMPLING, steps=(2, 1, 1, 1), cfg_scale=1.0, best_of=1)
     worst = 0
     for tempo_bpm in np.geomspace(40, 250, 12).round(2).tolist():
         label = replace(loop.label, tempo_bpm=tempo_bpm)
         for rate in (44_100, 48_000):
-            told = inputs.conditioning_of(loop)
-            made = refine.generate(label, told, filler, rate=rate, taste=quick)[0]
+            conditioning = inputs.conditioning_of(loop)
+            made = refine.generate(label, conditioning, inpainter, rate=rate, sampling=quick)[0]
             worst = max(worst, abs(len(made) - round(BARS * 4 * 60 / tempo_bpm * rate)))
     show("samples too many or too few, 40 to 250 bpm: worst", worst)
     print()
@@ -146,7 +152,7 @@ def command(options: argparse.Namespace) -> None:
         loop = piece.of_roll(LOOP.unpack(rolls[:1])[0], 120.0, "loop")
         score.write(loop.score, folder / "loop.mid")
         more = ["--precision", options.precision]
-        more += ["--masked", str(options.masked)] if options.masked else []
+        more += ["--masked-model", str(options.masked_model)] if options.masked_model else []
         more += ["--codec", str(options.codec)] if options.codec else []
         works: dict[str, Callable[[str], list[str]]] = {
             "generate": lambda out: ["generate", str(folder / "loop.mid"), "-o", out, *more],

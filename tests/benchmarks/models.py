@@ -133,7 +133,7 @@ def whole_commands(dataset: Path, repeats: int) -> None:
         for model in ("vq-vae", "cnn-vae", "nonar-lstm-vae", "ar-lstm-vae"):
             out = str(Path(folder) / model)
             args = ["train", model, str(dataset), "-o", out, "--epochs", "1"]
-            megabytes = peak_megabytes([*args, "--batch", str(PAPER_BATCH)])
+            megabytes = peak_megabytes([*args, "--batch-size", str(PAPER_BATCH)])
             show(f"train {model} at batch {PAPER_BATCH}: peak megabytes", megabytes)
 
 

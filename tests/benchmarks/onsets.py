@@ -1,7 +1,7 @@
 """Where notes are heard to begin, and how a detector was set up to hear it.
 
-    python tests/benchmarks/onsets.py LOOPS [--loops 24] [--temperature 1] [--masked RUN]
-                                            [--codec RUN] [--sf2 FILE]
+    python tests/benchmarks/onsets.py LOOPS [--loops 24] [--temperature 1] [--masked-model RUN]
+                                            [--codec RUN] [--soundfont FILE]
 
 librosa's onset detector is made for clean audio: it looks 80 dB below the loudest, where a codec
 hisses, and it says an onset some milliseconds after it was. So its range and threshold are chosen
@@ -136,24 +136,26 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--loops", type=int, default=24)
     parser.add_argument("--temperature", type=float)
-    parser.add_argument("--masked", type=Path)
+    parser.add_argument("--masked-model", type=Path)
     parser.add_argument("--codec", type=Path)
-    parser.add_argument("--sf2", type=Path)
+    parser.add_argument("--soundfont", type=Path)
     options = parser.parse_args()
-    filler = inpaint.load(options.masked, codec=options.codec)
-    font = synth.SoundFont(synth.soundfont(options.sf2), RATE)
-    taste = inpaint.SamplingConfig(temperature=options.temperature, candidates=1)
+    inpainter = inpaint.load(options.masked_model, codec=options.codec)
+    font = synth.SoundFont(synth.soundfont(options.soundfont), RATE)
+    sampling = inpaint.SamplingConfig(temperature=options.temperature, best_of=1)
     waves: dict[str, list[Wave]] = {"render": [], "codes": [], "generated": []}
     rolls = []
     for loop in loops(options.dataset, "valid", options.loops):
-        told = inputs.conditioning_of(loop)
-        assert told.roll is not None
+        conditioning = inputs.conditioning_of(loop)
+        assert conditioning.roll is not None
         true = render.loop(loop, font).mix
-        codes = compression.encode(true, filler.codec).codes
+        codes = compression.encode(true, inpainter.codec).codes
         waves["render"].append(true)
-        waves["codes"].append(filler.decoded(codes, len(true), RATE))
-        waves["generated"] += refine.generate(loop.label, told, filler, rate=RATE, taste=taste)
-        rolls.append(told.roll)
+        waves["codes"].append(inpainter.decoded(codes, len(true), RATE))
+        waves["generated"] += refine.generate(
+            loop.label, conditioning, inpainter, rate=RATE, sampling=sampling
+        )
+        rolls.append(conditioning.roll)
     print(f"{len(rolls)} loops of validation songs; F1 within {1000 * WITHIN_S:g} ms\n")
     print(
         "range dB  threshold  late ms " + "".join(f"{name:>11}" for name in (*waves, "another's"))

@@ -1,6 +1,6 @@
 """How fast `audioloop render` is, and what memory a worker takes.
 
-    python tests/benchmarks/render.py [--loops 200] [--repeats 5] [--sf2 FILE]
+    python tests/benchmarks/render.py [--loops 200] [--repeats 5] [--soundfont FILE]
 
 Loops are generated, and get random tempi from 60 to 180 bpm, so that most lengths are no round
 numbers. The whole command is timed, start of the interpreter and writing of 24-bit WAV files
@@ -36,9 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--loops", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--sf2", type=Path)
+    parser.add_argument("--soundfont", type=Path)
     options = parser.parse_args()
-    path = synth.soundfont(options.sf2)
+    path = synth.soundfont(options.soundfont)
     show("cores", str(os.cpu_count()))
     show("FluidSynth", synth.version())
     show("SoundFont", path.name)
@@ -79,7 +79,7 @@ def command(midis: Path, soundfont: Path, workers: int) -> tuple[float, float]:
     out = midis.with_name("audio")
     shutil.rmtree(out, ignore_errors=True)
     call = [str(Path(sys.executable).with_name("audioloop")), "render", str(midis), "-o", str(out)]
-    call += ["--sf2", str(soundfont), "--workers", str(workers)]
+    call += ["--soundfont", str(soundfont), "--workers", str(workers)]
     began_s, peak = time.perf_counter(), 0
     process = subprocess.Popen(call, stdout=subprocess.DEVNULL)
     watched = psutil.Process(process.pid)

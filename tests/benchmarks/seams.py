@@ -1,6 +1,6 @@
 """How seamless renders are: generated loops at random tempi, their seams beside their bar lines.
 
-    python tests/benchmarks/seams.py [--loops 200] [--sf2 FILE]
+    python tests/benchmarks/seams.py [--loops 200] [--soundfont FILE]
 
 Jump: |difference| of the samples at a place over its local median, of which about 1 cannot be
 heard. A loop played eight times in a row by FluidSynth is compared with its render repeated, as the
@@ -37,9 +37,9 @@ BARS = 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--loops", type=int, default=200)
-    parser.add_argument("--sf2", type=Path)
+    parser.add_argument("--soundfont", type=Path)
     options = parser.parse_args()
-    font = synth.SoundFont(synth.soundfont(options.sf2), RATE)
+    font = synth.SoundFont(synth.soundfont(options.soundfont), RATE)
     print(f"FluidSynth {synth.version()}, {font.path.name}, {options.loops} loops", flush=True)
     at_seams, at_bars, snapped_db, own_db, lossy = [], [], [], [], []
     wish = sample.GenerationRequest(n=options.loops, seed=5)

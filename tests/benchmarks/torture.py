@@ -239,21 +239,30 @@ def vq_vae_killed(desk: Desk, n: int) -> Iterator[str]:
 
 @row("train codec: killed and resumed", 3)
 def codec_killed(desk: Desk, n: int) -> Iterator[str]:
-    command = ("audioloop", "train", "codec", desk.loops, "--steps", "3", "--batch", "2")
+    command = ("audioloop", "train", "codec", desk.loops, "--steps", "3", "--batch-size", "2")
     yield from _resumed(desk, [signal.SIGKILL] * n, *command, only="model.safetensors")
 
 
 @row("train masked: killed and resumed", 2)
 def masked_killed(desk: Desk, n: int) -> Iterator[str]:
-    options = ("--steps", "2", "--batch", "2", "--loops", "32")
+    options = ("--steps", "2", "--batch-size", "2", "--loops", "32")
     command = ("audioloop", "train", "masked", desk.loops, *options)
     yield from _resumed(desk, [signal.SIGKILL] * n, *command, only="model.safetensors")
 
 
-@row("compare: killed and resumed", 2)
-def compare_killed(desk: Desk, n: int) -> Iterator[str]:
-    options = ("--items", "2", "--window-s", "6", "--steps", "2,1,1,1", "--free-steps", "2,1,1,1")
-    command = ("audioloop", "compare", desk.loops, *options)
+@row("benchmark: killed and resumed", 2)
+def benchmark_killed(desk: Desk, n: int) -> Iterator[str]:
+    options = (
+        "--num-loops",
+        "2",
+        "--window-s",
+        "6",
+        "--steps",
+        "2,1,1,1",
+        "--unconditioned-decode-steps",
+        "2,1,1,1",
+    )
+    command = ("audioloop", "benchmark", desk.loops, *options)
     yield from _resumed(desk, [signal.SIGKILL] * n, *command, only="items")
 
 
@@ -609,7 +618,7 @@ def damaged_soundfont(desk: Desk, n: int) -> Iterator[str]:
         at = desk.random.choice((0, len(whole) - 20_000))
         damaged = _damaged(whole[at : at + 20_000], desk.random)
         path.write_bytes(whole[:at] + damaged + whole[at + 20_000 :])
-        options = ("--sf2", path, "-o", desk.new(), "--limit", 2)
+        options = ("--soundfont", path, "-o", desk.new(), "--limit", 2)
         yield fault(desk.run("audioloop", "render", desk.midi, *options))
         path.unlink()
 
@@ -703,7 +712,7 @@ def full_disk(desk: Desk, n: int) -> Iterator[str]:
 @row("files that may not grow (RLIMIT_FSIZE): every command that writes", 16)
 def small_files(desk: Desk, n: int) -> Iterator[str]:
     wav = desk.rendered()
-    steps = ("--steps", "1", "--batch", "1")
+    steps = ("--steps", "1", "--batch-size", "1")
     run = ("--preset", "small", "--epochs", "1")
     tried: list[tuple[str, str, tuple[object, ...]]] = [
         ("midiloop", "loops", ("extract", desk.songs)),

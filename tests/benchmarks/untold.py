@@ -1,10 +1,10 @@
 """How loops sound that are told no notes, setting by setting, beside true ones.
 
     python tests/benchmarks/untold.py LOOPS [--loops 48] [--seed 0] [--steps 30,3,2,2]
-        [--temperature 1] [--top-p 1] [--guidance 4] [--shuffling 1] [--rescoring 0]
-        [--masked RUN] [--causal RUN] [--codec RUN] [--sf2 FILE]
+        [--temperature 1] [--top-p 1] [--cfg-scale 4] [--choice-temperature 1] [--rescoring-weight
+        0] [--masked-model RUN] [--causal-model RUN] [--codec RUN] [--soundfont FILE]
 
-Loops are of validation songs, played and rendered as `audioloop compare` does it; what is written
+Loops are of validation songs, played and rendered as `audioloop benchmark` does it; what is written
 on rings as long is told beat, kit and bass. Silence is easy to foresee and easy to draw, so one
 looks at all columns: what the causal model expects, at the seam and around it; what is as far below
 its loudest as a rest is; how far the sound is from that of renders.
@@ -43,39 +43,43 @@ def main() -> None:
     drawn.add_options(parser, UNCONDITIONED)
     parser.set_defaults(steps=STEPS)
     options = parser.parse_args()
-    filler = inpaint.load(options.masked, options.causal, options.codec, with_causal=True)
-    rate = filler.codec.config.rate
-    font = synth.SoundFont(synth.soundfont(options.sf2), rate)
+    inpainter = inpaint.load(
+        options.masked_model, options.causal_model, options.codec, with_causal=True
+    )
+    rate = inpainter.codec.config.rate
+    font = synth.SoundFont(synth.soundfont(options.soundfont), rate)
     source = augment.loops(LoopDataset(options.dataset), "valid")
     true, coded, written = [], [], []
     for number in range(options.loops):
-        item = test_set.evaluation_loop(source, number, options.seed, font, filler.codec, WINDOW_S)
-        wave = methods.wave_of(item.ring, filler.codec)
-        codes = compression.encode(wave, filler.codec).codes
-        told = replace(item.told, roll=None)
-        condition = told.on(item.n_frames, filler.codec.config.frames_per_s)
-        opened = torch.ones(item.n_frames, dtype=torch.bool)
-        taste = drawn.taste(options, number + options.seed)
-        one = filler.filled(codes, opened, condition, 1, taste)
+        item = test_set.evaluation_loop(
+            source, number, options.seed, font, inpainter.codec, WINDOW_S
+        )
+        wave = methods.wave_of(item.ring, inpainter.codec)
+        codes = compression.encode(wave, inpainter.codec).codes
+        conditioning = replace(item.conditioning, roll=None)
+        condition = conditioning.on(item.n_frames, inpainter.codec.config.frames_per_s)
+        inpaint_mask = torch.ones(item.n_frames, dtype=torch.bool)
+        sampling = drawn.sampling(options, number + options.seed)
+        one = inpainter.filled(codes, inpaint_mask, condition, 1, sampling)
         true.append(wave)
-        coded.append(filler.decoded(codes, len(wave), rate))
-        written.append(filler.decoded(one, len(wave), rate))
+        coded.append(inpainter.decoded(codes, len(wave), rate))
+        written.append(inpainter.decoded(one, len(wave), rate))
     print(f"{len(true)} loops of validation songs\n")
     print(f"{'':<16}{'perplexity':>11}{'nats':>7}{'quiet %':>9}{'Fréchet':>9}")
     aim = vectors(true)
     for name, waves in (("render", true), ("its codes", coded), ("told no notes", written)):
-        nats = np.stack([around(wave, filler) for wave in waves])
+        nats = np.stack([around(wave, inpainter) for wave in waves])
         seam = np.exp(nats[:, measures.REACH : measures.REACH + WINDOW].mean())
         quiet = 100 * np.mean([quiet_share(wave) for wave in waves])
         distance = measures.frechet(vectors(waves), aim)
         print(f"{name:<16}{seam:11.1f}{nats.mean():7.2f}{quiet:9.1f}{distance:9.0f}", flush=True)
 
 
-def around(wave: Wave, filler: inpaint.Inpainter) -> np.ndarray:
+def around(wave: Wave, inpainter: inpaint.Inpainter) -> np.ndarray:
     """Nats of the first codebook in each frame around the seam."""
-    assert filler.causal is not None  # as it was loaded
-    codes = compression.encode(wave, filler.codec).codes[0]
-    found: np.ndarray = measures.nats_around(codes, filler.causal)[0]
+    assert inpainter.causal is not None  # as it was loaded
+    codes = compression.encode(wave, inpainter.codec).codes[0]
+    found: np.ndarray = measures.nats_around(codes, inpainter.causal)[0]
     return found
 
 

@@ -72,14 +72,15 @@ def test_help_of_what_depends_on_notes_says_what_the_models_take() -> None:
     text_to_audio = pytest.importorskip("audioloop.pipelines.text_to_audio")
     told, free, text = inpaint.CONDITIONED, inpaint.UNCONDITIONED, text_to_audio.SAMPLING
     expected = {
-        "--guidance": f"{inpaint.BEST_OF_CFG_SCALE:g} with notes, {told.guidance:g} with notes "
-        f"and one candidate, {free.guidance:g} without notes, {text.guidance:g} for a text",
+        "--cfg-scale": f"{inpaint.BEST_OF_CFG_SCALE:g} with notes, {told.cfg_scale:g} with notes "
+        f"and one candidate, {free.cfg_scale:g} without notes, {text.cfg_scale:g} for a text",
         "--temperature": f"{told.temperature:g} with notes, {free.temperature:g} without, "
         f"{text.temperature:g} for a text",
         "--top-p": f"{told.top_p:g} with notes, {free.top_p:g} without, {text.top_p:g} for a text",
-        "--shuffling": f"{inpaint.SAMPLING.shuffling:g}; {text.shuffling:g} for a text",
-        "--rescoring": f"{inpaint.SAMPLING.rescoring:g}",
-        "--candidates": f"{inpaint.SAMPLING.candidates}",
+        "--choice-temperature": f"{inpaint.SAMPLING.choice_temperature:g}; "
+        f"{text.choice_temperature:g} for a text",
+        "--rescoring-weight": f"{inpaint.SAMPLING.rescoring_weight:g}",
+        "--best-of": f"{inpaint.SAMPLING.best_of}",
     }
     for command in ("refine", "generate"):
         for option, said in expected.items():
@@ -92,11 +93,11 @@ def test_help_of_what_depends_on_notes_says_what_the_models_take() -> None:
 def test_help_of_steps_says_what_is_taken() -> None:
     inpaint = pytest.importorskip("audioloop.pipelines.inpaint")
     for option, usual in (
-        ("--steps", inpaint.CONDITIONED),
-        ("--free-steps", inpaint.UNCONDITIONED),
+        ("--decode-steps", inpaint.CONDITIONED),
+        ("--unconditioned-decode-steps", inpaint.UNCONDITIONED),
     ):
         steps = ",".join(map(str, usual.steps))
-        assert f"[default: {steps}]" in (OPTIONS[f"audioloop compare {option}"].help or "")
+        assert f"[default: {steps}]" in (OPTIONS[f"audioloop benchmark {option}"].help or "")
 
 
 def test_one_option_takes_the_same_values_in_every_command() -> None:
@@ -128,22 +129,22 @@ READ = {
     "midiloop generate -o o --like none.mid",
     "midiloop evaluate none --reference dataset",
     "midiloop evaluate dataset --reference none",
-    "midiloop compare none -o o",
+    "midiloop reproduce none -o o",
     "audioloop render none.mid -o o",
-    "audioloop render song.mid -o o --sf2 none.sf2",
+    "audioloop render song.mid -o o --soundfont none.sf2",
     "audioloop check none.wav",
     "audioloop check lines.wav none.wav",
     "audioloop seam none.wav",
     "audioloop train codec none -o o --steps 1",
-    "audioloop train codec dataset -o o --steps 1 --begin-with none",
+    "audioloop train codec dataset -o o --steps 1 --init-from none",
     "audioloop reconstruct none.wav -o o",
     "audioloop reconstruct lines.wav -o o --codec none",
     "audioloop refine none.mid -o o",
-    "audioloop refine song.mid -o o --sf2 none.sf2",
-    "audioloop refine song.mid -o o --masked none",
+    "audioloop refine song.mid -o o --soundfont none.sf2",
+    "audioloop refine song.mid -o o --masked-model none",
     "audioloop generate none.mid -o o",
     "audioloop generate -o o --codec none",
-    "audioloop compare none -o o",
+    "audioloop benchmark none -o o",
 }
 
 
@@ -181,31 +182,31 @@ UNUSED = {
     "audioloop generate -o o --temperature 0 --top-p 0.9": "--top-p: --temperature 0",
     "audioloop render song.mid -o o --format ogg --depth 16": "ogg",
     "audioloop refine song.mid -o o --mask even --keep 0.5": "--keep",
-    "audioloop refine lines.wav -o o --sf2 lines.wav": "--sf2",
+    "audioloop refine lines.wav -o o --soundfont lines.wav": "--soundfont",
     "audioloop refine lines.wav -o o --kit 3": "--kit",
     "audioloop refine lines.wav -o o --bass 33": "--bass",
-    "audioloop refine lines.wav -o o --free": "--free",
-    "audioloop refine lines.wav -o o --candidates 2": "--candidates",
-    "audioloop refine song.mid -o o --free --candidates 2": "--candidates",
-    "audioloop refine song.mid -o o --causal dataset": "--causal",
-    "audioloop generate -o o --candidates 2": "--candidates",
-    "audioloop generate -o o --causal dataset": "--causal",
+    "audioloop refine lines.wav -o o --ignore-notes": "--ignore-notes",
+    "audioloop refine lines.wav -o o --best-of 2": "--best-of",
+    "audioloop refine song.mid -o o --ignore-notes --best-of 2": "--best-of",
+    "audioloop refine song.mid -o o --causal-model dataset": "--causal-model",
+    "audioloop generate -o o --best-of 2": "--best-of",
+    "audioloop generate -o o --causal-model dataset": "--causal-model",
     "audioloop generate -o o --encodec x": "--encodec",
     "audioloop generate -o o --t5 x": "--t5",
     "audioloop generate -o o --text x": "--magnet",
     **{
         f"audioloop generate -o o --text x --magnet dataset {option}": option.split()[0]
         for option in (
-            "--kit 1", "--bass 33", "--primed", "--rescoring 1", "--candidates 2",
-            "--masked dataset", "--causal dataset", "--codec dataset",
+            "--kit 1", "--bass 33", "--causal-prefix", "--rescoring-weight 1", "--best-of 2",
+            "--masked-model dataset", "--causal-model dataset", "--codec dataset",
         )
     },
-    "audioloop seam lines.wav --model dataset": "--perplexity",
+    "audioloop seam lines.wav --causal-model dataset": "--perplexity",
     "audioloop seam lines.wav --perplexity --encodec x": "--musicgen",
     "audioloop reconstruct lines.wav -o o --codec dataset --encodec x": "--encodec",
     "audioloop train masked dataset -o o --steps 1 --decoder-only": "--decoder-only",
-    "audioloop train masked dataset -o o --steps 1 --lesson mel=1": "--lesson",
-    "audioloop train codec dataset -o o --steps 1 --decoder-only": "--begin-with",
+    "audioloop train masked dataset -o o --steps 1 --loss-weight mel=1": "--loss-weight",
+    "audioloop train codec dataset -o o --steps 1 --decoder-only": "--init-from",
     "audioloop train codec dataset -o o --steps 1 --loops 5": "--loops",
     "audioloop train codec dataset -o o --steps 1 --codec dataset": "--codec",
 }  # fmt: skip

@@ -136,15 +136,15 @@ JSON = {
     "midiloop train": "vq-vae {loops} -o {out}",
     "midiloop generate": "-n 1 -o {out}",
     "midiloop evaluate": "{several} --reference {several}",
-    "midiloop compare": "{loops} -o {out}",
+    "midiloop reproduce": "{loops} -o {out}",
     "audioloop render": "{folder} -o {out}",
     "audioloop check": "{sound} {bad}",
     "audioloop seam": "{sound} {bad}",
     "audioloop train": "codec {loops} -o {out} --steps 1",
     "audioloop reconstruct": "{sound} {bad} -o {out}",
     "audioloop refine": "{sound} {bad} --bars 1 -o {out}",
-    "audioloop generate": "{short} {bad} --candidates 1 -o {out}",
-    "audioloop compare": "{loops} -o {out}",
+    "audioloop generate": "{short} {bad} --best-of 1 -o {out}",
+    "audioloop benchmark": "{loops} -o {out}",
 }
 TOGETHER = ('a "b" \\ c,\nd\r\t\x1b[31m\x9b\u202e\u2028 夜', "bad \udcff\udce9")
 
@@ -180,7 +180,7 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("midiloop.evaluation.reproduce.run", compared)
     monkeypatch.setattr(train_of_sound, "codec", lambda *_, **__: result)
     monkeypatch.setattr("audioloop.evaluation.loopgen.benchmark.run", compared)
-    monkeypatch.setattr(plots, "sample", lambda *_: [])
+    monkeypatch.setattr(plots, "draw", lambda *_: [])
     monkeypatch.setattr(tables, "as_json", lambda found: {"dataset": found})
 
 

@@ -2,7 +2,7 @@
 
 A comparison is a folder::
 
-    compare.md .json      the tables, and what stands in them
+    benchmark.md .json      the tables, and what stands in them
     seam_nats.png         cross-entropy around the seam, as figure 3 of the paper
     perplexity.png        seam perplexities of all loops, as figure 4
     items/NNNNN.json      what was measured of an item; a run goes on where these end
@@ -45,9 +45,12 @@ from midiloop.errors import CallError, LoopError, counted
 ITEM_TIMEOUT_S = 3600.0
 KEPT_ITEMS = 3  # whose loops can be kept to be heard
 RECORD = "settings.json"
-UNRELATED = ("items", "keep_audio")  # settings that change nothing of an item
+UNRELATED = ("num_loops", "keep_audio")  # settings that change nothing of an item
 # What no option says: by setting, and in both.
-PER_SETTING, SHARED = ("steps", "temperature", "top_p", "guidance"), ("finer", "shuffling")
+PER_SETTING, SHARED = (
+    ("steps", "temperature", "top_p", "cfg_scale"),
+    ("fine_temperature", "choice_temperature"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,36 +58,36 @@ class Settings:
     """What is compared, and how.
 
     Attributes:
-        items: how many loops each way makes.
+        num_loops: how many loops each way makes.
         window_s: of the model that has one, see `test_set.WINDOWS_S`; naive loops are as long,
             others a third to two thirds of it.
-        steps, free_steps: of each codebook, where notes are told and where none are; None for
-            those of `inpaint.CONDITIONED` and `inpaint.UNCONDITIONED`.
-        rescoring: see `inpaint.SamplingConfig`.
+        decode_steps, unconditioned_decode_steps: of each codebook, where notes are told and where
+            none are; None for those of `inpaint.CONDITIONED` and `inpaint.UNCONDITIONED`.
+        rescoring_weight: see `inpaint.SamplingConfig`.
         keep_audio: write the loops of the first items as files.
     """
 
-    items: int = 100
+    num_loops: int = 100
     seed: int = 0
     window_s: float = 12.0
-    steps: tuple[int, ...] | None = None
-    free_steps: tuple[int, ...] | None = None
-    rescoring: float = SAMPLING.rescoring
+    decode_steps: tuple[int, ...] | None = None
+    unconditioned_decode_steps: tuple[int, ...] | None = None
+    rescoring_weight: float = SAMPLING.rescoring_weight
     keep_audio: bool = False
 
     def __post_init__(self) -> None:
         """Raise `CallError` unless each is in its range."""
-        if self.items < 2:
-            raise CallError(f"{counted(self.items, 'item')}; intervals need 2 or more")
+        if self.num_loops < 2:
+            raise CallError(f"{counted(self.num_loops, 'item')}; intervals need 2 or more")
         low_s, high_s = test_set.WINDOWS_S
         if not low_s <= self.window_s <= high_s:
             raise CallError(f"a window of {self.window_s:g} s; give {low_s:g} to {high_s:g}")
-        SamplingConfig(rescoring=self.rescoring)
+        SamplingConfig(rescoring_weight=self.rescoring_weight)
 
-    def taste(self, setting: str) -> SamplingConfig:
+    def sampling(self, setting: str) -> SamplingConfig:
         """How codes are drawn: once, as ways are compared and not drafts."""
-        steps = self.steps if setting == "told" else self.free_steps
-        return replace(SAMPLING, steps=steps, rescoring=self.rescoring, candidates=1)
+        steps = self.decode_steps if setting == "conditioned" else self.unconditioned_decode_steps
+        return replace(SAMPLING, steps=steps, rescoring_weight=self.rescoring_weight, best_of=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,10 +138,12 @@ def run(
         LoopError: no loop is in the test split, or a model cannot be loaded, or is of another
             codec.
     """
-    filler = inpaint.load(masked, causal, codec, with_causal=True)
-    assert filler.causal is not None  # as it was asked for
-    shape = filler.codec.config
-    configs = {name: settings.taste(name).config(told=name == "told") for name in SETTINGS}
+    inpainter = inpaint.load(masked, causal, codec, with_causal=True)
+    assert inpainter.causal is not None  # as it was asked for
+    shape = inpainter.codec.config
+    configs = {
+        name: settings.sampling(name).config(conditioned=name == "conditioned") for name in SETTINGS
+    }
     for config in configs.values():
         if len(config.steps) != shape.codebooks or min(config.steps) < 1:
             raise CallError(
@@ -150,12 +155,12 @@ def run(
     kept = {key: value for key, value in asdict(settings).items() if key not in UNRELATED}
     about: dict[str, Any] = {
         "settings": kept,
-        "taste": {
+        "sampling": {
             **{
                 key: {name: getattr(config, key) for name, config in configs.items()}
                 for key in PER_SETTING
             },
-            **{key: getattr(configs["free"], key) for key in SHARED},
+            **{key: getattr(configs["unconditioned"], key) for key in SHARED},
         },
         "models": {
             "codec": checkpoint.identity(codec or compression.SHIPPED),
@@ -179,7 +184,7 @@ def run(
     with files.locked(out):
         _open(out, json.dumps(about, indent=2) + "\n", resume)
         _make(source, out, n_workers, on_progress)
-    found = [files.read_json(_place(out, n)) for n in range(settings.items)]
+    found = [files.read_json(_place(out, n)) for n in range(settings.num_loops)]
     done = [item for item in found if not item["lost"]]
     if len(done) < 2:
         raise LoopError(
@@ -234,8 +239,8 @@ def _place(out: Path, number: int) -> Path:
 
 def _make(source: Source, out: Path, n_workers: int, on_progress: Callable[[int], None]) -> None:
     settings = source.settings
-    missing = [n for n in range(settings.items) if not _is_done(out, n, settings.keep_audio)]
-    on_progress(settings.items - len(missing))
+    missing = [n for n in range(settings.num_loops) if not _is_done(out, n, settings.keep_audio)]
+    on_progress(settings.num_loops - len(missing))
     if not missing:
         return
     for _ in engine.run(
@@ -273,15 +278,15 @@ def _tools(
     soundfont: Path, codec: Path | None, masked: Path | None, causal: Path | None
 ) -> tuple[SoundFont, Inpainter]:
     torch.set_num_threads(1)  # as many workers as cores, and the same figures for any number
-    filler = inpaint.load(masked, causal, codec, with_causal=True)
-    return SoundFont(soundfont, filler.codec.config.rate), filler
+    inpainter = inpaint.load(masked, causal, codec, with_causal=True)
+    return SoundFont(soundfont, inpainter.codec.config.rate), inpainter
 
 
 @torch.inference_mode()
 def _measured_item(source: Source, out: Path, number: int) -> dict[str, Any]:
     settings = source.settings
-    font, filler = _tools(source.soundfont, source.codec, source.masked, source.causal)
-    codec = filler.codec
+    font, inpainter = _tools(source.soundfont, source.codec, source.masked, source.causal)
+    codec = inpainter.codec
     item, other = (
         test_set.evaluation_loop(
             source.loops, number, settings.seed, font, codec, settings.window_s, reference=reference
@@ -291,24 +296,24 @@ def _measured_item(source: Source, out: Path, number: int) -> dict[str, Any]:
     keep = out / "audio" if settings.keep_audio and number < KEPT_ITEMS else None
     true = methods.wave_of(item.ring, codec)
     _keep(keep, f"{number:05d}_original", true)
-    sought = asked(filler, item, "told", settings, number)
+    method_input = asked(inpainter, item, "conditioned", settings, number)
     truth = {
-        name: measures.of(made, filler, told=True)
-        for name, made in methods.references(sought, item.ring, item.longer, other.ring)
+        name: measures.of(made, inpainter, conditioned=True)
+        for name, made in methods.references(method_input, item.ring, item.longer, other.ring)
     }
     rows: dict[str, dict[str, Any]] = {}
     for setting in SETTINGS:
-        sought = asked(filler, item, setting, settings, number)
+        method_input = asked(inpainter, item, setting, settings, number)
         rows[setting] = dict(truth)
-        for name, made in methods.methods(sought):
-            rows[setting][name] = measures.of(made, filler, told=setting == "told")
+        for name, made in methods.methods(method_input):
+            rows[setting][name] = measures.of(made, inpainter, conditioned=setting == "conditioned")
             _keep(keep, f"{number:05d}_{setting}_{name}", made.wave)
     return {
         "tempo_bpm": item.tempo_bpm,
         "bars": item.bars,
         "frames": item.n_frames,
-        "kit": item.told.kit,
-        "bass": item.told.bass,
+        "kit": item.conditioning.kit,
+        "bass": item.conditioning.bass,
         "render": measures.windows(true),
         "reference": measures.windows(methods.wave_of(other.ring, codec)),
         "rows": rows,
@@ -316,18 +321,20 @@ def _measured_item(source: Source, out: Path, number: int) -> dict[str, Any]:
 
 
 def asked(
-    filler: Inpainter, item: EvaluationLoop, setting: str, settings: Settings, number: int
+    inpainter: Inpainter, item: EvaluationLoop, setting: str, settings: Settings, number: int
 ) -> MethodInput:
     """An item in a setting of `SETTINGS`."""
-    told = item.told if setting == "told" else replace(item.told, roll=None)
-    frames_per_s = filler.codec.config.frames_per_s
+    conditioning = (
+        item.conditioning if setting == "conditioned" else replace(item.conditioning, roll=None)
+    )
+    frames_per_s = inpainter.codec.config.frames_per_s
     return MethodInput(
-        filler,
-        told.on(item.n_frames, frames_per_s),
+        inpainter,
+        conditioning.on(item.n_frames, frames_per_s),
         item.n_frames,
         item.bars,
         round(settings.window_s * frames_per_s),
-        settings.taste(setting),
+        settings.sampling(setting),
         f"{settings.seed} {number} {setting}",
     )
 

@@ -31,13 +31,13 @@ EMBEDDED_S, HOP_S, SPECTRUM_S = 1.0, 0.5, 0.02
 Vectors = NDArray[np.float64]  # (windows, 128)
 
 
-def of(made: MethodOutput, filler: Inpainter, *, told: bool) -> dict[str, Any]:
+def of(made: MethodOutput, inpainter: Inpainter, *, conditioned: bool) -> dict[str, Any]:
     """All that is measured of a loop, on the loop as it sounds: coded anew on the circle.
 
     Args:
-        told: also as a model sees the seam that is told what the loop was made with.
+        conditioned: also as a model sees the seam that is told what the loop was made with.
     """
-    wave, codec, causal = made.wave, filler.codec, filler.causal
+    wave, codec, causal = made.wave, inpainter.codec, inpainter.causal
     assert causal is not None  # as it was loaded
     codes = compression.encode(wave, codec).codes[0]
     nats = nats_around(codes, causal)
@@ -52,9 +52,9 @@ def of(made: MethodOutput, filler: Inpainter, *, told: bool) -> dict[str, Any]:
         "bars_all": at_bars.mean(1).tolist(),
         "around": [round(value, 4) for value in nats[0].tolist()],
     }
-    if told:
+    if conditioned:
         heard = perplexity.nats_at(codes, [0], causal, made.condition)[0]
-        found |= {"told_nats": float(heard[0]), "told_nats_all": float(heard.mean())}
+        found |= {"conditioned_nats": float(heard[0]), "conditioned_nats_all": float(heard.mean())}
     return {
         **found,
         **_sounds(wave, made.bar_lines),

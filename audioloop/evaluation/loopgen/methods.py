@@ -30,8 +30,8 @@ from audioloop.tokens.model import Causal
 from midiloop.grid import BEATS_PER_BAR
 
 SETTINGS = {
-    "free": "the models are told beat, kit and bass, and no notes",
-    "told": "they are told the notes as well",
+    "unconditioned": "the models are told beat, kit and bass, and no notes",
+    "conditioned": "they are told the notes as well",
 }
 
 
@@ -85,29 +85,29 @@ class MethodInput:
         seed: of everything that is drawn.
     """
 
-    filler: Inpainter
+    inpainter: Inpainter
     condition: ConditioningTensors
     n_frames: int
     bars: int
     window: int
-    taste: SamplingConfig
+    sampling: SamplingConfig
     seed: str
 
     @property
     def causal(self) -> Causal:
         """The model that goes on."""
-        assert self.filler.causal is not None  # as it was loaded
-        return self.filler.causal
+        assert self.inpainter.causal is not None  # as it was loaded
+        return self.inpainter.causal
 
     @property
     def config(self) -> DecodeConfig:
         """How codes are drawn on a ring."""
-        return self.taste.config(told=self.condition.notes)
+        return self.sampling.config(conditioned=self.condition.notes)
 
     @property
-    def gap(self) -> int:
+    def mask_token(self) -> int:
         """What stands for a code that is not known."""
-        return self.filler.masked.config.gap
+        return self.inpainter.masked.config.mask_token
 
     def generator(self, row: str) -> torch.Generator:
         """Of one row."""
@@ -134,7 +134,7 @@ class MethodOutput(NamedTuple):
 
 
 def references(
-    sought: MethodInput, ring: Tensor, longer: Tensor, other: Tensor
+    method_input: MethodInput, ring: Tensor, longer: Tensor, other: Tensor
 ) -> Iterator[tuple[str, MethodOutput]]:
     """A true render (1, 1, samples), and what has been done to it: the rows of `REFERENCES`.
 
@@ -142,25 +142,28 @@ def references(
         longer: a render that goes on as long again, (1, 1, 2 · samples).
         other: a render of another loop, which lasts a beat or longer.
     """
-    codec = sought.filler.codec
+    codec = method_input.inpainter.codec
     latent, foreign = (codec.encode(samples, circular=True) for samples in (ring, other))
-    yield RENDER, _on_ring(sought, latent, 0.0)
-    yield CODES, _on_ring(sought, codec.dequantize(codec.quantize(latent)), 0.0)
+    yield RENDER, _on_ring(method_input, latent, 0.0)
+    yield CODES, _on_ring(method_input, codec.dequantize(codec.quantize(latent)), 0.0)
     line = codec.encode(longer, circular=True)
     aligned, aligned_samples = (
-        line[..., : sought.n_frames],
-        codec.decode(line, circular=True)[..., : sought.n_frames * codec.config.frame],
+        line[..., : method_input.n_frames],
+        codec.decode(line, circular=True)[..., : method_input.n_frames * codec.config.frame],
     )
-    yield ALIGNED, _as_made(sought, aligned, aligned_samples, sought.bars, 0.0)
+    yield ALIGNED, _as_made(method_input, aligned, aligned_samples, method_input.bars, 0.0)
     samples, foreign_samples = (codec.decode(one, circular=True) for one in (latent, foreign))
-    frame, beat = codec.config.frame, round(sought.n_frames / (sought.bars * BEATS_PER_BAR))
+    frame, beat = (
+        codec.config.frame,
+        round(method_input.n_frames / (method_input.bars * BEATS_PER_BAR)),
+    )
 
-    n_cut = sought.n_frames - beat // 2
+    n_cut = method_input.n_frames - beat // 2
     cut = _as_made(
-        sought,
+        method_input,
         latent[..., :n_cut],
         samples[..., : n_cut * frame],
-        sought.bars * n_cut / sought.n_frames,
+        method_input.bars * n_cut / method_input.n_frames,
         0.0,
     )
     yield CUT, cut
@@ -169,97 +172,101 @@ def references(
         return torch.cat([another[..., :n], one[..., n:]], -1)
 
     spliced = _as_made(
-        sought,
+        method_input,
         begun_otherwise(latent, foreign, beat),
         begun_otherwise(samples, foreign_samples, beat * frame),
-        sought.bars,
+        method_input.bars,
         0.0,
     )
     yield SPLICED, spliced
 
 
-def methods(sought: MethodInput) -> Iterator[tuple[str, MethodOutput]]:
+def methods(method_input: MethodInput) -> Iterator[tuple[str, MethodOutput]]:
     """The loops of all rows but the references."""
     for name, write in (("causal", _causal_line), ("masked", _masked_line)):
-        line, seconds = _timed(functools.partial(write, sought))
-        yield f"{name} naive", _cut(sought, line, 0, sought.window, seconds)
-        yield f"{name} beat-aligned", _cut(sought, line, 0, sought.n_frames, seconds)
-    half, n_codebooks = sought.n_frames // 2, sought.filler.masked.config.codebooks
-    open_ = torch.full((1, n_codebooks, sought.n_frames), sought.gap)
+        line, seconds = _timed(functools.partial(write, method_input))
+        yield f"{name} naive", _cut(method_input, line, 0, method_input.window, seconds)
+        yield f"{name} beat-aligned", _cut(method_input, line, 0, method_input.n_frames, seconds)
+    half, n_codebooks = method_input.n_frames // 2, method_input.inpainter.masked.config.codebooks
+    open_ = torch.full((1, n_codebooks, method_input.n_frames), method_input.mask_token)
 
     def begun(write: Callable[[MethodInput, int], Tensor]) -> tuple[Tensor, float]:
-        prompt, seconds = _timed(functools.partial(write, sought, half))
+        prompt, seconds = _timed(functools.partial(write, method_input, half))
         return torch.cat([prompt, open_[..., half:]], -1), seconds
 
     from_nothing, in_music = (begun(write) for write in (_prompt, _played_in))
     for name, (codes, before_s) in (("LoopGen tiled", (open_, 0.0)), ("LoopGen", from_nothing)):
-        left = loops.margin(codes, sought.window, sought.gap)
-        tile, seconds = _timed(functools.partial(_loopgen, sought, name, codes, left))
-        window = tile[..., (torch.arange(sought.window) - left) % sought.n_frames]
-        yield name, _cut(sought, window, left, sought.n_frames, before_s + seconds)
-    masked, condition = sought.filler.masked, sought.condition
+        left = loops.margin(codes, method_input.window, method_input.mask_token)
+        tile, seconds = _timed(functools.partial(_loopgen, method_input, name, codes, left))
+        window = tile[..., (torch.arange(method_input.window) - left) % method_input.n_frames]
+        yield name, _cut(method_input, window, left, method_input.n_frames, before_s + seconds)
+    masked, condition = method_input.inpainter.masked, method_input.condition
     line_ = loops.line_predictor(masked, condition)
     for name, predict in (
-        ("tiled", loops.tiled(line_, sought.n_frames, sought.window)),
+        ("tiled", loops.tiled(line_, method_input.n_frames, method_input.window)),
         ("ring", loops.ring(masked, condition)),
     ):
         for row, (codes, before_s) in ((name, (open_, 0.0)), (f"hybrid {name}", in_music)):
-            ring, seconds = _timed(functools.partial(_goes_round, sought, row, predict, codes))
-            latent = compression.dequantize(ring, sought.filler.codec)
-            yield row, _on_ring(sought, latent, before_s + seconds)
+            ring, seconds = _timed(
+                functools.partial(_goes_round, method_input, row, predict, codes)
+            )
+            latent = compression.dequantize(ring, method_input.inpainter.codec)
+            yield row, _on_ring(method_input, latent, before_s + seconds)
 
 
-def _causal_line(sought: MethodInput) -> Tensor:
+def _causal_line(method_input: MethodInput) -> Tensor:
     """The window's codes (1, K, T) by the causal model."""
-    condition = sought.taken(0, sought.window)
-    return prefix.continuation(sought.causal, condition, sought.generator("causal"))
+    condition = method_input.taken(0, method_input.window)
+    return prefix.continuation(method_input.causal, condition, method_input.generator("causal"))
 
 
-def _prompt(sought: MethodInput, n_frames: int) -> Tensor:
+def _prompt(method_input: MethodInput, n_frames: int) -> Tensor:
     """The ring's first codes, by the causal model and out of nothing, as LoopGen has them."""
-    condition = sought.taken(0, n_frames)
-    return prefix.continuation(sought.causal, condition, sought.generator("prompt"))
+    condition = method_input.taken(0, n_frames)
+    return prefix.continuation(method_input.causal, condition, method_input.generator("prompt"))
 
 
-def _played_in(sought: MethodInput, n_frames: int) -> Tensor:
+def _played_in(method_input: MethodInput, n_frames: int) -> Tensor:
     """The same as they are where the ring has gone round before."""
-    generator = sought.generator("prompt")
-    return prefix.prefix(sought.causal, sought.condition, n_frames, generator)
+    generator = method_input.generator("prompt")
+    return prefix.prefix(method_input.causal, method_input.condition, n_frames, generator)
 
 
-def _masked_line(sought: MethodInput) -> Tensor:
+def _masked_line(method_input: MethodInput) -> Tensor:
     """The window's codes by the masked model, which knows of no ring."""
-    condition = sought.taken(0, sought.window)
-    masked = sought.filler.masked
-    codes = torch.full((1, masked.config.codebooks, sought.window), sought.gap)
+    condition = method_input.taken(0, method_input.window)
+    masked = method_input.inpainter.masked
+    codes = torch.full((1, masked.config.codebooks, method_input.window), method_input.mask_token)
     predict = loops.predictor(masked, condition, circular=False)
-    config = replace(sought.config, ring=False)
-    generator = sought.generator("masked")
-    rescoring = _rescoring(sought, _line_judge(sought.causal, condition))
-    return decode.decode(predict, codes, sought.gap, generator, config, rescoring)
+    config = replace(method_input.config, ring=False)
+    generator = method_input.generator("masked")
+    rescoring = _rescoring(method_input, _line_judge(method_input.causal, condition))
+    return decode.decode(predict, codes, method_input.mask_token, generator, config, rescoring)
 
 
-def _loopgen(sought: MethodInput, row: str, codes: Tensor, left: int) -> Tensor:
-    condition = sought.taken(-left, sought.window)
+def _loopgen(method_input: MethodInput, row: str, codes: Tensor, left: int) -> Tensor:
+    condition = method_input.taken(-left, method_input.window)
     return loops.loopgen(
-        loops.predictor(sought.filler.masked, condition, circular=False),
+        loops.predictor(method_input.inpainter.masked, condition, circular=False),
         codes,
-        sought.window,
-        sought.gap,
-        sought.generator(row),
-        replace(sought.config, ring=False),
-        _rescoring(sought, _line_judge(sought.causal, condition)),
+        method_input.window,
+        method_input.mask_token,
+        method_input.generator(row),
+        replace(method_input.config, ring=False),
+        _rescoring(method_input, _line_judge(method_input.causal, condition)),
     )
 
 
-def _goes_round(sought: MethodInput, row: str, predict: Predict, codes: Tensor) -> Tensor:
-    config, generator = sought.config, sought.generator(row)
-    rescoring = _rescoring(sought, prefix.token_probabilities(sought.causal, sought.condition))
-    return decode.decode(predict, codes, sought.gap, generator, config, rescoring)
+def _goes_round(method_input: MethodInput, row: str, predict: Predict, codes: Tensor) -> Tensor:
+    config, generator = method_input.config, method_input.generator(row)
+    rescoring = _rescoring(
+        method_input, prefix.token_probabilities(method_input.causal, method_input.condition)
+    )
+    return decode.decode(predict, codes, method_input.mask_token, generator, config, rescoring)
 
 
-def _rescoring(sought: MethodInput, judge: TokenProbabilities) -> Rescoring | None:
-    weight = sought.taste.rescoring
+def _rescoring(method_input: MethodInput, judge: TokenProbabilities) -> Rescoring | None:
+    weight = method_input.sampling.rescoring_weight
     return Rescoring(judge, weight) if weight else None
 
 
@@ -268,7 +275,7 @@ def _line_judge(model: Causal, condition: ConditioningTensors) -> TokenProbabili
 
     def chances(codes: Tensor, stage: int) -> Tensor:
         line = codes.clone()
-        line[:, stage + 1 :] = model.config.gap
+        line[:, stage + 1 :] = model.config.mask_token
         said = model(line, condition)[:, stage].softmax(-1)
         found: Tensor = said.gather(-1, codes[:, stage][..., None])[..., 0]
         return found
@@ -282,36 +289,36 @@ def _timed(make: Callable[[], Found]) -> tuple[Found, float]:
     return found, time.perf_counter() - began_s
 
 
-def _on_ring(sought: MethodInput, latent: Tensor, seconds: float) -> MethodOutput:
+def _on_ring(method_input: MethodInput, latent: Tensor, seconds: float) -> MethodOutput:
     """A loop that is decoded on the circle."""
-    codec = sought.filler.codec
+    codec = method_input.inpainter.codec
     samples, more_s = _timed(lambda: codec.decode(latent, circular=True))
-    return _as_made(sought, latent, samples, sought.bars, seconds + more_s)
+    return _as_made(method_input, latent, samples, method_input.bars, seconds + more_s)
 
 
 def _cut(
-    sought: MethodInput, codes: Tensor, start: int, n_frames: int, seconds: float
+    method_input: MethodInput, codes: Tensor, start: int, n_frames: int, seconds: float
 ) -> MethodOutput:
     """A loop that is cut out of a window's codes (1, K, T), decoded as a line."""
-    codec = sought.filler.codec
+    codec = method_input.inpainter.codec
     latent = compression.dequantize(codes, codec)
     line, more_s = _timed(lambda: codec.decode(latent, circular=False))
     frame = codec.config.frame
     samples = line[..., start * frame : (start + n_frames) * frame]
-    bars = sought.bars * n_frames / sought.n_frames
+    bars = method_input.bars * n_frames / method_input.n_frames
     tile = latent[..., start : start + n_frames]
-    return _as_made(sought, tile, samples, bars, seconds + more_s)
+    return _as_made(method_input, tile, samples, bars, seconds + more_s)
 
 
 def _as_made(
-    sought: MethodInput, latent: Tensor, samples: Tensor, bars: float, seconds: float
+    method_input: MethodInput, latent: Tensor, samples: Tensor, bars: float, seconds: float
 ) -> MethodOutput:
-    codec, n_frames = sought.filler.codec, latent.shape[-1]
+    codec, n_frames = method_input.inpainter.codec, latent.shape[-1]
     length = samples.shape[-1]
     # A line that ends within a bar has no bar line at its end but those well before it.
     lines = [round(length * bar / bars) for bar in range(1, math.ceil(bars)) if bars - bar >= 0.5]
     error_db = reconstruct.wrap_error_db(latent, samples, codec)
-    condition = sought.taken(0, n_frames)
+    condition = method_input.taken(0, n_frames)
     return MethodOutput(wave_of(samples, codec), error_db, seconds, lines, condition)
 
 

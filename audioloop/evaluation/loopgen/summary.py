@@ -54,7 +54,7 @@ MEANING = {
     "there on, mean",
     "rests": f"of all stretches of {WINDOW} frames among those, the share in which each takes less "
     f"than {REST_NATS} nats to foresee",
-    "told_seam": "seam perplexity under the causal model that is told what the loop was made with",
+    "conditioned_seam": "seam perplexity under the causal model, conditioned as the loop was",
 }
 # Of the table's columns.
 HEADINGS = {
@@ -124,9 +124,11 @@ def figures(rows: Rows, reference: Vectors) -> dict[str, Any]:
         "around": np.mean([row["around"] for row in rows], axis=0).tolist(),
         "rests": rests([row["around"] for row in rows]),
     }
-    if all("told_nats" in row for row in rows):
-        found["told_seam"] = statistics.interval([row["told_nats"] for row in rows])
-        found["told_seam_all"] = statistics.interval([row["told_nats_all"] for row in rows])
+    if all("conditioned_nats" in row for row in rows):
+        found["conditioned_seam"] = statistics.interval([row["conditioned_nats"] for row in rows])
+        found["conditioned_seam_all"] = statistics.interval(
+            [row["conditioned_nats_all"] for row in rows]
+        )
     return found
 
 

@@ -55,16 +55,24 @@ def _plain(value: Any) -> Any:
 def write(found: BenchmarkResult, out: Path) -> None:
     """Write ``benchmark.md`` and ``benchmark.json``."""
     text = json.dumps(as_json(found), indent=1, ensure_ascii=False) + "\n"
-    files.write(out / "compare.json", text.encode())
-    files.write(out / "compare.md", markdown(found).encode())
+    files.write(out / "benchmark.json", text.encode())
+    files.write(out / "benchmark.md", markdown(found).encode())
+
+
+def _sampled(sampling: Mapping[str, Any], setting: str) -> str:
+    steps, temperature, cfg_scale, top_p = (
+        sampling[key][setting] for key in ("steps", "temperature", "cfg_scale", "top_p")
+    )
+    return (
+        f"Steps {', '.join(map(str, steps))}, temperature {temperature:g}, CFG scale "
+        f"{cfg_scale:g} at first, top-p {top_p:g}"
+    )
 
 
 def markdown(found: BenchmarkResult) -> str:
     """The tables as Markdown."""
     about = found.about
-    settings, data, taste = about["settings"], about["data"], about["taste"]
-    heat, top_p, led = (taste[key] for key in ("temperature", "top_p", "guidance"))
-    steps = {name: ", ".join(map(str, of)) for name, of in taste["steps"].items()}
+    settings, data, sampling = about["settings"], about["data"], about["sampling"]
     one_bar = sum(item["bars"] == 1 for item in found.items)
     shortest_s, longest_s = test_set.bounds_s(settings["window_s"])
     names = ", ".join(f"{name} {print_[:8]}" for name, print_ in about["models"].items())
@@ -74,11 +82,10 @@ def markdown(found: BenchmarkResult) -> str:
         f"{about['items']} loops of {data['test_loops']:,} in the test split (rules "
         f"{data['rules']}), {shortest_s:.3g} to {longest_s:.3g} s of whole bars (of one bar, "
         f"and so without another bar line: {one_bar}); SoundFont {data['soundfont']}. Window "
-        f"{settings['window_s']:g} s, steps {steps['free']} (told: {steps['told']}), temperature "
-        f"{heat['free']:g} (told: {heat['told']:g}; the likeliest codes of codebooks after the "
-        f"first), guidance {led['free']:g} (told: {led['told']:g}) and shuffling "
-        f"{taste['shuffling']:g} at first, top-p {top_p['free']:g} "
-        f"(told: {top_p['told']:g}), rescoring {settings['rescoring']:g}, seed {settings['seed']}. "
+        f"{settings['window_s']:g} s. {_sampled(sampling, 'unconditioned')} without notes, "
+        f"{_sampled(sampling, 'conditioned')} with them; choice temperature "
+        f"{sampling['choice_temperature']:g} at first, the likeliest tokens of codebooks after the "
+        f"first, rescoring weight {settings['rescoring_weight']:g}, seed {settings['seed']}. "
         f"Models: {names}. One thread on {about['machine']}, {about['workers']} at a time.",
         *([f"Lost: items {', '.join(map(str, about['lost']))}."] if about["lost"] else []),
         "",

@@ -41,7 +41,7 @@ class EvaluationLoop(NamedTuple):
 
     ring: Tensor
     longer: Tensor
-    told: Conditioning
+    conditioning: Conditioning
     tempo_bpm: float
     bars: int
     n_frames: int

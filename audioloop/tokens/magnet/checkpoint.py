@@ -251,9 +251,9 @@ def _check(weights: dict[str, Tensor], fresh: dict[str, Tensor], path: Path) -> 
         "unknown": weights.keys() - fresh.keys(),
         "of another shape": {n for n in shared if weights[n].shape != fresh[n].shape},
     }
-    told = [f"{_few(names)} {how}" for how, names in odd.items() if names]
-    if told:
-        raise LoopError(f"{path}: weights {', '.join(told)}; {FITTING}")
+    faults = [f"{_few(names)} {how}" for how, names in odd.items() if names]
+    if faults:
+        raise LoopError(f"{path}: weights {', '.join(faults)}; {FITTING}")
 
 
 def _few(names: set[str]) -> str:

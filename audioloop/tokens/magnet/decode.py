@@ -76,11 +76,11 @@ class DecodeConfig:
 
     steps: tuple[int, ...] = (20, 10, 10, 10)
     temperature: float = 3.0
-    finer: float = 1.0
+    fine_temperature: float = 1.0
     top_p: float = 0.9
-    guidance: float = 10.0
-    last_guidance: float = 1.0
-    shuffling: float = 0.0
+    cfg_scale: float = 10.0
+    last_cfg_scale: float = 1.0
+    choice_temperature: float = 0.0
     spans: Literal["nonoverlap", "stride1"] = "nonoverlap"
     span: int = 3
     ring: bool = False
@@ -89,13 +89,13 @@ class DecodeConfig:
 class Spans(Protocol):
     """Which places are opened together, and which of them first."""
 
-    def doubts(self, chances: Tensor, open_: Tensor) -> Tensor:
+    def uncertainty(self, chances: Tensor, open_: Tensor) -> Tensor:
         """How doubtful each is: (B, n), from the chances of codes and what was open, (B, T)."""
 
     def count(self, known: Tensor) -> int:
         """How many there are that are not wholly known: bool (T,)."""
 
-    def most_doubtful(self, doubts: Tensor, n: int) -> Tensor:
+    def most_uncertain(self, uncertainty: Tensor, n: int) -> Tensor:
         """The places to open: bool (B, T)."""
 
 
@@ -104,7 +104,7 @@ class NonOverlappingSpans(NamedTuple):
 
     length: int
 
-    def doubts(self, chances: Tensor, open_: Tensor) -> Tensor:
+    def uncertainty(self, chances: Tensor, open_: Tensor) -> Tensor:
         """One number a span: (B, T / length)."""
         best = rearrange(chances, "b (n s) -> b n s", s=self.length).amax(-1)
         settled = ~rearrange(open_, "b (n s) -> b n s", s=self.length).any(-1)
@@ -114,10 +114,10 @@ class NonOverlappingSpans(NamedTuple):
         """Spans with a gap."""
         return int((~rearrange(known, "(n s) -> n s", s=self.length)).any(-1).sum())
 
-    def most_doubtful(self, doubts: Tensor, n: int) -> Tensor:
+    def most_uncertain(self, uncertainty: Tensor, n: int) -> Tensor:
         """The ``n`` most doubtful spans."""
-        chosen = torch.zeros_like(doubts, dtype=torch.bool)
-        chosen.scatter_(1, doubts.topk(n).indices, True)
+        chosen = torch.zeros_like(uncertainty, dtype=torch.bool)
+        chosen.scatter_(1, uncertainty.topk(n).indices, True)
         return repeat(chosen, "b n -> b (n s)", s=self.length)
 
 
@@ -127,7 +127,7 @@ class Stride1Spans(NamedTuple):
     length: int
     ring: bool = False
 
-    def doubts(self, chances: Tensor, open_: Tensor) -> Tensor:
+    def uncertainty(self, chances: Tensor, open_: Tensor) -> Tensor:
         """One number a place: (B, T)."""
         return (-chances.log()).masked_fill(~open_, NEVER_REMASKED)
 
@@ -135,23 +135,23 @@ class Stride1Spans(NamedTuple):
         """Places that are gaps."""
         return int((~known).sum())
 
-    def most_doubtful(self, doubts: Tensor, n: int) -> Tensor:
+    def most_uncertain(self, uncertainty: Tensor, n: int) -> Tensor:
         """About ``n`` places: the union of as many of the most doubtful spans as that takes."""
-        return torch.stack([self._union(row, max(n, self.length)) for row in doubts])
+        return torch.stack([self._union(row, max(n, self.length)) for row in uncertainty])
 
-    def _union(self, doubts: Tensor, n: int) -> Tensor:
+    def _union(self, uncertainty: Tensor, n: int) -> Tensor:
         """Halve the interval that the number of spans is in, as long as it has an inside."""
-        again = doubts[: self.length - 1 if self.ring else 0]
-        spans = torch.cat([doubts, again]).unfold(0, self.length, 1)
+        again = uncertainty[: self.length - 1 if self.ring else 0]
+        spans = torch.cat([uncertainty, again]).unfold(0, self.length, 1)
         order = spans.sum(-1).argsort(descending=True)
         few, many = n // self.length, n - self.length + 1  # all apart, all overlapping
         middle = round((few + many) / 2)
-        union = self._covered(order[:middle], len(doubts))
+        union = self._covered(order[:middle], len(uncertainty))
         while few < middle < many:
             few, many = (few, middle) if union.sum() > n else (middle, many)
             middle = round((few + many) / 2)
             if few < middle < many:
-                union = self._covered(order[:middle], len(doubts))
+                union = self._covered(order[:middle], len(uncertainty))
         return union
 
     def _covered(self, starts: Tensor, n_frames: int) -> Tensor:
@@ -177,7 +177,7 @@ def blank(model: Magnet, n: int, n_frames: int, prompt: Tensor | None = None) ->
     """Codes (n, K, T) that are all gaps, or begin with a prompt (n, K, up to T)."""
     config = model.config
     shape = n, config.codebooks, n_frames
-    codes = torch.full(shape, config.gap, dtype=torch.int64, device=model.device)
+    codes = torch.full(shape, config.mask_token, dtype=torch.int64, device=model.device)
     if prompt is not None:
         if prompt.shape[:2] != shape[:2] or prompt.shape[2] > n_frames:
             raise LoopError(
@@ -192,10 +192,10 @@ def guided(model: Magnet, condition: Tensor, *, ring: bool = False, origin: int 
     """What a network says of codes (B, K, T), drawn towards its condition (B, S, D)."""
     both = torch.cat([condition, torch.zeros_like(condition)])
 
-    def predict(codes: Tensor, stage: int, guidance: float) -> Tensor:
+    def predict(codes: Tensor, stage: int, cfg_scale: float) -> Tensor:
         twice = torch.cat([codes, codes])
         text, none = model(twice, both, stage, ring=ring, origin=origin).chunk(2)
-        led: Tensor = none + (text - none) * guidance
+        led: Tensor = none + (text - none) * cfg_scale
         return led
 
     return predict
@@ -205,7 +205,7 @@ def guided(model: Magnet, condition: Tensor, *, ring: bool = False, origin: int 
 def decode(
     predict: Predict,
     codes: Tensor,
-    gap: int,
+    mask_token: int,
     generator: torch.Generator,
     config: DecodeConfig = DecodeConfig(),
     rescoring: Rescoring | None = None,
@@ -227,17 +227,17 @@ def decode(
     Raises:
         LoopError: the codes do not fit the config, or the config is out of range.
     """
-    _check(codes, gap, config)
+    _check(codes, mask_token, config)
     if config.spans == "nonoverlap":
         codes = codes[..., : codes.shape[2] // config.span * config.span]
     codes = codes.clone()
     for stage in range(len(config.steps))[:books]:
-        if (codes[:, stage] == gap).any():
-            _fill(predict, codes, stage, gap, generator, config, rescoring)
+        if (codes[:, stage] == mask_token).any():
+            _fill(predict, codes, stage, mask_token, generator, config, rescoring)
     return codes
 
 
-def _check(codes: Tensor, gap: int, config: DecodeConfig) -> None:
+def _check(codes: Tensor, mask_token: int, config: DecodeConfig) -> None:
     n_codebooks, n_frames = codes.shape[1:]
     if len(config.steps) != n_codebooks or min(config.steps) < 1:
         raise LoopError(f"expected steps of {counted(n_codebooks, 'codebook')}, got {config.steps}")
@@ -252,10 +252,10 @@ def _check(codes: Tensor, gap: int, config: DecodeConfig) -> None:
         raise LoopError(
             f"top-p {config.top_p}, temperature {config.temperature}; give 0 to 1, and 0 or more"
         )
-    for name in ("shuffling", "finer"):
+    for name in ("choice_temperature", "fine_temperature"):
         if not 0 <= getattr(config, name) <= 1:
-            raise LoopError(f"{name} {getattr(config, name)}; give 0 to 1")
-    known = codes != gap
+            raise LoopError(f"{name.replace('_', ' ')} {getattr(config, name)}; give 0 to 1")
+    known = codes != mask_token
     if not torch.equal(known, known[:1].expand_as(known)):
         raise LoopError("rows of a batch have different gaps; fill them one by one")
 
@@ -264,21 +264,21 @@ def _fill(
     predict: Predict,
     codes: Tensor,
     stage: int,
-    gap: int,
+    mask_token: int,
     generator: torch.Generator,
     config: DecodeConfig,
     rescoring: Rescoring | None,
 ) -> None:
     """Fill one codebook, in place."""
-    known = codes[:, stage] != gap  # (B, T)
+    known = codes[:, stage] != mask_token  # (B, T)
     spans = spans_of(config)
     count = spans.count(known[0])
-    doubts = spans.doubts(torch.ones(known.shape, device=codes.device), ~known)
+    uncertainty = spans.uncertainty(torch.ones(known.shape, device=codes.device), ~known)
     for moment in decoding_steps(config, stage):
-        opened = spans.most_doubtful(doubts, max(int(moment.share * count), 1)) & ~known
-        codes[:, stage] = torch.where(opened, gap, codes[:, stage])
-        doubts = spans.doubts(
-            *sample_masked(predict, codes, stage, gap, moment, generator, rescoring)
+        inpaint_mask = spans.most_uncertain(uncertainty, max(int(moment.share * count), 1)) & ~known
+        codes[:, stage] = torch.where(inpaint_mask, mask_token, codes[:, stage])
+        uncertainty = spans.uncertainty(
+            *sample_masked(predict, codes, stage, mask_token, moment, generator, rescoring)
         )
 
 
@@ -292,28 +292,30 @@ class DecodingStep(NamedTuple):
     """
 
     share: float
-    guidance: float
-    heat: float
+    cfg_scale: float
+    temperature: float
     top_p: float
-    shuffling: float
+    choice_temperature: float
 
 
 def decoding_steps(config: DecodeConfig, stage: int) -> Iterator[DecodingStep]:
     """The steps of a codebook, from all open and hot to little and cold."""
     n_steps = config.steps[stage]
     shares = torch.cos(torch.linspace(0, 1, n_steps) * (math.pi / 2)).tolist()
-    hottest = config.temperature * (config.finer if stage else 1)
+    hottest = config.temperature * (config.fine_temperature if stage else 1)
     for step, share in enumerate(shares):
-        guidance = share * config.guidance + (1 - share) * config.last_guidance
-        heat = max(hottest * ((n_steps - 1 - step) / n_steps), MIN_TEMPERATURE)
-        yield DecodingStep(share, guidance, heat, config.top_p, share * config.shuffling)
+        cfg_scale = share * config.cfg_scale + (1 - share) * config.last_cfg_scale
+        temperature = max(hottest * ((n_steps - 1 - step) / n_steps), MIN_TEMPERATURE)
+        yield DecodingStep(
+            share, cfg_scale, temperature, config.top_p, share * config.choice_temperature
+        )
 
 
 def sample_masked(
     predict: Predict,
     codes: Tensor,
     stage: int,
-    gap: int,
+    mask_token: int,
     moment: DecodingStep,
     generator: torch.Generator,
     rescoring: Rescoring | None,
@@ -323,19 +325,19 @@ def sample_masked(
     Returns:
         How good all of its codes are (B, T), from 0 to 1, and bool (B, T), which were gaps.
     """
-    opened = codes[:, stage] == gap
-    logits = predict(codes, stage, moment.guidance).float()
-    probabilities = (logits / moment.heat).softmax(-1)
+    inpaint_mask = codes[:, stage] == mask_token
+    logits = predict(codes, stage, moment.cfg_scale).float()
+    probabilities = (logits / moment.temperature).softmax(-1)
     drawn = sample(probabilities, moment.top_p, generator)
-    codes[:, stage] = torch.where(opened, drawn, codes[:, stage])
+    codes[:, stage] = torch.where(inpaint_mask, drawn, codes[:, stage])
     chances = probabilities.gather(-1, drawn[..., None])[..., 0]
     if rescoring is not None:
         other = rescoring.judge(codes, stage)
         chances = (1 - rescoring.weight) * chances + rescoring.weight * other
-    if moment.shuffling:
+    if moment.choice_temperature:
         lots = torch.rand(chances.shape, generator=generator, device=chances.device)
-        chances = chances.lerp(lots, moment.shuffling)
-    return chances, opened
+        chances = chances.lerp(lots, moment.choice_temperature)
+    return chances, inpaint_mask
 
 
 def sample(probabilities: Tensor, top_p: float, generator: torch.Generator) -> Tensor:

@@ -43,16 +43,20 @@ def predictor(model: Masked, condition: ConditioningTensors, *, circular: bool) 
     untold = all(torch.equal(a, b) for a, b in zip(condition, nothing, strict=True))
     both = ConditioningTensors(*(torch.cat(pair) for pair in zip(condition, nothing, strict=True)))
 
-    def predict(codes: Tensor, stage: int, guidance: float) -> Tensor:
+    def predict(codes: Tensor, stage: int, cfg_scale: float) -> Tensor:
         codes = codes.clone()
-        codes[:, stage + 1 :] = model.config.gap  # as it has learned, also where a prompt is known
-        if untold or guidance == 1:
+        codes[:, stage + 1 :] = (
+            model.config.mask_token
+        )  # as it has learned, also where a prompt is known
+        if untold or cfg_scale == 1:
             one = _as_many(condition, len(codes))
             said: Tensor = model(codes, one, stage, circular=circular)
             return said
         twice = torch.cat([codes, codes])
-        told, free = model(twice, _as_many(both, len(twice)), stage, circular=circular).chunk(2)
-        led: Tensor = free + (told - free) * guidance
+        conditional, unconditional = model(
+            twice, _as_many(both, len(twice)), stage, circular=circular
+        ).chunk(2)
+        led: Tensor = unconditional + (conditional - unconditional) * cfg_scale
         return led
 
     return predict
@@ -71,7 +75,7 @@ def mutual_information(
     model: Masked,
     codes: Tensor,
     condition: ConditioningTensors,
-    opened: Tensor,
+    inpaint_mask: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
     """How much what is told of a ring says about its first codebook: pointwise mutual information.
@@ -89,19 +93,19 @@ def mutual_information(
     Returns:
         (B,), the mean over those frames.
     """
-    half = torch.rand(opened.shape, generator=generator, device=opened.device) < 0.5
+    half = torch.rand(inpaint_mask.shape, generator=generator, device=inpaint_mask.device) < 0.5
 
     def likelihood(part: Tensor, each: ConditioningTensors) -> Tensor:
         hidden = codes.clone()
-        hidden[:, 0, part] = model.config.gap
+        hidden[:, 0, part] = model.config.mask_token
         said = ring(model, each)(hidden, 0, 1.0)[:, part].log_softmax(-1)
         return said.gather(-1, codes[:, 0, part, None]).sum((1, 2))
 
     gain = [
         likelihood(part, condition) - likelihood(part, condition.silent())
-        for part in (opened & half, opened & ~half)
+        for part in (inpaint_mask & half, inpaint_mask & ~half)
     ]
-    return (gain[0] + gain[1]) / opened.sum()
+    return (gain[0] + gain[1]) / inpaint_mask.sum()
 
 
 def line_predictor(model: Masked, condition: ConditioningTensors) -> LinePredictor:
@@ -124,20 +128,20 @@ def tiled(line: LinePredictor, tile: int, window: int) -> Predict:
     if left >= MIN_CONTEXT:
         predict = line(places)
 
-        def once(codes: Tensor, stage: int, guidance: float) -> Tensor:
+        def once(codes: Tensor, stage: int, cfg_scale: float) -> Tensor:
             around = codes[..., places.to(codes.device) % tile]
-            return predict(around, stage, guidance)[:, left : left + tile]
+            return predict(around, stage, cfg_scale)[:, left : left + tile]
 
         return once
     quarter, half = tile // 4, tile // 2
     starts = {0: (quarter, quarter + half), half: (quarter, quarter + tile - half)}
     asks = {start: line(places + start) for start in starts}
 
-    def twice(codes: Tensor, stage: int, guidance: float) -> Tensor:
+    def twice(codes: Tensor, stage: int, cfg_scale: float) -> Tensor:
         found = []
         for start, (begin, end) in starts.items():
             around = codes[..., (places.to(codes.device) + start) % tile]
-            said = asks[start](around, stage, guidance)
+            said = asks[start](around, stage, cfg_scale)
             found.append(said[:, left + begin : left + end])
         # The first half is of frames from a quarter on, the second goes on behind it.
         return torch.cat(found, 1).roll(quarter, 1)
@@ -159,7 +163,7 @@ def loopgen(
     predict: Predict,
     codes: Tensor,
     window: int,
-    gap: int,
+    mask_token: int,
     generator: torch.Generator,
     config: DecodeConfig,
     rescoring: Rescoring | None = None,
@@ -180,33 +184,35 @@ def loopgen(
     if config.spans != "stride1" or config.ring:
         raise LoopError("LoopGen's padding goes with spans of stride1, which end at the seam")
     tile = codes.shape[2]
-    left = margin(codes, window, gap)
-    whole = torch.full((*codes.shape[:2], window), gap, dtype=codes.dtype, device=codes.device)
+    left = margin(codes, window, mask_token)
+    whole = torch.full(
+        (*codes.shape[:2], window), mask_token, dtype=codes.dtype, device=codes.device
+    )
     whole[..., left : left + tile] = codes
     spans = spans_of(config)
     for stage in range(len(config.steps)):
         row = whole[:, stage]
-        known = row != gap
+        known = row != mask_token
         count = spans.count(known[0, left : left + tile])
         row[:] = _copied(row, left, tile)
         if not count:
             continue
-        doubts = spans.doubts(torch.ones(row.shape, device=row.device), ~known)
+        uncertainty = spans.uncertainty(torch.ones(row.shape, device=row.device), ~known)
         for moment in decoding_steps(config, stage):
-            opened = spans.most_doubtful(doubts, max(int(moment.share * count), 1))
-            row[opened] = gap
+            inpaint_mask = spans.most_uncertain(uncertainty, max(int(moment.share * count), 1))
+            row[inpaint_mask] = mask_token
             row[:] = _copied(row, left, tile)
-            doubts = spans.doubts(
-                *sample_masked(predict, whole, stage, gap, moment, generator, rescoring)
+            uncertainty = spans.uncertainty(
+                *sample_masked(predict, whole, stage, mask_token, moment, generator, rescoring)
             )
     return whole[..., left : left + tile]
 
 
-def margin(codes: Tensor, window: int, gap: int) -> int:
+def margin(codes: Tensor, window: int, mask_token: int) -> int:
     """Where LoopGen puts a loop (B, K, tile) in a window: in the middle, or a prompt at once."""
     tile = codes.shape[2]
     middle = _left(tile, window)
-    prompted = bool((codes[:, 0] != gap).any())
+    prompted = bool((codes[:, 0] != mask_token).any())
     return 0 if prompted else min(middle, tile)
 
 

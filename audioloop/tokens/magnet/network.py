@@ -57,7 +57,7 @@ class MagnetConfig:
     text_dim: Width = 768
 
     @property
-    def gap(self) -> int:
+    def mask_token(self) -> int:
         """What stands for a code that is not known."""
         return self.codebook_size
 

@@ -98,10 +98,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 def same(one: list[EncodedLoop], other: list[EncodedLoop]) -> bool:
     return len(one) == len(other) and all(
         torch.equal(a.codes, b.codes)
-        and a.told.roll is not None
-        and b.told.roll is not None
-        and np.array_equal(a.told.roll, b.told.roll)
-        and (a.told.steps, a.told.kit, a.told.bass) == (b.told.steps, b.told.kit, b.told.bass)
+        and a.conditioning.roll is not None
+        and b.conditioning.roll is not None
+        and np.array_equal(a.conditioning.roll, b.conditioning.roll)
+        and (a.conditioning.steps, a.conditioning.kit, a.conditioning.bass)
+        == (b.conditioning.steps, b.conditioning.kit, b.conditioning.bass)
         for a, b in zip(one, other, strict=True)
     )
 
@@ -237,13 +238,13 @@ def test_what_is_told_is_what_was_played(
     loops = made_here(still, tmp_path, Job(0, tuple(range(12))))
     parts = set()
     for loop, song in zip(loops, heard.songs, strict=True):
-        told = loop.told
-        assert told.roll is not None
-        assert np.array_equal(told.roll, pianoroll.encode(song))
-        assert told.steps == len(told.roll)
+        conditioning = loop.conditioning
+        assert conditioning.roll is not None
+        assert np.array_equal(conditioning.roll, pianoroll.encode(song))
+        assert conditioning.steps == len(conditioning.roll)
         programs = {track.is_drum: track.program for track in song.tracks}
-        assert (told.kit, told.bass) == (programs.get(True), programs.get(False))
-        parts.add((told.kit is None, told.bass is None))
+        assert (conditioning.kit, conditioning.bass) == (programs.get(True), programs.get(False))
+        parts.add((conditioning.kit is None, conditioning.bass is None))
     assert parts == {(False, False), (True, False), (False, True)}
 
 
@@ -251,7 +252,7 @@ def test_loops_are_of_as_many_bars_as_asked_for(source: Source, tmp_path: Path) 
     for bars in (1, 3):
         asked = replace(source, bars=(bars,), shares=(1.0,))
         loops = made_here(asked, tmp_path, Job(bars, (0, 1)))
-        assert {loop.told.steps for loop in loops} == {bars * LOOP.steps_per_bar}
+        assert {loop.conditioning.steps for loop in loops} == {bars * LOOP.steps_per_bar}
 
 
 def test_a_codec_of_another_rate_hears_the_same_tempi(prepared: Prepare, tmp_path: Path) -> None:
@@ -279,7 +280,9 @@ def test_silent_loops_are_left_out(
     drawn = [(rng.choice(3, p=[0.5, 0.3, 0.2]), rng.integers(2))[1] for rng in picks]
     assert len(found) == sum(drawn)
     assert 0 < len(found) < 9
-    assert all(loop.told.roll is not None and loop.told.roll.any() for loop in found)
+    assert all(
+        loop.conditioning.roll is not None and loop.conditioning.roll.any() for loop in found
+    )
     assert len(list((tmp_path / "half").glob("*.safetensors"))) == 3
     monkeypatch.setattr(augment, "loops", lambda *_: PackedLoops(packed[:1], np.full(1, 120.0)))
     with pytest.raises(LoopError, match=r"all loops are silent with TimGM6mb\.sf2") as bad:

@@ -198,11 +198,11 @@ def test_vectors_follow_the_averages_of_their_rows() -> None:
 def test_a_vector_that_few_rows_want_starts_anew_from_one_of_them() -> None:
     rows = [1.0, 2.0, 3.0, 4.0]
     # 1 is left of the 2 rows of the second vector, and 2 would be even
-    kept, anew = followed(rows, rare=0.5), followed(rows, rare=0.6)
+    kept, regenerated = followed(rows, rare=0.5), followed(rows, rare=0.6)
     assert kept.vectors[0, 1].item() == 10
-    assert anew.vectors[0, 1].item() in rows
-    assert anew.counts.tolist() == [[3.0, 2.0]]
-    assert torch.equal(kept.vectors[0, 0], anew.vectors[0, 0])
+    assert regenerated.vectors[0, 1].item() in rows
+    assert regenerated.counts.tolist() == [[3.0, 2.0]]
+    assert torch.equal(kept.vectors[0, 0], regenerated.vectors[0, 0])
 
 
 def test_vectors_settle_on_the_rows_there_are_and_stand_still_outside_training() -> None:
@@ -227,12 +227,12 @@ def test_any_tempo_comes_back_to_the_sample(
 ) -> None:
     n = round(bars * 4 * 60 / bpm * rate)
     wave, codec = Wave(rng.uniform(-1, 1, (channels, n)).astype(np.float32), rate), tiny()
-    coding = compression.encode(wave, codec)
-    frames = coding.codes.shape[2]
-    assert (coding.n_samples, coding.rate) == (n, rate)
+    encoded = compression.encode(wave, codec)
+    frames = encoded.codes.shape[2]
+    assert (encoded.n_samples, encoded.rate) == (n, rate)
     assert abs(frames * FRAME / RATE - n / rate) <= FRAME / RATE / 2
-    assert coding.latent.shape == (1, TINY.latent_dim, frames)
-    for latent in (coding.latent, compression.dequantize(coding.codes, codec)):
+    assert encoded.latent.shape == (1, TINY.latent_dim, frames)
+    for latent in (encoded.latent, compression.dequantize(encoded.codes, codec)):
         found = compression.decode(latent, codec, n, rate)
         assert found.samples.shape == (1, n)
         assert found.samples.dtype == np.float32
@@ -265,8 +265,8 @@ def test_samples_that_are_no_numbers(bad: float) -> None:
 @pytest.mark.parametrize("circular", [False, True])
 def test_silence_comes_back_as_numbers(circular: bool) -> None:
     codec = tiny()
-    coding = compression.encode(Wave(np.zeros((2, 30_000), np.float32), 44_100), codec)
-    for latent in (coding.latent, compression.dequantize(coding.codes, codec)):
+    encoded = compression.encode(Wave(np.zeros((2, 30_000), np.float32), 44_100), codec)
+    for latent in (encoded.latent, compression.dequantize(encoded.codes, codec)):
         found = compression.from_frames(codec.decode(latent, circular=circular), 30_000, 44_100)
         assert np.isfinite(found.samples).all()
 

@@ -31,7 +31,7 @@ from soundfonts import bundled
 CONFIG = CodecConfig(
     fine=32, coarse=32, latent_dim=8, codebook_size=32, encoder_blocks=1, decoder_blocks=1
 )
-LESSON = CodecRecipe(frames=8, adversarial=0.5)
+RECIPE = CodecRecipe(frames=8, adversarial=0.5)
 BUDGET = Budget(steps=6)
 SETTINGS = replace(codec_train.TRAINING, batch_size=3, save_every_s=0)
 CPU = torch.device("cpu")
@@ -80,7 +80,7 @@ def stopping(at: int) -> Sounds:
 
 
 def task(
-    lesson: CodecRecipe = LESSON,
+    recipe: CodecRecipe = RECIPE,
     heard: Sounds = sounds,
     config: CodecConfig = CONFIG,
     *,
@@ -88,13 +88,13 @@ def task(
     decoder_only: bool = False,
 ) -> CodecTask:
     valid, about = (lambda: [VALID]), {"dataset": "tests"}
-    return CodecTask(config, lesson, seed, heard, valid, CPU, about, decoder_only=decoder_only)
+    return CodecTask(config, recipe, seed, heard, valid, CPU, about, decoder_only=decoder_only)
 
 
 def run(
     folder: Path,
     settings: TrainConfig = SETTINGS,
-    lesson: CodecRecipe = LESSON,
+    recipe: CodecRecipe = RECIPE,
     heard: Sounds = sounds,
     config: CodecConfig = CONFIG,
     *,
@@ -102,7 +102,7 @@ def run(
     decoder_only: bool = False,
     **more: Any,
 ) -> Result:
-    made = task(lesson, heard, config, seed=settings.seed, decoder_only=decoder_only)
+    made = task(recipe, heard, config, seed=settings.seed, decoder_only=decoder_only)
     return Trainer(made, budget, settings).fit(folder, about={"of": "tests"}, **more)
 
 
@@ -111,7 +111,7 @@ def run_until(at: int, folder: Path, **more: Any) -> None:
         run(folder, heard=stopping(at), **more)
 
 
-def told(folder: Path) -> dict[str, Any]:
+def conditioning(folder: Path) -> dict[str, Any]:
     """What is said of a finished run but for the time."""
     found: dict[str, Any] = json.loads((folder / HISTORY).read_text())
     for record in found["history"]:
@@ -130,7 +130,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def assert_same_run(found: Path, expected: Path) -> None:
     assert (found / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
-    assert told(found) == told(expected)
+    assert conditioning(found) == conditioning(expected)
     assert {path.name for path in found.iterdir()} == {"config.json", HISTORY, WEIGHTS}
 
 
@@ -191,7 +191,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "another seed": ({"settings": replace(OFTEN, seed=1)}, "seed 0, not 1"),
     "by the clock": ({"budget": Budget(minutes=1)}, "steps 6, not none, minutes none, not 1"),
-    "another lesson": ({"lesson": replace(LESSON, mel=0.1)}, "mel 1.5, not 0.1"),
+    "another recipe": ({"recipe": replace(RECIPE, mel=0.1)}, "mel 1.5, not 0.1"),
     "another codec": ({"config": replace(CONFIG, fine=48)}, "another model"),
     "its decoder only": ({"decoder_only": True}, "decoder_only False, not True"),
 }
@@ -364,8 +364,8 @@ def parts(made: CodecTask) -> dict[str, dict[str, Tensor]]:
 def test_each_stage_moves_its_own_parts(
     adversarial: float, moved: set[str], tmp_path: Path
 ) -> None:
-    lesson = replace(LESSON, adversarial=adversarial)
-    made = task(lesson=lesson)
+    recipe = replace(RECIPE, adversarial=adversarial)
+    made = task(recipe=recipe)
     before = parts(made)
     Trainer(made, BUDGET, SETTINGS).fit(tmp_path)
     after = parts(made)
@@ -376,8 +376,8 @@ def test_each_stage_moves_its_own_parts(
 def test_a_decoder_that_learns_alone_leaves_codes_bit_for_bit(
     adversarial: float, tmp_path: Path
 ) -> None:
-    lesson = replace(LESSON, adversarial=adversarial, change=1.0)
-    made = task(lesson=lesson, decoder_only=True)
+    recipe = replace(RECIPE, adversarial=adversarial, change=1.0)
+    made = task(recipe=recipe, decoder_only=True)
     with torch.no_grad():
         made.model.encoder.out.weight[0, 0] = -0.0  # which a sum with 0 would make +0
     meant = encoded_dataset.encode_loop(made.model)
@@ -392,13 +392,13 @@ def test_a_codec_learns(tmp_path: Path) -> None:
     settings = replace(
         SETTINGS, learning_rate=3e-3, warmup_steps=1, validate_every=5, save_every_s=1e9
     )
-    lesson = replace(LESSON, adversarial=1.0)
-    history = run(tmp_path, settings, lesson, budget=Budget(steps=60)).history
+    recipe = replace(RECIPE, adversarial=1.0)
+    history = run(tmp_path, settings, recipe, budget=Budget(steps=60)).history
     assert history[-1]["mel_codes"] < history[0]["mel_codes"]
 
 
 def test_every_so_many_steps_excerpts_have_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = task(lesson=replace(LESSON, open_every=3))
+    made = task(recipe=replace(RECIPE, open_every=3))
     seen: list[bool] = []
     decode = made.model.decoder.forward
 
@@ -509,7 +509,7 @@ def test_a_codec_does_not_go_on_with_another_dataset_of_the_same_size(
     settings = replace(SETTINGS, batch_size=2)
     budget = Budget(steps=1)
     given: dict[str, Any] = {
-        "training": settings, "config": CONFIG, "lesson": LESSON, "device": CPU,
+        "training": settings, "config": CONFIG, "recipe": RECIPE, "device": CPU,
     }  # fmt: skip
     codec_train.codec(dataset, tmp_path, budget, [bundled()], **given)
     before = contents(tmp_path)
@@ -524,7 +524,7 @@ def test_a_codec_is_trained_from_a_dataset_and_loads(
     monkeypatch.setattr(codec_train, "N_VALID", 2)
     result = codec_train.codec(
         dataset, tmp_path, Budget(steps=3), [bundled()],
-        training=SETTINGS, config=CONFIG, lesson=LESSON, device=CPU,
+        training=SETTINGS, config=CONFIG, recipe=RECIPE, device=CPU,
     )  # fmt: skip
     assert (result.steps, len(result.history)) == (3, 1)
     about = checkpoint.read_config(tmp_path)
@@ -535,6 +535,6 @@ def test_a_codec_is_trained_from_a_dataset_and_loads(
     assert about["data"]["fingerprint"] == dataset.fingerprint
     codec = compression.load(tmp_path)
     assert codec.config == CONFIG
-    coding = compression.encode(Wave(sound(0)[None], 32_000), codec)
-    found = compression.decode(compression.dequantize(coding.codes, codec), codec, 8000, 32_000)
+    encoded = compression.encode(Wave(sound(0)[None], 32_000), codec)
+    found = compression.decode(compression.dequantize(encoded.codes, codec), codec, 8000, 32_000)
     assert len(found) == 8000

@@ -64,7 +64,7 @@ def drawn(n_frames: int, seed: int = 0) -> Tensor:
     return torch.randint(SIZE, (BOOKS, n_frames), generator=rng)
 
 
-def told(n_frames: int, steps: int = 32) -> ConditioningTensors:
+def conditioning(n_frames: int, steps: int = 32) -> ConditioningTensors:
     rng = np.random.default_rng(5)
     roll = rng.random((steps, LOOP.columns)) < 0.1
     return Conditioning(roll, steps, kit=3, bass=33).on(n_frames, 50.0)
@@ -88,7 +88,7 @@ def explicit(
 
 @pytest.mark.parametrize("turn", [1, 17, 40])
 def test_rotating_a_loop_rotates_its_figures(turn: int) -> None:
-    codes, condition, places = drawn(41), told(41), [0, 5, 20, 40]
+    codes, condition, places = drawn(41), conditioning(41), [0, 5, 20, 40]
     moved = [place + turn for place in places]
     turned = codes.roll(turn, -1)
     for heard, heard_there in ((None, None), (condition, rotated(condition, turn))):
@@ -102,7 +102,7 @@ def test_rotating_a_loop_rotates_its_figures(turn: int) -> None:
 
 @pytest.mark.parametrize("rounds", [2, 3])
 def test_a_ring_is_the_line_that_goes_round_it(rounds: int) -> None:
-    codes, condition = drawn(30), told(30)
+    codes, condition = drawn(30), conditioning(30)
     line = codes.repeat(1, rounds + 2)
     around = ConditioningTensors(
         condition.frames.repeat(1, 1, rounds + 2), condition.kit, condition.bass
@@ -113,7 +113,7 @@ def test_a_ring_is_the_line_that_goes_round_it(rounds: int) -> None:
 
 
 def test_the_line_begins_with_the_context_and_ends_after_the_window() -> None:
-    codes, condition = drawn(90), told(90)
+    codes, condition = drawn(90), conditioning(90)
     places = torch.arange(20 - 7, 20 + 4 + AHEAD)
     found = perplexity.nats_at(codes, [20], model(), condition, window=4, context=7)
     expected = explicit(codes[:, places], condition.taken(places), 7, 4)
@@ -133,7 +133,7 @@ def test_a_loop_is_heard_once_before_its_seam() -> None:
 
 
 def test_nothing_told_is_silence() -> None:
-    codes, condition = drawn(50), told(50)
+    codes, condition = drawn(50), conditioning(50)
     silent = perplexity.nats_at(codes, [3], model(), condition.silent())
     np.testing.assert_array_equal(perplexity.nats_at(codes, [3], model()), silent)
     assert np.abs(perplexity.nats_at(codes, [3], model(), condition) - silent).max() > 1e-3
@@ -373,7 +373,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ears(folder: Path, model: str = "model") -> list[str]:
-    return ["--perplexity", "--model", str(folder / model), "--codec", str(folder / "codec")]
+    return ["--perplexity", "--causal-model", str(folder / model), "--codec", str(folder / "codec")]
 
 
 def seam_of(*args: str) -> tuple[int, str, str]:
@@ -448,9 +448,9 @@ def test_a_model_of_another_codec_is_one_line(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--model", "RUN"], "give --perplexity as well"),
+        (["--causal-model", "RUN"], "give --perplexity as well"),
         (["--encodec", "x", "--perplexity"], "give --musicgen as well"),
-        (["--model", "RUN", "--musicgen", "x", "--perplexity"], "give one"),
+        (["--causal-model", "RUN", "--musicgen", "x", "--perplexity"], "give one"),
         (["--codec", "RUN", "--encodec", "x", "--perplexity"], "give one"),
     ],
 )

@@ -238,8 +238,8 @@ def test_a_codec_is_trained_with_one_command_and_goes_on(
     dataset: LoopDataset, tmp_path: Path
 ) -> None:
     font = synth.soundfont(Path(pretty_midi.__file__).with_name(synth.BUNDLED_SOUNDFONT))
-    call = ["train", "codec", dataset.path, "-o", tmp_path / "run", "--sf2", font, "--json"]
-    call += ["--steps", 2, "--batch", 2, "--device", "cpu"]
+    call = ["train", "codec", dataset.path, "-o", tmp_path / "run", "--soundfont", font, "--json"]
+    call += ["--steps", 2, "--batch-size", 2, "--device", "cpu"]
     done = audioloop(*call)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -264,12 +264,12 @@ def test_a_codec_is_trained_with_one_command_and_goes_on(
     [
         ([], 2, "either --minutes or --steps"),
         (["--steps", 1, "--learning-rate", 0], 2, "learning-rate"),
-        (["--steps", 1, "--lesson", "volume=1"], 2, "it has waveform, convergence"),
-        (["--steps", 1, "--lesson", "mel=loud"], 2, "'loud' is no number"),
-        (["--steps", 1, "--lesson", "adversarial=2"], 2, "out of range"),
-        (["--steps", 1, "--decoder-only"], 2, "--begin-with"),
-        (["--steps", 1, "--begin-with", "nowhere"], 2, "no such file or folder"),
-        (["--steps", 1, "--sf2", "nowhere.sf2"], 2, "nowhere.sf2"),
+        (["--steps", 1, "--loss-weight", "volume=1"], 2, "it has waveform, convergence"),
+        (["--steps", 1, "--loss-weight", "mel=loud"], 2, "'loud' is no number"),
+        (["--steps", 1, "--loss-weight", "adversarial=2"], 2, "out of range"),
+        (["--steps", 1, "--decoder-only"], 2, "--init-from"),
+        (["--steps", 1, "--init-from", "nowhere"], 2, "no such file or folder"),
+        (["--steps", 1, "--soundfont", "nowhere.sf2"], 2, "nowhere.sf2"),
     ],
 )
 def test_training_that_cannot_begin_is_one_line(

@@ -60,7 +60,7 @@ def test_a_label_is_believed(suffix: str, tempo_bpm: float, saved: Saved) -> Non
     assert loop.label.tempo_bpm == pytest.approx(tempo_bpm, abs=1e-5)
     assert (loop.label.bars, loop.label.meter, loop.label.name) == (3, (3, 4), "dub")
     assert len(loop.wave) == label.samples(RATE) == loop.label.samples(RATE)
-    assert (loop.told.steps, loop.told.roll, loop.score) == (36, None, None)
+    assert (loop.conditioning.steps, loop.conditioning.roll, loop.score) == (36, None, None)
     assert loop.notes == ()
 
 
@@ -113,7 +113,7 @@ def test_bars_that_are_said_give_the_tempo(saved: Saved) -> None:
     loop = read(saved("dub.wav", 5.0), bars=3)
     assert loop.label.tempo_bpm == 144
     assert len(loop.wave) == 5 * RATE
-    assert loop.told.steps == 48
+    assert loop.conditioning.steps == 48
 
 
 def test_an_intro_is_left_out(saved: Saved) -> None:
@@ -141,9 +141,9 @@ def test_midi_is_rendered_and_its_notes_are_known(
     assert loop.label.tempo_bpm == (bpm or 120)
     assert (loop.label.bars, loop.label.name) == (2, "dub")
     assert len(loop.wave) == loop.label.samples(inputs.RATE)
-    assert (loop.told.kit, loop.told.bass, loop.told.steps) == (25, 38, 32)
-    assert loop.told.roll is not None
-    np.testing.assert_array_equal(loop.told.roll, pianoroll.encode(groove(2)))
+    assert (loop.conditioning.kit, loop.conditioning.bass, loop.conditioning.steps) == (25, 38, 32)
+    assert loop.conditioning.roll is not None
+    np.testing.assert_array_equal(loop.conditioning.roll, pianoroll.encode(groove(2)))
     assert loop.score is not None
     assert {track.program for track in loop.score.tracks} == {25, 38}
 
@@ -152,10 +152,10 @@ def test_bars_of_silence_at_the_end_of_midi_are_told(tmp_path: Path, font: synth
     path = tmp_path / "dub.mid"
     path.write_bytes(score.to_bytes(groove(2)))
     loop = inputs.read(path, font, bars=3)
-    assert loop.told.roll is not None
-    assert loop.told.roll.shape == (48, 93)
-    assert loop.told.roll[:32].any(1).all()
-    assert not loop.told.roll[32:].any()
+    assert loop.conditioning.roll is not None
+    assert loop.conditioning.roll.shape == (48, 93)
+    assert loop.conditioning.roll[:32].any(1).all()
+    assert not loop.conditioning.roll[32:].any()
 
 
 def nothing(path: Path) -> None:

@@ -53,7 +53,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def filler() -> Inpainter:
+def inpainter() -> Inpainter:
     """Models that have learned nothing."""
     torch.manual_seed(4)
     codec = Codec(CODEC).eval().requires_grad_(False)
@@ -70,22 +70,22 @@ def filler() -> Inpainter:
 
 
 @pytest.fixture(scope="module")
-def models(filler: Inpainter, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def models(inpainter: Inpainter, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The same as folders, and the options that name them."""
     options = []
     folder = tmp_path_factory.mktemp("models")
     parts: dict[str, Any] = {
-        "masked": filler.masked, "codec": filler.codec, "causal": filler.causal,
+        "masked": inpainter.masked, "codec": inpainter.codec, "causal": inpainter.causal,
     }  # fmt: skip
     for kind, model in parts.items():
         checkpoint.save_model(folder / kind, kind, model, {})
-        options += [f"--{kind}", str(folder / kind)]
+        options += [f"--{kind}" if kind == "codec" else f"--{kind}-model", str(folder / kind)]
     return options[:4]  # the causal model is asked for with some options only
 
 
 def with_causal(models: list[str]) -> list[str]:
     """The options and the causal model's."""
-    return [*models, "--causal", str(Path(models[1]).with_name("causal"))]
+    return [*models, "--causal-model", str(Path(models[1]).with_name("causal"))]
 
 
 def tones(n_samples: int, rate: int = RATE, channels: int = 1) -> Wave:
@@ -101,15 +101,15 @@ def tones(n_samples: int, rate: int = RATE, channels: int = 1) -> Wave:
 def loop_of(label: Label, rate: int = RATE, *, roll: bool = False) -> SourceLoop:
     steps = int(label.quarters * 4)
     notes = random_rolls(np.random.default_rng(1), 1)[0, :steps] if roll else None
-    told = Conditioning(notes, steps, 3, 33)
-    return SourceLoop(Path("x.wav"), tones(label.samples(rate), rate), label, told)
+    conditioning = Conditioning(notes, steps, 3, 33)
+    return SourceLoop(Path("x.wav"), tones(label.samples(rate), rate), label, conditioning)
 
 
-def codec_alone(loop: Wave, filler: Inpainter) -> Wave:
+def codec_alone(loop: Wave, inpainter: Inpainter) -> Wave:
     """What the codec makes of a loop's latent."""
     scaled = Wave(loop.samples / np.float32(loop.peak), loop.rate)
-    latent = compression.encode(scaled, filler.codec).latent
-    back = compression.decode(latent, filler.codec, len(loop), loop.rate)
+    latent = compression.encode(scaled, inpainter.codec).latent
+    back = compression.decode(latent, inpainter.codec, len(loop), loop.rate)
     return Wave(back.samples * np.float32(loop.peak), loop.rate)
 
 
@@ -118,18 +118,20 @@ def codec_alone(loop: Wave, filler: Inpainter) -> Wave:
 
 @pytest.mark.parametrize("tempo_bpm", [40, 97.3, 123, 250])
 @pytest.mark.parametrize("rate", [44_100, 48_000])
-def test_every_sample_is_there(tempo_bpm: float, rate: int, filler: Inpainter) -> None:
+def test_every_sample_is_there(tempo_bpm: float, rate: int, inpainter: Inpainter) -> None:
     label = Label(tempo_bpm, 1)
-    made, anew = refine.refine(loop_of(label, rate), filler, InpaintMask(0), taste=FAST)
+    made, regenerated = refine.refine(
+        loop_of(label, rate), inpainter, InpaintMask(0), sampling=FAST
+    )
     assert [one.samples.shape for one in made] == [(1, label.samples(rate))]
-    assert (made[0].rate, anew) == (rate, 1.0)
-    told = Conditioning(steps=16, kit=25)
-    written = refine.generate(label, told, filler, rate=rate, taste=FAST)
+    assert (made[0].rate, regenerated) == (rate, 1.0)
+    conditioning = Conditioning(steps=16, kit=25)
+    written = refine.generate(label, conditioning, inpainter, rate=rate, sampling=FAST)
     assert [one.samples.shape for one in written] == [(1, label.samples(rate))]
 
 
 @pytest.mark.parametrize(
-    ("part", "anew"),
+    ("part", "regenerated"),
     [
         (InpaintMask(), {3, 4}), (InpaintMask(0.25), {2, 3, 4}), (InpaintMask(0), {1, 2, 3, 4}),
         (InpaintMask(1), {}), (InpaintMask(mask="even"), {2, 4}), (InpaintMask(mask="odd"), {1, 3}),
@@ -138,22 +140,25 @@ def test_every_sample_is_there(tempo_bpm: float, rate: int, filler: Inpainter) -
     ],
 )  # fmt: skip
 def test_bars_are_opened_from_their_first_frame_to_their_last(
-    part: InpaintMask, anew: set[int], filler: Inpainter
+    part: InpaintMask, regenerated: set[int], inpainter: Inpainter
 ) -> None:
-    told = Conditioning(steps=64)
-    if not anew:
+    conditioning = Conditioning(steps=64)
+    if not regenerated:
         with pytest.raises(CallError, match=r"keeps all of 4 bars.*keep less, or choose bars"):
-            part.opened(told, 4, 100, 50)
+            part.inpaint_mask(conditioning, 4, 100, 50)
         return
-    opened = part.opened(told, 4, 100, 50)
-    assert {1 + frame // 25 for frame in opened.nonzero()[:, 0].tolist()} == anew
-    assert int(opened.sum()) == 25 * len(anew)
+    inpaint_mask = part.inpaint_mask(conditioning, 4, 100, 50)
+    assert {1 + frame // 25 for frame in inpaint_mask.nonzero()[:, 0].tolist()} == regenerated
+    assert int(inpaint_mask.sum()) == 25 * len(regenerated)
 
 
 @pytest.mark.parametrize("n_frames", [7, 8, 99, 101])
 def test_bars_meet_wherever_frames_do_not_fit(n_frames: int) -> None:
-    told = Conditioning(steps=48)
-    halves = [InpaintMask(mask=mask).opened(told, 3, n_frames, 50) for mask in ("odd", "even")]
+    conditioning = Conditioning(steps=48)
+    halves = [
+        InpaintMask(mask=mask).inpaint_mask(conditioning, 3, n_frames, 50)
+        for mask in ("odd", "even")
+    ]
     assert (halves[0] ^ halves[1]).all()
     assert abs(int(halves[1].sum()) - n_frames / 3) <= 1
 
@@ -162,9 +167,9 @@ def test_onsets_are_opened_and_nothing_else_is() -> None:
     roll = np.zeros((16, 93), np.bool_)
     roll[0, 0] = roll[8, 2] = True
     roll[4:7, 30] = True  # a note of three steps, with one beginning
-    opened = InpaintMask(mask="onsets").opened(Conditioning(roll, 16), 1, 160, 50)
+    inpaint_mask = InpaintMask(mask="onsets").inpaint_mask(Conditioning(roll, 16), 1, 160, 50)
     wanted = {(10 * step + late) % 160 for step in (0, 4, 8) for late in range(-1, 6)}
-    assert set(opened.nonzero()[:, 0].tolist()) == wanted
+    assert set(inpaint_mask.nonzero()[:, 0].tolist()) == wanted
 
 
 BAD_PARTS: dict[str, dict[str, Any]] = {
@@ -184,22 +189,22 @@ def test_what_is_no_part_is_a_wrong_call(name: str) -> None:
 @pytest.mark.parametrize("mask", ["0", "5", "3-9", "1-99999999999"])
 def test_bars_that_are_not_there_are_a_wrong_call(mask: str) -> None:
     with pytest.raises(CallError, match="no such bars in a loop of 4"):
-        InpaintMask(mask=mask).opened(Conditioning(steps=64), 4, 100, 50)
+        InpaintMask(mask=mask).inpaint_mask(Conditioning(steps=64), 4, 100, 50)
 
 
 @pytest.mark.parametrize("roll", [None, np.zeros((64, 93), np.bool_)])
 def test_where_no_note_begins_there_are_no_onsets(roll: Any) -> None:
     with pytest.raises(CallError, match=r"no notes are known of audio|no note .* begins"):
-        InpaintMask(mask="onsets").opened(Conditioning(roll, 64), 4, 100, 50)
+        InpaintMask(mask="onsets").inpaint_mask(Conditioning(roll, 64), 4, 100, 50)
 
 
 @pytest.mark.parametrize("part", [InpaintMask(0.5), InpaintMask(mask="2,3")])
-def test_what_stays_is_what_the_codec_makes_of_it(part: InpaintMask, filler: Inpainter) -> None:
+def test_what_stays_is_what_the_codec_makes_of_it(part: InpaintMask, inpainter: Inpainter) -> None:
     label = Label(240, 4)
     loop = loop_of(label)
-    (made,), anew = refine.refine(loop, filler, part, taste=FAST)
-    assert anew == 0.5
-    wanted = codec_alone(loop.wave, filler)
+    (made,), regenerated = refine.refine(loop, inpainter, part, sampling=FAST)
+    assert regenerated == 0.5
+    wanted = codec_alone(loop.wave, inpainter)
     bar = len(made) // 4
     kept = [0, 1] if part.mask is None else [0, 3]
     reach = round(REACH_S * RATE)
@@ -211,55 +216,59 @@ def test_what_stays_is_what_the_codec_makes_of_it(part: InpaintMask, filler: Inp
         assert max(off[3, reach:].max(), off[0, : bar - reach].max()) < 1e-5
 
 
-def test_a_loop_has_no_seam(filler: Inpainter) -> None:
+def test_a_loop_has_no_seam(inpainter: Inpainter) -> None:
     loop = loop_of(Label(240, 4))
-    codes = compression.encode(loop.wave, filler.codec).codes
-    opened = InpaintMask().opened(loop.told, 4, codes.shape[-1], 50)
-    codes = filler.filled(codes, opened, loop.told.on(codes.shape[-1], 50), 1, FAST)
-    latent = compression.dequantize(codes, filler.codec)
-    ring = filler.codec.decode(latent, circular=True)
-    assert reconstruct.wrap_error_db(latent, ring, filler.codec) < -100
+    codes = compression.encode(loop.wave, inpainter.codec).codes
+    inpaint_mask = InpaintMask().inpaint_mask(loop.conditioning, 4, codes.shape[-1], 50)
+    codes = inpainter.filled(
+        codes, inpaint_mask, loop.conditioning.on(codes.shape[-1], 50), 1, FAST
+    )
+    latent = compression.dequantize(codes, inpainter.codec)
+    ring = inpainter.codec.decode(latent, circular=True)
+    assert reconstruct.wrap_error_db(latent, ring, inpainter.codec) < -100
     # And the way back to its own number of samples is circular as well.
-    decoded = filler.decoded(codes, len(loop.wave), RATE)
-    rolled = filler.decoded(codes.roll(50, -1), len(loop.wave), RATE)
+    decoded = inpainter.decoded(codes, len(loop.wave), RATE)
+    rolled = inpainter.decoded(codes.roll(50, -1), len(loop.wave), RATE)
     turned = np.roll(decoded.samples, len(loop.wave) // 4, 1)
     np.testing.assert_allclose(rolled.samples, turned, atol=1e-5)
 
 
-def test_the_level_is_that_of_the_loop(filler: Inpainter) -> None:
+def test_the_level_is_that_of_the_loop(inpainter: Inpainter) -> None:
     loop = loop_of(Label(240, 2))
     soft = replace(loop, wave=Wave(loop.wave.samples * np.float32(2**-6), RATE))
-    (loud,), _ = refine.refine(loop, filler, taste=FAST)
-    (low,), _ = refine.refine(soft, filler, taste=FAST)
+    (loud,), _ = refine.refine(loop, inpainter, sampling=FAST)
+    (low,), _ = refine.refine(soft, inpainter, sampling=FAST)
     np.testing.assert_allclose(low.samples * 2**6, loud.samples, atol=1e-5)
 
 
-def test_notes_are_told_unless_it_is_to_be_free(filler: Inpainter) -> None:
+def test_notes_are_told_unless_it_is_to_be_free(inpainter: Inpainter) -> None:
     loop = loop_of(Label(240, 2), roll=True)
-    heard = refine.refine(loop, filler, InpaintMask(0), taste=FAST)[0][0].samples
-    free = refine.refine(loop, filler, InpaintMask(0), taste=FAST, free=True)[0][0].samples
-    plain = replace(loop, told=replace(loop.told, roll=None))
+    heard = refine.refine(loop, inpainter, InpaintMask(0), sampling=FAST)[0][0].samples
+    free = refine.refine(loop, inpainter, InpaintMask(0), sampling=FAST, ignore_notes=True)[0][
+        0
+    ].samples
+    plain = replace(loop, conditioning=replace(loop.conditioning, roll=None))
     np.testing.assert_array_equal(
-        free, refine.refine(plain, filler, InpaintMask(0), taste=FAST)[0][0].samples
+        free, refine.refine(plain, inpainter, InpaintMask(0), sampling=FAST)[0][0].samples
     )
     assert np.abs(heard - free).max() > 0.01
 
 
 @pytest.mark.parametrize("level", [0.0, np.nan, np.inf])
-def test_silence_and_no_numbers_are_refused(level: float, filler: Inpainter) -> None:
+def test_silence_and_no_numbers_are_refused(level: float, inpainter: Inpainter) -> None:
     samples = np.full((1, RATE), level, np.float32)
     loop = replace(loop_of(Label(240, 1)), wave=Wave(samples, RATE))
     with pytest.raises(LoopError, match="silent, or samples that are no numbers"):
-        refine.refine(loop, filler, taste=FAST)
+        refine.refine(loop, inpainter, sampling=FAST)
 
 
-def test_what_is_too_long_or_too_short_is_refused(filler: Inpainter) -> None:
+def test_what_is_too_long_or_too_short_is_refused(inpainter: Inpainter) -> None:
     with pytest.raises(LoopError, match=r"96 s are over 80.*give fewer bars, or a faster tempo"):
-        refine.generate(Label(20, 8), Conditioning(steps=128), filler)
+        refine.generate(Label(20, 8), Conditioning(steps=128), inpainter)
     samples = np.full((1, 300), 0.1, np.float32)
     loop = replace(loop_of(Label(240, 1)), wave=Wave(samples, RATE))
     with pytest.raises(LoopError, match="less than a frame"):
-        refine.refine(loop, filler, InpaintMask(0))
+        refine.refine(loop, inpainter, InpaintMask(0))
 
 
 # Ways.
@@ -267,16 +276,18 @@ def test_what_is_too_long_or_too_short_is_refused(filler: Inpainter) -> None:
 
 @pytest.mark.parametrize("notes", [False, True])
 @pytest.mark.parametrize("primed", [False, True])
-@pytest.mark.parametrize("rescoring", [0.0, 0.7])
+@pytest.mark.parametrize("rescoring_weight", [0.0, 0.7])
 def test_a_way_depends_on_the_seed_and_its_number_alone(
-    notes: bool, primed: bool, rescoring: float, filler: Inpainter
+    notes: bool, primed: bool, rescoring_weight: float, inpainter: Inpainter
 ) -> None:
     label = Label(240, 1)
-    told = loop_of(label, roll=True).told if notes else Conditioning(steps=16)
+    conditioning = loop_of(label, roll=True).conditioning if notes else Conditioning(steps=16)
 
     def made(seed: int, n: int) -> list[Any]:
-        taste = replace(FAST, seed=seed, rescoring=rescoring)
-        waves = refine.generate(label, told, filler, variations=n, taste=taste, primed=primed)
+        sampling = replace(FAST, seed=seed, rescoring_weight=rescoring_weight)
+        waves = refine.generate(
+            label, conditioning, inpainter, num_samples=n, sampling=sampling, causal_prefix=primed
+        )
         return [one.samples.tobytes() for one in waves]
 
     three, other = made(1, 3), made(2, 3)
@@ -285,86 +296,95 @@ def test_a_way_depends_on_the_seed_and_its_number_alone(
     assert len({*three, *other}) == 6  # nor is a way of one seed one of the next
 
 
-def test_frames_that_stay_keep_their_codes(filler: Inpainter) -> None:
+def test_frames_that_stay_keep_their_codes(inpainter: Inpainter) -> None:
     codes = torch.randint(32, (1, 4, 40), generator=torch.Generator().manual_seed(1))
-    opened = torch.arange(40) % 7 < 3
+    inpaint_mask = torch.arange(40) % 7 < 3
     condition = Conditioning(steps=16).on(40, 50)
-    found = filler.filled(codes, opened, condition, 3, FAST)
+    found = inpainter.filled(codes, inpaint_mask, condition, 3, FAST)
     assert found.shape == (3, 4, 40)
-    assert (found[..., ~opened] == codes[..., ~opened]).all()
+    assert (found[..., ~inpaint_mask] == codes[..., ~inpaint_mask]).all()
     assert (found != codes).any(1).any(1).all()
-    begun = filler.filled(codes.expand(2, -1, -1), opened, condition, 2, FAST)
+    begun = inpainter.filled(codes.expand(2, -1, -1), inpaint_mask, condition, 2, FAST)
     assert torch.equal(begun, found[:2])
 
 
-def test_of_candidates_the_one_goes_on_that_the_notes_say_most_about(filler: Inpainter) -> None:
+def test_of_candidates_the_one_goes_on_that_the_notes_say_most_about(inpainter: Inpainter) -> None:
     codes = torch.randint(32, (1, 4, 40), generator=torch.Generator().manual_seed(3))
-    opened = torch.arange(40) < 30
-    condition = loop_of(Label(240, 1), roll=True).told.on(40, 50)
+    inpaint_mask = torch.arange(40) < 30
+    condition = loop_of(Label(240, 1), roll=True).conditioning.on(40, 50)
 
-    def found(candidates: int, told: ConditioningTensors = condition) -> Tensor:
-        taste = replace(FAST, candidates=candidates, seed=2)
-        return filler.filled(codes, opened, told, 1, taste)
+    def found(best_of: int, conditioning: ConditioningTensors = condition) -> Tensor:
+        sampling = replace(FAST, best_of=best_of, seed=2)
+        return inpainter.filled(codes, inpaint_mask, conditioning, 1, sampling)
 
-    gap = filler.masked.config.gap
-    generator = replace(FAST, seed=2).generator(0, filler.device)
+    mask_token = inpainter.masked.config.mask_token
+    generator = replace(FAST, seed=2).generator(0, inpainter.device)
     drawn = decode.decode(
-        loops.ring(filler.masked, condition),
-        torch.where(opened, gap, codes).expand(5, -1, -1),
-        gap, generator, FAST.config(told=True), books=1,
+        loops.ring(inpainter.masked, condition),
+        torch.where(inpaint_mask, mask_token, codes).expand(5, -1, -1),
+        mask_token, generator, FAST.config(conditioned=True), books=1,
     )  # fmt: skip
-    assert (drawn[:, 1:, opened] == gap).all()
+    assert (drawn[:, 1:, inpaint_mask] == mask_token).all()
     assert len({tuple(row.tolist()) for row in drawn[:, 0]}) == 5
-    told = loops.mutual_information(filler.masked, drawn, condition, opened, generator)
-    assert torch.equal(found(5)[:, 0], drawn[told.argmax(), None, 0])
+    conditioning = loops.mutual_information(
+        inpainter.masked, drawn, condition, inpaint_mask, generator
+    )
+    assert torch.equal(found(5)[:, 0], drawn[conditioning.argmax(), None, 0])
     assert not torch.equal(found(5), found(1))
     free = condition._replace(frames=torch.zeros_like(condition.frames))
     assert torch.equal(found(5, free), found(1, free))
 
 
 @pytest.mark.parametrize("known", [0, 1, 3, 4])
-def test_the_first_codebooks_may_be_known_and_stay(filler: Inpainter, known: int) -> None:
+def test_the_first_codebooks_may_be_known_and_stay(inpainter: Inpainter, known: int) -> None:
     codes = torch.randint(32, (1, 4, 40), generator=torch.Generator().manual_seed(3))
-    opened = torch.ones(4, 40, dtype=torch.bool)
-    opened[:known] = False
-    found = filler.filled(codes, opened, Conditioning(steps=16).on(40, 50), 1, FAST)
+    inpaint_mask = torch.ones(4, 40, dtype=torch.bool)
+    inpaint_mask[:known] = False
+    found = inpainter.filled(codes, inpaint_mask, Conditioning(steps=16).on(40, 50), 1, FAST)
     assert torch.equal(found[:, :known], codes[:, :known])
     assert (found[:, known:] != codes[:, known:]).any(2).all()
 
 
-def test_who_is_not_there_has_no_say(filler: Inpainter) -> None:
-    alone = replace(filler, causal=None)
+def test_who_is_not_there_has_no_say(inpainter: Inpainter) -> None:
+    alone = replace(inpainter, causal=None)
     with pytest.raises(CallError, match="primed without a causal model"):
-        refine.generate(Label(240, 1), Conditioning(steps=16), alone, taste=FAST, primed=True)
+        refine.generate(
+            Label(240, 1), Conditioning(steps=16), alone, sampling=FAST, causal_prefix=True
+        )
     with pytest.raises(CallError, match="rescored without a causal model"):
         refine.refine(
-            loop_of(Label(240, 1)), alone, InpaintMask(0), taste=replace(FAST, rescoring=0.5)
+            loop_of(Label(240, 1)),
+            alone,
+            InpaintMask(0),
+            sampling=replace(FAST, rescoring_weight=0.5),
         )
 
 
 def test_where_notes_are_told_codes_are_drawn_tamer_unless_said_otherwise(
-    filler: Inpainter,
+    inpainter: Inpainter,
 ) -> None:
     loop = loop_of(Label(240, 1), roll=True)
 
     def made(free: bool, temperature: float | None) -> Samples:
-        taste = replace(FAST, temperature=temperature)
-        return refine.refine(loop, filler, InpaintMask(0), free=free, taste=taste)[0][0].samples
+        sampling = replace(FAST, temperature=temperature)
+        return refine.refine(loop, inpainter, InpaintMask(0), ignore_notes=free, sampling=sampling)[
+            0
+        ][0].samples
 
-    told, untold = inpaint.CONDITIONED.temperature, inpaint.UNCONDITIONED.temperature
-    assert told < untold
-    for free, usual, other in ((False, told, untold), (True, untold, told)):
-        assert np.array_equal(made(free, None), made(free, usual))
+    conditioning, untold = inpaint.CONDITIONED.temperature, inpaint.UNCONDITIONED.temperature
+    assert conditioning < untold
+    for free, defaults, other in ((False, conditioning, untold), (True, untold, conditioning)):
+        assert np.array_equal(made(free, None), made(free, defaults))
         assert not np.array_equal(made(free, None), made(free, other))
 
 
 def test_drafts_that_are_chosen_among_are_not_led_unless_said_otherwise() -> None:
-    free, told = inpaint.UNCONDITIONED.guidance, inpaint.CONDITIONED.guidance
-    cases = {(1, False): free, (4, False): free, (1, True): told, (4, True): 1.0}
-    for (candidates, told), usual in cases.items():
-        taste = replace(FAST, candidates=candidates)
-        assert taste.config(told=told).guidance == usual
-        assert replace(taste, guidance=2.0).config(told=told).guidance == 2
+    free, conditioning = inpaint.UNCONDITIONED.cfg_scale, inpaint.CONDITIONED.cfg_scale
+    cases = {(1, False): free, (4, False): free, (1, True): conditioning, (4, True): 1.0}
+    for (best_of, conditioning), defaults in cases.items():
+        sampling = replace(FAST, best_of=best_of)
+        assert sampling.config(conditioned=conditioning).cfg_scale == defaults
+        assert replace(sampling, cfg_scale=2.0).config(conditioned=conditioning).cfg_scale == 2
 
 
 @pytest.mark.parametrize(
@@ -372,12 +392,12 @@ def test_drafts_that_are_chosen_among_are_not_led_unless_said_otherwise() -> Non
     [
         {"temperature": -1},
         {"top_p": 1.1},
-        {"guidance": np.nan},
-        {"rescoring": 2},
+        {"cfg_scale": np.nan},
+        {"rescoring_weight": 2},
         {"top_p": -0.1},
-        {"shuffling": 1.5},
-        {"candidates": 0},
-        {"candidates": 17},
+        {"choice_temperature": 1.5},
+        {"best_of": 0},
+        {"best_of": 17},
     ],
 )
 def test_a_taste_out_of_range_is_a_wrong_call(change: dict[str, Any]) -> None:
@@ -401,13 +421,13 @@ def test_what_would_clip_is_turned_down_and_says_so(form: Format, tmp_path: Path
     label = Label(240, 1, name="dub")
     loud = tones(label.samples(RATE))
     loud = Wave(loud.samples * np.float32(4), RATE)
-    files, told = refine.write(loud, tmp_path, label, form, None)
+    files, conditioning = refine.write(loud, tmp_path, label, form, None)
     assert files == (f"dub_240bpm{form.suffix}",)
     room_db = 7.0 if form.name == "ogg" else 6.0
-    assert told == [f"turned down by {room_db:.1f} dB, or it clips"]
+    assert conditioning == [f"turned down by {room_db:.1f} dB, or it clips"]
     assert sound(tmp_path / files[0]) == []
-    files, told = refine.write(tones(label.samples(RATE)), tmp_path, label, form, None)
-    assert told == []
+    files, conditioning = refine.write(tones(label.samples(RATE)), tmp_path, label, form, None)
+    assert conditioning == []
     assert wave.read(tmp_path / files[0]).peak == pytest.approx(0.5, abs=0.05)
 
 
@@ -465,7 +485,7 @@ def test_audio_keeps_its_length_and_label(
     assert found.tempo_bpm == pytest.approx(197.3, abs=1e-4)
     assert (found.bars, found.wave.rate) == (2, RATE)
     assert sound(found.path) == []
-    assert "2 bars at 197.3 bpm, 107,288 samples, 50% made anew" in done.stdout
+    assert "2 bars at 197.3 bpm, 107,288 samples, 50% regenerated" in done.stdout
     assert "2 channels mixed to one" in done.stdout
 
 
@@ -473,15 +493,17 @@ def test_midi_is_written_beside_what_was_made_of_it(
     song: Path, models: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    options = ["--bpm", 120, "--mask", "onsets", "--kit", 25, "--variations", 2, "--json"]
-    done = audioloop("refine", song, "-o", out, *options, "--rescoring", 0.5, *with_causal(models))
+    options = ["--bpm", 120, "--mask", "onsets", "--kit", 25, "--num-samples", 2, "--json"]
+    done = audioloop(
+        "refine", song, "-o", out, *options, "--rescoring-weight", 0.5, *with_causal(models)
+    )
     assert (done.returncode, done.stderr) == (0, "")
     stems = ["dub-v1_120bpm", "dub-v2_120bpm"]
     assert names(out) == sorted(f"{stem}.{end}" for stem in stems for end in ("mid", "wav"))
     found = json.loads(done.stdout)
     assert found["failed"] == []
     assert [one["files"] for one in found["loops"]] == [[f"{s}.wav", f"{s}.mid"] for s in stems]
-    assert all(0 < one["anew"] < 1 and one["samples"] == 176_400 for one in found["loops"])
+    assert all(0 < one["regenerated"] < 1 and one["samples"] == 176_400 for one in found["loops"])
     assert {one["source"] for one in found["loops"]} == {str(song)}
     back = score.read(out / "dub-v1_120bpm.mid")
     assert back.n_notes == groove(2).n_notes
@@ -555,7 +577,7 @@ def test_a_wrong_call_is_one_line_before_anything_is_read(
     option: list[str], loop: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "none").mkdir()
-    models = ["--masked", tmp_path / "none"]
+    models = ["--masked-model", tmp_path / "none"]
     done = audioloop("refine", loop, "-o", tmp_path / "out", *option, *models)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert option[0][2:] in done.stderr
@@ -569,15 +591,15 @@ def test_keeping_all_leaves_nothing_to_do(loop: Path, models: list[str], tmp_pat
 
 
 def test_models_that_are_not_there_are_one_line(loop: Path, tmp_path: Path) -> None:
-    done = audioloop("refine", loop, "-o", tmp_path / "out", "--masked", tmp_path / "none")
+    done = audioloop("refine", loop, "-o", tmp_path / "out", "--masked-model", tmp_path / "none")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "none" in done.stderr
 
 
 def test_a_loop_comes_of_nothing_but_a_kit_and_a_tempo(models: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    said = ["--kit", 25, "--bpm", 297.3, "--bars", 3, "--seed", 7, "--variations", 2]
-    done = audioloop("generate", "-o", out, *said, "--primed", *with_causal(models))
+    said = ["--kit", 25, "--bpm", 297.3, "--bars", 3, "--seed", 7, "--num-samples", 2]
+    done = audioloop("generate", "-o", out, *said, "--causal-prefix", *with_causal(models))
     assert (done.returncode, done.stderr) == (0, "")
     assert names(out) == ["seed-7-v1_297bpm.wav", "seed-7-v2_297bpm.wav"]
     length = Label(297.3, 3).samples(RATE)
@@ -585,7 +607,7 @@ def test_a_loop_comes_of_nothing_but_a_kit_and_a_tempo(models: list[str], tmp_pa
         assert len(wave.read(out / name)) == length
         assert sound(out / name) == []
     again = audioloop(
-        "generate", "-o", tmp_path / "b", *said[:-1], 1, "--primed", *with_causal(models)
+        "generate", "-o", tmp_path / "b", *said[:-1], 1, "--causal-prefix", *with_causal(models)
     )
     assert again.returncode == 0
     first = (out / "seed-7-v1_297bpm.wav").read_bytes()

@@ -113,17 +113,17 @@ def test_a_loop_depends_on_its_text_its_seed_and_its_number(writer: TextToAudio)
 def test_words_are_drawn_as_they_were_published(writer: TextToAudio) -> None:
     label, model = Label(300, 1), writer.published.model
     steps = 4, 2, 2, 2
-    taste = replace(text_to_audio.SAMPLING, steps=steps)
+    sampling = replace(text_to_audio.SAMPLING, steps=steps)
     config = DecodeConfig(steps=steps, spans="stride1", ring=True)  # else as published
     text = model.condition(*writer.texts(["warm dub"]))
     n_frames = compression.n_frames(label.samples(RATE), RATE, writer.codec.config)
     window = round(writer.published.segment_s * 50)
     predict = loops.tiled(lambda _: decode.guided(model, text), n_frames, window)
-    blank, chance = decode.blank(model, 1, n_frames), taste.generator(0, model.device)
-    codes = decode.decode(predict, blank, model.config.gap, chance, config)
+    blank, chance = decode.blank(model, 1, n_frames), sampling.generator(0, model.device)
+    codes = decode.decode(predict, blank, model.config.mask_token, chance, config)
     latent = compression.dequantize(codes, writer.codec)
     wanted = compression.decode(latent, writer.codec, label.samples(RATE), RATE)
-    assert np.array_equal(writer.loop("warm dub", label, RATE, taste).samples, wanted.samples)
+    assert np.array_equal(writer.loop("warm dub", label, RATE, sampling).samples, wanted.samples)
 
 
 def test_a_loop_longer_than_the_window_is_one_error(writer: TextToAudio) -> None:
@@ -161,7 +161,7 @@ def options(folders: dict[str, Path]) -> list[object]:
 
 
 def test_a_text_becomes_files(folders: dict[str, Path], tmp_path: Path) -> None:
-    said = ["--text", "warm/dub", "--bpm", 300, "--bars", 1, "--variations", 2, "--json"]
+    said = ["--text", "warm/dub", "--bpm", 300, "--bars", 1, "--num-samples", 2, "--json"]
     done = generate(*said, "-o", tmp_path, *options(folders))
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)["loops"]
@@ -180,7 +180,7 @@ WRONG: dict[str, list[object]] = {
     "no text": ["--magnet", "x"],
     "both": ["--text", "dub", "--magnet", "x", "song.mid"],
     "notes": ["--text", "dub", "--magnet", "x", "--kit", 0],
-    "primed": ["--text", "dub", "--magnet", "x", "--primed"],
+    "primed": ["--text", "dub", "--magnet", "x", "--causal-prefix"],
 }
 
 

@@ -603,7 +603,7 @@ def test_a_batch_with_a_bad_file_ends_with_one(midis: Path, tmp_path: Path) -> N
     cause = "not_midi, the file is empty; give another file"
     assert done.stderr == f"audioloop: error: {midis / 'bad.mid'}: {cause}\n"
     done = audioloop(
-        "render", midis / "l00_90bpm.mid", "-o", tmp_path / "x", "--sf2", ROOT / "README.md"
+        "render", midis / "l00_90bpm.mid", "-o", tmp_path / "x", "--soundfont", ROOT / "README.md"
     )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "no SoundFont" in done.stderr

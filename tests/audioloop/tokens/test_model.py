@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audioloop import conditioning
-from audioloop.conditioning import NULL_PROGRAM, Conditioning, ConditioningTensors
+from audioloop.conditioning import NULL_PROGRAM, Conditioning, ConditioningTensors, stack
 from audioloop.tokens.model import Causal, Masked, TokenConfig
 from handmade import random_rolls, rotated
 
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread_and_seed")
 
 
 @pytest.fixture
-def told(rng: np.random.Generator) -> ConditioningTensors:
+def conditioning(rng: np.random.Generator) -> ConditioningTensors:
     """Of two loops."""
     return conditions_of(rng, FRAMES)
 
@@ -36,7 +35,7 @@ def told(rng: np.random.Generator) -> ConditioningTensors:
 def conditions_of(rng: np.random.Generator, n_frames: int) -> ConditioningTensors:
     one, other = random_rolls(rng, 2)[:, :16]
     found = [Conditioning(one, 16, 3, 33), Conditioning(other, 16, None, 38)]
-    return conditioning.stack([each.on(n_frames, 50.0) for each in found])
+    return stack([each.on(n_frames, 50.0) for each in found])
 
 
 def some_codes(n_frames: int = FRAMES, *, gaps: bool = False) -> Tensor:
@@ -86,12 +85,14 @@ def test_logits_on_a_ring_roll_with_the_loop(
 
 @pytest.mark.parametrize("stage", BOOKS)
 @torch.inference_mode()
-def test_a_line_has_ends(stage: int, told: ConditioningTensors) -> None:
+def test_a_line_has_ends(stage: int, conditioning: ConditioningTensors) -> None:
     model, codes = Masked(TINY).eval().double(), some_codes()
-    told = double(told)
-    line, ring = (model(codes, told, stage, circular=circular) for circular in (False, True))
+    conditioning = double(conditioning)
+    line, ring = (
+        model(codes, conditioning, stage, circular=circular) for circular in (False, True)
+    )
     assert moved(line, ring)[[0, -1]].all()
-    rolled = model(codes.roll(7, -1), rotated(told, 7), stage, circular=False)
+    rolled = model(codes.roll(7, -1), rotated(conditioning, 7), stage, circular=False)
     assert moved(rolled, line.roll(7, 1))[[6, 7]].all()
 
 
@@ -99,15 +100,15 @@ def test_a_line_has_ends(stage: int, told: ConditioningTensors) -> None:
 @pytest.mark.parametrize("stage", BOOKS)
 @torch.inference_mode()
 def test_later_codebooks_hear_what_is_near(
-    stage: int, circular: bool, told: ConditioningTensors
+    stage: int, circular: bool, conditioning: ConditioningTensors
 ) -> None:
     model, codes, at = Masked(TINY).eval().double(), some_codes(), 2
-    told = double(told)
-    before = model(codes, told, stage, circular=circular)
-    frames = told.frames.clone()
+    conditioning = double(conditioning)
+    before = model(codes, conditioning, stage, circular=circular)
+    frames = conditioning.frames.clone()
     frames[..., at] += 1
-    other_codes = model(changed_at(codes, at), told, stage, circular=circular)
-    other_told = model(codes, told._replace(frames=frames), stage, circular=circular)
+    other_codes = model(changed_at(codes, at), conditioning, stage, circular=circular)
+    other_told = model(codes, conditioning._replace(frames=frames), stage, circular=circular)
     away = (torch.arange(FRAMES) - at).abs()
     if circular:
         away = torch.minimum(away, FRAMES - away)
@@ -120,29 +121,29 @@ def test_later_codebooks_hear_what_is_near(
 
 @pytest.mark.parametrize("stage", BOOKS)
 @torch.inference_mode()
-def test_without_a_context_all_is_heard(stage: int, told: ConditioningTensors) -> None:
+def test_without_a_context_all_is_heard(stage: int, conditioning: ConditioningTensors) -> None:
     model, codes = Masked(replace(TINY, context=None)).eval().double(), some_codes()
-    told = double(told)
-    before = model(codes, told, stage, circular=False)
-    assert moved(before, model(changed_at(codes, 2), told, stage, circular=False)).all()
+    conditioning = double(conditioning)
+    before = model(codes, conditioning, stage, circular=False)
+    assert moved(before, model(changed_at(codes, 2), conditioning, stage, circular=False)).all()
 
 
 @torch.inference_mode()
-def test_a_gap_is_no_code(told: ConditioningTensors) -> None:
+def test_a_gap_is_no_code(conditioning: ConditioningTensors) -> None:
     model, codes = Masked(TINY).eval(), some_codes()
     found = []
-    for code in range(TINY.gap + 1):
+    for code in range(TINY.mask_token + 1):
         codes[:, 1, 4] = code
-        found.append(model(codes, told, 1, circular=True)[0, 4])
-    assert TINY.gap == TINY.codebook_size
+        found.append(model(codes, conditioning, 1, circular=True)[0, 4])
+    assert TINY.mask_token == TINY.codebook_size
     assert torch.pdist(torch.stack(found)).min() > 1e-3
 
 
 @torch.inference_mode()
-def test_every_codebook_has_a_say_of_its_own(told: ConditioningTensors) -> None:
+def test_every_codebook_has_a_say_of_its_own(conditioning: ConditioningTensors) -> None:
     model, codes = Masked(TINY).eval(), some_codes()
-    found = [model(codes, told, stage, circular=True).flatten() for stage in BOOKS]
-    found += [model(codes.flip(1), told, stage, circular=True).flatten() for stage in BOOKS]
+    found = [model(codes, conditioning, stage, circular=True).flatten() for stage in BOOKS]
+    found += [model(codes.flip(1), conditioning, stage, circular=True).flatten() for stage in BOOKS]
     assert torch.pdist(torch.stack(found)).min() > 0.1
 
 
@@ -152,10 +153,10 @@ def test_every_codebook_has_a_say_of_its_own(told: ConditioningTensors) -> None:
 @pytest.mark.parametrize("kind", [Masked, Causal])
 @torch.inference_mode()
 def test_kit_and_bass_and_notes_are_heard_everywhere_or_where_they_are(
-    kind: type[Masked | Causal], told: ConditioningTensors
+    kind: type[Masked | Causal], conditioning: ConditioningTensors
 ) -> None:
     model, codes = kind(TINY).eval().double(), some_codes()
-    told = double(told)
+    conditioning = double(conditioning)
 
     def logits(condition: ConditioningTensors) -> Tensor:
         found: Tensor
@@ -165,14 +166,14 @@ def test_kit_and_bass_and_notes_are_heard_everywhere_or_where_they_are(
             found = model(codes, condition)[:, 1]
         return found
 
-    before, unsaid = logits(told), torch.full((2,), NULL_PROGRAM)
-    assert moved(before, logits(told._replace(kit=torch.tensor([40, 41])))).all()
-    assert moved(before, logits(told._replace(bass=unsaid))).all()
-    swapped = told._replace(kit=told.bass, bass=told.kit)
+    before, unsaid = logits(conditioning), torch.full((2,), NULL_PROGRAM)
+    assert moved(before, logits(conditioning._replace(kit=torch.tensor([40, 41])))).all()
+    assert moved(before, logits(conditioning._replace(bass=unsaid))).all()
+    swapped = conditioning._replace(kit=conditioning.bass, bass=conditioning.kit)
     assert moved(before, logits(swapped)).all()
-    silent = logits(told.silent())
+    silent = logits(conditioning.silent())
     assert moved(before, silent).all()
-    nothing = double(conditioning.stack([Conditioning().on(FRAMES, 50.0)] * 2))
+    nothing = double(stack([Conditioning().on(FRAMES, 50.0)] * 2))
     assert torch.equal(silent, logits(nothing))
 
 
@@ -182,13 +183,13 @@ def test_kit_and_bass_and_notes_are_heard_everywhere_or_where_they_are(
 @pytest.mark.parametrize("book", BOOKS)
 @torch.inference_mode()
 def test_a_code_is_told_all_before_it_and_nothing_after(
-    book: int, told: ConditioningTensors
+    book: int, conditioning: ConditioningTensors
 ) -> None:
     model, codes, at = Causal(TINY).eval().double(), some_codes(), 11
-    told = double(told)
-    before = model(codes, told)
+    conditioning = double(conditioning)
+    before = model(codes, conditioning)
     assert before.shape == (2, TINY.codebooks, FRAMES, TINY.codebook_size)
-    after = model(changed_at(codes, at, book), told)
+    after = model(changed_at(codes, at, book), conditioning)
     heard = torch.zeros(TINY.codebooks, FRAMES, dtype=torch.bool)
     heard[:, at + 1 :] = True
     heard[book + 1 :, at] = True
@@ -197,22 +198,22 @@ def test_a_code_is_told_all_before_it_and_nothing_after(
 
 
 @torch.inference_mode()
-def test_what_is_told_is_heard_a_little_ahead(told: ConditioningTensors) -> None:
+def test_what_is_told_is_heard_a_little_ahead(conditioning: ConditioningTensors) -> None:
     model, codes, at = Causal(TINY).eval().double(), some_codes(), 11
-    told = double(told)
-    frames = told.frames.clone()
+    conditioning = double(conditioning)
+    frames = conditioning.frames.clone()
     frames[..., at] += 1
-    before, after = model(codes, told), model(codes, told._replace(frames=frames))
+    before, after = model(codes, conditioning), model(codes, conditioning._replace(frames=frames))
     heard = (torch.arange(FRAMES) >= at - ASIDE).expand(TINY.codebooks, FRAMES)
     assert torch.equal(moved(before, after), heard)
     assert torch.equal(untouched(before, after), ~heard)
 
 
 @torch.inference_mode()
-def test_a_line_cut_short_is_the_beginning_of_it(told: ConditioningTensors) -> None:
+def test_a_line_cut_short_is_the_beginning_of_it(conditioning: ConditioningTensors) -> None:
     model, codes = Causal(TINY).eval(), some_codes()
-    whole = model(codes, told)
-    short = told._replace(frames=told.frames[..., : 20 + ASIDE])
+    whole = model(codes, conditioning)
+    short = conditioning._replace(frames=conditioning.frames[..., : 20 + ASIDE])
     found = model(codes[..., : 20 + ASIDE], short)[:, :, :20]
     torch.testing.assert_close(found, whole[:, :, :20], atol=1e-5, rtol=0)
 
@@ -220,18 +221,20 @@ def test_a_line_cut_short_is_the_beginning_of_it(told: ConditioningTensors) -> N
 @torch.inference_mode()
 @pytest.mark.parametrize("first", [0, 7, FRAMES - 1])
 def test_what_is_said_of_the_last_frames_is_the_end_of_the_whole(
-    first: int, told: ConditioningTensors
+    first: int, conditioning: ConditioningTensors
 ) -> None:
     model, codes = Causal(TINY).eval(), some_codes()
-    found = model(codes, told, first)
+    found = model(codes, conditioning, first)
     assert found.shape[2] == FRAMES - first
-    torch.testing.assert_close(found, model(codes, told)[:, :, first:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, model(codes, conditioning)[:, :, first:], atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
-def test_going_on_frame_by_frame_and_code_by_code_is_the_whole(told: ConditioningTensors) -> None:
+def test_going_on_frame_by_frame_and_code_by_code_is_the_whole(
+    conditioning: ConditioningTensors,
+) -> None:
     model, codes = Causal(TINY).eval(), some_codes()
-    heard = model.listener(told, circular=False)
+    heard = model.listener(conditioning, circular=False)
     state = model.begin(2)
     found = torch.empty(2, TINY.codebooks, FRAMES, TINY.codebook_size)
     for frame in range(FRAMES):
@@ -242,33 +245,35 @@ def test_going_on_frame_by_frame_and_code_by_code_is_the_whole(told: Conditionin
             before = codes[:, book - 1, frame, None] if book else None
             found[:, book, frame], x = model.next_code(x, book, before)
         state = state._replace(last=codes[..., frame : frame + 1])
-    torch.testing.assert_close(found, model(codes, told), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, model(codes, conditioning), atol=1e-4, rtol=0)
 
 
 def test_before_the_first_frame_there_is_a_gap() -> None:
     state = Causal(TINY).begin(3)
     assert state.last.dtype == torch.int64
-    assert torch.equal(state.last, torch.full((3, TINY.codebooks, 1), TINY.gap))
+    assert torch.equal(state.last, torch.full((3, TINY.codebooks, 1), TINY.mask_token))
     assert len(state.heard) == TINY.layers
     assert {tuple(part.shape) for heard in state.heard for part in heard} == {(3, 2, 0, 8)}
 
 
 @pytest.mark.parametrize("stage", BOOKS)
-def test_in_16_bits_logits_are_nearly_the_same(told: ConditioningTensors, stage: int) -> None:
+def test_in_16_bits_logits_are_nearly_the_same(
+    conditioning: ConditioningTensors, stage: int
+) -> None:
     model, codes = Masked(TINY), some_codes(gaps=True)
-    before = model(codes, told, stage, circular=True)
+    before = model(codes, conditioning, stage, circular=True)
     model.in_bfloat16 = True
-    after = model(codes, told, stage, circular=True)
+    after = model(codes, conditioning, stage, circular=True)
     assert after.dtype == torch.float32
     assert 0 < (after - before).abs().max() < 0.02 * before.std()
     model.in_bfloat16 = False
-    assert torch.equal(model(codes, told, stage, circular=True), before)
+    assert torch.equal(model(codes, conditioning, stage, circular=True), before)
 
 
-def test_in_16_bits_a_ring_has_no_first_frame(told: ConditioningTensors) -> None:
+def test_in_16_bits_a_ring_has_no_first_frame(conditioning: ConditioningTensors) -> None:
     model, codes = Masked(TINY), some_codes(gaps=True)
     model.in_bfloat16 = True
-    there = model(codes.roll(7, -1), rotated(told, 7), 0, circular=True)
+    there = model(codes.roll(7, -1), rotated(conditioning, 7), 0, circular=True)
     torch.testing.assert_close(
-        there, model(codes, told, 0, circular=True).roll(7, 1), atol=0.02, rtol=0
+        there, model(codes, conditioning, 0, circular=True).roll(7, 1), atol=0.02, rtol=0
     )

@@ -14,10 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audioloop import conditioning
 from audioloop.codec import compression, encoded_dataset
 from audioloop.codec.encoded_dataset import EncodedLoop
-from audioloop.conditioning import NOTES, NULL_PROGRAM, Conditioning, ConditioningTensors
+from audioloop.conditioning import NOTES, NULL_PROGRAM, Conditioning, ConditioningTensors, stack
 from audioloop.tokens import train as token_train
 from audioloop.tokens.model import TokenConfig
 from audioloop.tokens.pretrained import KINDS
@@ -34,7 +33,7 @@ from soundfonts import bundled
 CONFIG = TokenConfig(
     dim=32, heads=2, layers=2, widening=2, codebooks=3, codebook_size=64, reach=5, codec="tests"
 )
-STUDY = TokenRecipe(line=40)
+RECIPE = TokenRecipe(line=40)
 ALL = TokenRecipe(line=40, all_unsaid=0.0, without_notes=0.0, unsaid=0.0)
 BUDGET, ONCE = Budget(steps=6), Budget(steps=1)
 SETTINGS = replace(token_train.TRAINING, batch_size=1, save_every_s=0)
@@ -67,8 +66,8 @@ def repeating(number: int, n_frames: int) -> EncodedLoop:
     """A loop of eight frames of random codes, again and again."""
     rng = torch.Generator().manual_seed(number)
     bar = torch.randint(CONFIG.codebook_size, (CONFIG.codebooks, 8), generator=rng)
-    told = numbered(number, n_frames).told
-    return EncodedLoop(bar.repeat(1, n_frames // 8), told)
+    conditioning = numbered(number, n_frames).conditioning
+    return EncodedLoop(bar.repeat(1, n_frames // 8), conditioning)
 
 
 LOOPS = [numbered(number, n_frames) for number, n_frames in enumerate(LENGTHS)]
@@ -76,14 +75,14 @@ LOOPS = [numbered(number, n_frames) for number, n_frames in enumerate(LENGTHS)]
 
 def task(
     kind: str,
-    study: TokenRecipe = STUDY,
+    recipe: TokenRecipe = RECIPE,
     config: TokenConfig = CONFIG,
     of: Callable[[int, int], EncodedLoop] = numbered,
     heard: str = "tests",
     seed: int = 0,
 ) -> TokenTask:
     loops = [of(number, n_frames) for number, n_frames in enumerate(LENGTHS)]
-    return TASKS[kind](kind, config, study, seed, loops, loops, 50.0, CPU, {"dataset": heard})
+    return TASKS[kind](kind, config, recipe, seed, loops, loops, 50.0, CPU, {"dataset": heard})
 
 
 def run(
@@ -174,16 +173,16 @@ def test_one_codebook_has_gaps_those_before_it_none_and_those_after_it_only(stag
     given = with_gaps(codes, stage, open_, 64)
     assert torch.equal(codes, before)
     for book in range(3):
-        gap = open_ if book == stage else torch.full_like(open_, book > stage)
-        assert torch.equal(given[:, book] == 64, gap)
-        assert torch.equal(given[:, book][~gap], codes[:, book][~gap])
+        mask_token = open_ if book == stage else torch.full_like(open_, book > stage)
+        assert torch.equal(given[:, book] == 64, mask_token)
+        assert torch.equal(given[:, book][~mask_token], codes[:, book][~mask_token])
 
 
 # What is told.
 
 
 def many(n: int) -> ConditioningTensors:
-    return conditioning.stack([LOOPS[0].told.on(32, 50.0)]).repeated(n)
+    return stack([LOOPS[0].conditioning.on(32, 50.0)]).repeated(n)
 
 
 def parts(condition: ConditioningTensors) -> dict[str, Tensor]:
@@ -222,10 +221,10 @@ def test_shares_of_what_is_dropped(rng: np.random.Generator) -> None:
     assert not (~said["beat"] & said["notes"]).any()  # notes without a beat are never told
     together = ~said["kit"] & ~said["bass"] & ~said["notes"]
     assert float(together.float().mean()) == pytest.approx(0.1 + 0.9 * 0.3 * 0.2**2, abs=0.03)
-    told = whole.frames[:1]
-    assert torch.equal(found.frames[said["notes"]][:5], told.expand(5, -1, -1))
+    conditioning = whole.frames[:1]
+    assert torch.equal(found.frames[said["notes"]][:5], conditioning.expand(5, -1, -1))
     beat_only = found.frames[~said["notes"] & said["beat"]][:5]
-    assert torch.equal(beat_only[:, NOTES:], told[:, NOTES:].expand(5, -1, -1))
+    assert torch.equal(beat_only[:, NOTES:], conditioning[:, NOTES:].expand(5, -1, -1))
 
 
 # What batches are of.
@@ -238,8 +237,8 @@ def check_aligned(codes: Tensor, condition: ConditioningTensors) -> None:
         n_frames = loop.codes.shape[1]
         places = (codes[row, 0, 0] + torch.arange(codes.shape[2])) % n_frames
         assert torch.equal(codes[row], loop.codes[:, places])
-        assert torch.equal(frames, loop.told.on(n_frames, 50.0).frames[0, :, places])
-        assert kit == loop.told.kit
+        assert torch.equal(frames, loop.conditioning.on(n_frames, 50.0).frames[0, :, places])
+        assert kit == loop.conditioning.kit
 
 
 @both
@@ -281,8 +280,8 @@ class Seen(nn.Module):
         return torch.zeros(len(codes), codes.shape[2], CONFIG.codebook_size)
 
 
-def seen(study: TokenRecipe, n_steps: int) -> list[tuple[Tensor, int, bool]]:
-    made, stub = task("masked", study=study), Seen()
+def seen(recipe: TokenRecipe, n_steps: int) -> list[tuple[Tensor, int, bool]]:
+    made, stub = task("masked", recipe=recipe), Seen()
     model: Any = stub
     made.model = model
     for number in range(n_steps):
@@ -293,26 +292,26 @@ def seen(study: TokenRecipe, n_steps: int) -> list[tuple[Tensor, int, bool]]:
 
 def test_every_so_many_steps_are_lines() -> None:
     for open_every, expected in ((3, [True, True, False] * 2), (1, [False] * 6), (0, [True] * 6)):
-        given = seen(replace(STUDY, open_every=open_every), 6)
+        given = seen(replace(RECIPE, open_every=open_every), 6)
         assert [circular for *_, circular in given] == expected
         for codes, _, circular in given:
-            assert codes.shape[2] in (LENGTHS if circular else (STUDY.line,))
+            assert codes.shape[2] in (LENGTHS if circular else (RECIPE.line,))
 
 
 def test_codebooks_are_filled_in_their_shares() -> None:
-    stages = [stage for _, stage, _ in seen(replace(STUDY, first=0.4), 400)]
+    stages = [stage for _, stage, _ in seen(replace(RECIPE, first=0.4), 400)]
     found = np.bincount(stages, minlength=3) / 400
     assert found == pytest.approx([0.4, 0.3, 0.3], abs=0.08)
-    assert {stage for _, stage, _ in seen(replace(STUDY, first=1.0), 20)} == {0}
-    assert {stage for _, stage, _ in seen(replace(STUDY, first=0.0), 40)} == {1, 2}
+    assert {stage for _, stage, _ in seen(replace(RECIPE, first=1.0), 20)} == {0}
+    assert {stage for _, stage, _ in seen(replace(RECIPE, first=0.0), 40)} == {1, 2}
 
 
 def test_gaps_are_as_many_as_a_quarter_of_a_cosine_says() -> None:
     shares = []
-    for codes, stage, _ in seen(replace(STUDY, span=1), 400):
-        shares += (codes[:, stage] == CONFIG.gap).float().mean(-1).tolist()
-        assert (codes[:, stage + 1 :] == CONFIG.gap).all()
-        assert (codes[:, :stage] != CONFIG.gap).all()
+    for codes, stage, _ in seen(replace(RECIPE, span=1), 400):
+        shares += (codes[:, stage] == CONFIG.mask_token).float().mean(-1).tolist()
+        assert (codes[:, stage + 1 :] == CONFIG.mask_token).all()
+        assert (codes[:, :stage] != CONFIG.mask_token).all()
     expected = np.cos((np.arange(9) + 1) / 10 * np.pi / 2)[::-1]
     assert np.quantile(shares, (np.arange(9) + 1) / 10) == pytest.approx(expected, abs=0.08)
 
@@ -344,7 +343,7 @@ def test_a_model_learns(kind: str, tmp_path: Path) -> None:
         save_every_s=1e9,
     )
     budget = Budget(steps=90)
-    found = run(tmp_path, kind, budget=budget, settings=settings, study=ALL, of=repeating).history
+    found = run(tmp_path, kind, budget=budget, settings=settings, recipe=ALL, of=repeating).history
     assert found[-1]["nats"] < 0.6 * found[0]["nats"]
     assert found[-1]["loss"] < 0.6 * found[0]["loss"]
     assert found[-1]["nats"] < found[-1]["nats_untold"]  # for it heard which loop it is
@@ -382,7 +381,7 @@ def test_another_seed_is_another_run(whole: Path, tmp_path: Path) -> None:
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "more steps": ({"budget": Budget(steps=7)}, "steps 6, not 7"),
     "another seed": ({"settings": replace(SETTINGS, seed=1)}, "seed 0, not 1"),
-    "another study": ({"study": replace(STUDY, unsaid=0.5)}, "unsaid 0.12, not 0.5"),
+    "another recipe": ({"recipe": replace(RECIPE, unsaid=0.5)}, "unsaid 0.12, not 0.5"),
     "another precision": (
         {"settings": replace(SETTINGS, precision="bfloat16")},
         "precision 'float32', not 'bfloat16'",
@@ -454,7 +453,8 @@ def test_both_kinds_are_trained_from_a_dataset_on_the_same_loops(
         seen: list[int] = []
         result = token_train.tokens(
             kind, dataset, tmp_path / kind, budget, bundled(), training=SETTINGS, n_loops=3,
-            folder=name, codec=codec, config=CONFIG, study=STUDY, device=CPU, on_coded=seen.append,
+            folder=name, codec=codec, config=CONFIG, recipe=RECIPE, device=CPU,
+            on_coded=seen.append,
         )  # fmt: skip
         assert (result.steps, len(result.history)) == (2, 1)
         assert all(math.isfinite(value) for value in result.history[0].values())
@@ -562,12 +562,12 @@ def test_a_model_that_learns_more_begins_as_it_was(
     token_train.tokens("causal", dataset, tmp_path / "run", ONCE, bundled(), **given)
     # So small a rate moves no weight: what comes out is what it began with.
     still = replace(SETTINGS, learning_rate=1e-30)
-    more = {**given, "training": still, "begin_with": tmp_path / "run", "config": None}
+    more = {**given, "training": still, "init_from": tmp_path / "run", "config": None}
     token_train.tokens("causal", dataset, tmp_path / "more", ONCE, bundled(), **more)
     before, after = (checkpoint.load_any(tmp_path / name, KINDS)[0] for name in ("run", "more"))
     for name, weight in before.state_dict().items():
         torch.testing.assert_close(after.state_dict()[name], weight, rtol=1e-6, atol=0)
-    elsewhere = {**more, "begin_with": codec}
+    elsewhere = {**more, "init_from": codec}
     with pytest.raises(LoopError, match="no model is called 'codec'; there are masked, causal"):
         token_train.tokens("masked", dataset, tmp_path / "other", ONCE, bundled(), **elsewhere)
     strange = {**more, "codec": saved(tmp_path / "strange", 9)}
@@ -584,10 +584,10 @@ def test_a_model_begins_with_what_it_has_in_common_with_one_of_the_other_kind(
     }  # fmt: skip
     deep = replace(CONFIG, layers=CONFIG.layers + 1)
     token_train.tokens("causal", dataset, tmp_path / "run", ONCE, bundled(), config=CONFIG, **given)
-    for name, begin_with in (("fresh", None), ("begun", tmp_path / "run")):
+    for name, init_from in (("fresh", None), ("begun", tmp_path / "run")):
         token_train.tokens(
             "masked", dataset, tmp_path / name, ONCE, bundled(), config=deep,
-            begin_with=begin_with, **given,
+            init_from=init_from, **given,
         )  # fmt: skip
     causal, fresh, begun = (
         checkpoint.load_any(tmp_path / name, KINDS)[0].state_dict()

@@ -87,10 +87,10 @@ def test_same_seed_same_loops_on_any_batch_size(generator: Generator) -> None:
 
 
 def test_conditions_do_not_depend_on_the_batch_either(generator: Generator) -> None:
-    wish = GenerationRequest(12, must=("snare",))
-    whole = sample.sample(generator, wish)
+    request = GenerationRequest(12, must=("snare",))
+    whole = sample.sample(generator, request)
     for batch in (1, 5, 64):
-        drawn = sample.sample(generator, wish, batch=batch)
+        drawn = sample.sample(generator, request, batch=batch)
         assert np.array_equal(drawn.rolls, whole.rolls)
         assert drawn.tried == whole.tried
 
@@ -213,13 +213,13 @@ def test_kept_bars_by_hand() -> None:
 
 def test_wishes_that_a_generator_cannot_fulfil() -> None:
     like = random_rolls(np.random.default_rng(0), 1)[0]
-    for wish in (
+    for request in (
         GenerationRequest(1, copy_latents=True),
         GenerationRequest(1, pattern="A" * 8),
         GenerationRequest(1, like=like),
     ):
         with pytest.raises(CallError, match="needs codes"):
-            sample.sample(vae_generator(), wish)
+            sample.sample(vae_generator(), request)
     with pytest.raises(CallError, match="together"):
         sample.sample(loops_generator(), GenerationRequest(1, like=like, keep="drums"))
     with pytest.raises(CallError, match="one of them"):

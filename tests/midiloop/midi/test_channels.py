@@ -236,8 +236,8 @@ def test_channels_are_shared_by_tracks_of_one_program_alone() -> None:
 
 @pytest.mark.parametrize("keep", [0.25, 0.5, 0.75])
 def test_a_share_of_one_bar_is_counted_in_beats(keep: float) -> None:
-    told = type("", (), {"steps": 16, "roll": None})()
-    opened = InpaintMask(keep=keep).opened(told, 1, 100, 50.0)
+    conditioning = type("", (), {"steps": 16, "roll": None})()
+    opened = InpaintMask(keep=keep).inpaint_mask(conditioning, 1, 100, 50.0)
     assert opened.float().mean().item() == pytest.approx(1 - keep)
     assert not opened[: round(100 * keep)].any()
 

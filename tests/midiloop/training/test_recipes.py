@@ -320,7 +320,7 @@ def call(*args: object) -> click.testing.Result:
 @pytest.mark.usefixtures("tiny")
 def test_the_command_trains_resumes_and_reports(dataset: LoopDataset, tmp_path: Path) -> None:
     args = ["vq-vae", dataset.path, "-o", tmp_path / "run", "--preset", "bars"]
-    args += ["--epochs", 2, "--batch", 16, "--device", "cpu"]
+    args += ["--epochs", 2, "--batch-size", 16, "--device", "cpu"]
     done = call(*args)
     assert (done.exit_code, done.stderr) == (0, "")
     lines = done.stdout.splitlines()

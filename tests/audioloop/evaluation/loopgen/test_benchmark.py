@@ -15,10 +15,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from audioloop import conditioning
 from audioloop.codec import compression, encoded_dataset
 from audioloop.codec.model import Codec, CodecConfig
-from audioloop.conditioning import Conditioning
+from audioloop.conditioning import NOTES, Conditioning
 from audioloop.evaluation import perplexity
 from audioloop.evaluation.loopgen import (
     benchmark,
@@ -60,7 +59,13 @@ TINY = CodecConfig(
     fine=32, coarse=32, latent_dim=8, codebook_size=32, encoder_blocks=1, decoder_blocks=1
 )
 TINY_TOKENS = TokenConfig(dim=32, heads=2, layers=1, widening=1, codebook_size=32, reach=3)
-WANTED = Settings(items=2, window_s=6.0, steps=(2, 1, 1, 1), free_steps=(3, 1, 1, 1), seed=3)
+WANTED = Settings(
+    num_loops=2,
+    window_s=6.0,
+    decode_steps=(2, 1, 1, 1),
+    unconditioned_decode_steps=(3, 1, 1, 1),
+    seed=3,
+)
 SAMPLES, FRAME = 640 * 100, 640
 run_workers = engine.run
 
@@ -155,9 +160,9 @@ def test_a_run_that_goes_on_finds_what_one_in_a_piece_does(
     marked = {**json.loads(done.read_text()), "kept": "as it was"}  # or it was made again
     done.write_text(json.dumps(marked))
     missing.unlink()
-    told: list[int] = []
-    again = run(copied, resume=True, on_progress=told.append)
-    assert told == [1, 1]
+    conditioning: list[int] = []
+    again = run(copied, resume=True, on_progress=conditioning.append)
+    assert conditioning == [1, 1]
     assert again.items[0].pop("kept") == "as it was"
     assert timeless(again) == timeless(whole[1])
 
@@ -178,12 +183,12 @@ def test_items_are_added_and_one_that_kills_its_worker_is_left_out_and_named(
 
     monkeypatch.setattr(engine, "run", lossy)
     (copied / "items" / "00000.json").unlink()
-    found = run(copied, replace(WANTED, items=3), resume=True)
+    found = run(copied, replace(WANTED, num_loops=3), resume=True)
     assert found.about["lost"] == [0]
     assert [item["number"] for item in found.items] == [1, 2]
     assert found.items[0] == whole[1].items[1]
-    assert found.tables["free"]["ring"]["loops"] == 2
-    assert "Lost: items 0." in (copied / "compare.md").read_text()
+    assert found.tables["unconditioned"]["ring"]["loops"] == 2
+    assert "Lost: items 0." in (copied / "benchmark.md").read_text()
 
 
 def test_loops_are_kept_that_are_as_long_as_they_should_be(
@@ -206,8 +211,8 @@ def test_loops_are_kept_that_are_as_long_as_they_should_be(
 
 def test_tables_have_every_row_and_every_figure(whole: tuple[Path, BenchmarkResult]) -> None:
     out, _ = whole
-    text = (out / "compare.md").read_text()
-    shown = json.loads((out / "compare.json").read_text())
+    text = (out / "benchmark.md").read_text()
+    shown = json.loads((out / "benchmark.json").read_text())
     for setting in SETTINGS:
         table = text.partition(f"## {setting.capitalize()}:")[2].partition("\n## ")[0]
         assert [line.split("|")[1].strip() for line in table.splitlines() if line[:2] == "| "][
@@ -218,7 +223,9 @@ def test_tables_have_every_row_and_every_figure(whole: tuple[Path, BenchmarkResu
             assert figures["loops"] == 2
             assert len(figures["around"]) == 2 * measures.REACH + 1
             assert 0 < figures["seam"]["center"] < math.inf
-            assert ("told_seam" in figures) == (setting == "told" or row in REFERENCES)
+            assert ("conditioned_seam" in figures) == (
+                setting == "conditioned" or row in REFERENCES
+            )
     assert all(f"- {heading}: " in text for heading in summary.HEADINGS.values())
     assert all(summary.MEANING[name] in text for name in summary.HEADINGS)
 
@@ -226,7 +233,7 @@ def test_tables_have_every_row_and_every_figure(whole: tuple[Path, BenchmarkResu
 def test_a_ring_is_decoded_as_its_endless_repetition_and_a_cut_is_not(
     whole: tuple[Path, BenchmarkResult],
 ) -> None:
-    table = whole[1].tables["free"]
+    table = whole[1].tables["unconditioned"]
     for row in (CODES, "tiled", "ring", "hybrid ring"):
         assert table[row]["wrap_error_db"] < -90
     for row in ("causal naive", "masked beat-aligned", "LoopGen"):
@@ -362,15 +369,15 @@ def test_controls_are_cut_where_they_say(
 ) -> None:
     assert dataset
     codec = compression.load(models["codec"])
-    filler = inpaint.load(models["masked"], models["causal"], models["codec"], with_causal=True)
+    inpainter = inpaint.load(models["masked"], models["causal"], models["codec"], with_causal=True)
     ring, other = torch.rand(2, 1, 1, FRAME * 120).sub(0.5).unbind()
     longer = torch.rand(1, 1, FRAME * 240).sub(0.5)
     item = test_set.EvaluationLoop(
         ring, longer, Conditioning(), 120.0, 1, 120
     )  # beats of 30 frames
-    sought = benchmark.asked(filler, item, "told", WANTED, 0)
+    method_input = benchmark.asked(inpainter, item, "conditioned", WANTED, 0)
     with torch.inference_mode():
-        made = dict(methods.references(sought, ring, longer, other))
+        made = dict(methods.references(method_input, ring, longer, other))
         foreign, line = (
             codec.decode(codec.encode(one, circular=True), circular=True)[0].numpy()
             for one in (other, longer)
@@ -387,20 +394,22 @@ def test_controls_are_cut_where_they_say(
 
 
 def test_what_is_free_says_nothing_of_notes(dataset: LoopDataset, models: dict[str, Path]) -> None:
-    told = Conditioning(np.ones((16, 93), np.bool_), 16, 5, 33)
+    conditioning = Conditioning(np.ones((16, 93), np.bool_), 16, 5, 33)
     silence = torch.zeros(1, 1, FRAME * 200)
-    item = test_set.EvaluationLoop(silence[..., : FRAME * 100], silence, told, 120.0, 1, 100)
-    filler = inpaint.load(models["masked"], models["causal"], models["codec"])
-    free, all_ = (benchmark.asked(filler, item, setting, WANTED, 0) for setting in SETTINGS)
-    notes = slice(0, conditioning.NOTES)
+    item = test_set.EvaluationLoop(
+        silence[..., : FRAME * 100], silence, conditioning, 120.0, 1, 100
+    )
+    inpainter = inpaint.load(models["masked"], models["causal"], models["codec"])
+    free, all_ = (benchmark.asked(inpainter, item, setting, WANTED, 0) for setting in SETTINGS)
+    notes = slice(0, NOTES)
     assert not free.condition.frames[:, notes].any()
     assert all_.condition.frames[:, notes].any()
     assert torch.equal(
-        free.condition.frames[:, conditioning.NOTES :],
-        all_.condition.frames[:, conditioning.NOTES :],
+        free.condition.frames[:, NOTES:],
+        all_.condition.frames[:, NOTES:],
     )
-    assert all_.taste == replace(inpaint.SAMPLING, steps=WANTED.steps, candidates=1)
-    assert free.taste == replace(all_.taste, steps=WANTED.free_steps)
+    assert all_.sampling == replace(inpaint.SAMPLING, steps=WANTED.decode_steps, best_of=1)
+    assert free.sampling == replace(all_.sampling, steps=WANTED.unconditioned_decode_steps)
 
 
 def test_items_and_references_are_different_loops(
@@ -456,8 +465,8 @@ def test_a_folder_of_other_settings_is_left_alone(
     out, _ = whole
     with pytest.raises(CallError, match="exists already; go on with --resume"):
         run(out)
-    with pytest.raises(CallError, match=r"of other settings \(steps\)"):
-        run(out, replace(WANTED, steps=(1, 1, 1, 1)), resume=True)
+    with pytest.raises(CallError, match=r"of other settings \(decode_steps\)"):
+        run(out, replace(WANTED, decode_steps=(1, 1, 1, 1)), resume=True)
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(CallError, match="holds something else"):
         run(tmp_path)
@@ -467,9 +476,10 @@ def test_a_folder_of_other_settings_is_left_alone(
 
 @pytest.mark.parametrize(
     ("wrong", "cause"),
-    [({"items": 0}, "0 items"), ({"items": 1}, "1 item;"), ({"window_s": 5.9}, "window of 5.9 s"),
+    [({"num_loops": 0}, "0 items"), ({"num_loops": 1}, "1 item;"),
+     ({"window_s": 5.9}, "window of 5.9 s"),
      ({"window_s": 14.1}, "window of 14.1 s; give 6 to 14"),
-     ({"rescoring": 2.0}, "rescoring 2")],
+     ({"rescoring_weight": 2.0}, "rescoring-weight 2")],
 )  # fmt: skip
 def test_settings_are_in_range(wrong: dict[str, Any], cause: str) -> None:
     with pytest.raises(CallError, match=cause):
@@ -478,7 +488,10 @@ def test_settings_are_in_range(wrong: dict[str, Any], cause: str) -> None:
 
 def test_steps_are_of_each_codebook(run: Run, tmp_path: Path) -> None:
     for steps in ((1, 1, 1), (1, 1, 1, 0)):
-        for wrong in (replace(WANTED, steps=steps), replace(WANTED, free_steps=steps)):
+        for wrong in (
+            replace(WANTED, decode_steps=steps),
+            replace(WANTED, unconditioned_decode_steps=steps),
+        ):
             with pytest.raises(CallError, match="4 codebooks"):
                 run(tmp_path / "out", wrong)
     assert not (tmp_path / "out").exists()
@@ -492,8 +505,15 @@ def test_models_of_another_codec_and_an_empty_split_are_one_line(
 ) -> None:
     torch.manual_seed(9)
     checkpoint.save_model(tmp_path / "codec", compression.KIND, Codec(TINY), {})
-    said = ["--masked", models["masked"], "--causal", models["causal"], "--sf2", bundled()]
-    call = ["compare", dataset.path, "-o", tmp_path / "out", "--items", 2, *said]
+    said = [
+        "--masked-model",
+        models["masked"],
+        "--causal-model",
+        models["causal"],
+        "--soundfont",
+        bundled(),
+    ]
+    call = ["benchmark", dataset.path, "-o", tmp_path / "out", "--num-loops", 2, *said]
 
     def outcome(*more: Any) -> tuple[int, str]:
         done = CliRunner().invoke(audioloop, [str(part) for part in (*call, *more)])
@@ -503,11 +523,11 @@ def test_models_of_another_codec_and_an_empty_split_are_one_line(
     assert code == 1
     assert error.count("\n") == 1
     assert "learned the codes of another codec" in error
-    code, error = outcome("--codec", models["codec"], "--items", 0)
+    code, error = outcome("--codec", models["codec"], "--num-loops", 0)
     assert code == 2
     assert error.count("\n") == 1
     assert "0 items" in error
-    code, error = outcome("--codec", models["codec"], "--steps", "4,x")
+    code, error = outcome("--codec", models["codec"], "--decode-steps", "4,x")
     assert code == 2
     assert error.count("\n") == 1
     assert "whole numbers" in error

@@ -44,7 +44,7 @@ CONFIG = MagnetConfig(dim=64, heads=4, layers=2, codebook_size=32)
 GAP, BOOKS, FRAMES = 32, 4, 50
 OUR_NAMES = {
     "span_arrangement": "spans", "decoding_steps": "steps", "temp": "temperature",
-    "top_p": "top_p", "max_cfg_coef": "guidance", "min_cfg_coef": "last_guidance",
+    "top_p": "top_p", "max_cfg_coef": "cfg_scale", "min_cfg_coef": "last_cfg_scale",
 }  # fmt: skip
 SHORT = DecodeConfig(steps=(5, 3, 2, 2))
 
@@ -92,7 +92,7 @@ def lessons(size: int = GAP, seed: int = 3) -> Predict:
     """What to predict without a network: the same logits always, whatever is known."""
     logits = 2 * torch.randn(BOOKS, 3, 400, size, generator=seeded(seed))
 
-    def predict(codes: Tensor, stage: int, guidance: float) -> Tensor:
+    def predict(codes: Tensor, stage: int, cfg_scale: float) -> Tensor:
         return logits[stage, : codes.shape[0], : codes.shape[2]]
 
     return predict
@@ -269,9 +269,9 @@ def test_what_is_known_never_changes(spans: Any, rng: np.random.Generator) -> No
     start = codes.masked_fill(hidden, GAP)
     seen = []
 
-    def predict(given: Tensor, stage: int, guidance: float) -> Tensor:
+    def predict(given: Tensor, stage: int, cfg_scale: float) -> Tensor:
         seen.append(given.clone())
-        return lessons()(given, stage, guidance)
+        return lessons()(given, stage, cfg_scale)
 
     before = start.clone()
     found = decode(predict, start, GAP, seeded(), dataclasses.replace(SHORT, spans=spans))
@@ -329,15 +329,15 @@ def test_gaps_and_guidance_fall_as_a_quarter_of_a_cosine(spans: Any) -> None:
     config = DecodeConfig(steps=(20, 1, 10, 10), spans=spans)
     asked: list[tuple[int, float, Tensor]] = []
 
-    def predict(codes: Tensor, stage: int, guidance: float) -> Tensor:
-        asked.append((stage, guidance, (codes == GAP).sum(-1)))  # (B, K)
-        return lessons()(codes, stage, guidance)
+    def predict(codes: Tensor, stage: int, cfg_scale: float) -> Tensor:
+        asked.append((stage, cfg_scale, (codes == GAP).sum(-1)))  # (B, K)
+        return lessons()(codes, stage, cfg_scale)
 
     decode(predict, gaps(2, 300), GAP, seeded(), config)
     assert [stage for stage, _, _ in asked] == [0] * 20 + [1] + [2] * 10 + [3] * 10
     for stage, steps in enumerate(config.steps):
         shares = np.cos(np.linspace(0, np.pi / 2, steps))
-        mine = [(guidance, left) for at, guidance, left in asked if at == stage]
+        mine = [(cfg_scale, left) for at, cfg_scale, left in asked if at == stage]
         np.testing.assert_allclose([g for g, _ in mine], 1 + 9 * shares, atol=1e-5)
         left = torch.stack([left for _, left in mine])
         assert (left[..., :stage] == 0).all()
@@ -356,7 +356,7 @@ def test_the_doubtful_are_opened_and_the_sure_stay() -> None:
     logits = torch.where(sure, 60.0, 0.0)[:, None] * torch.nn.functional.one_hot(target, GAP)
     seen = []
 
-    def predict(codes: Tensor, stage: int, guidance: float) -> Tensor:
+    def predict(codes: Tensor, stage: int, cfg_scale: float) -> Tensor:
         seen.append(codes[0, stage].clone())
         return logits.expand(2, -1, -1)
 
@@ -371,13 +371,13 @@ def test_the_doubtful_are_opened_and_the_sure_stay() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_union_is_of_the_most_doubtful_spans_and_of_about_its_size(seed: int) -> None:
-    doubts = torch.rand(1, 40, generator=seeded(seed))
-    order = doubts[0].unfold(0, 3, 1).sum(-1).argsort(descending=True).tolist()
+    uncertainty = torch.rand(1, 40, generator=seeded(seed))
+    order = uncertainty[0].unfold(0, 3, 1).sum(-1).argsort(descending=True).tolist()
     unions = [
         {at + k for at in order[:count] for k in range(3)} for count in range(1, len(order) + 1)
     ]
     for n in range(1, 41):
-        found = set(Stride1Spans(3).most_doubtful(doubts, n)[0].nonzero()[:, 0].tolist())
+        found = set(Stride1Spans(3).most_uncertain(uncertainty, n)[0].nonzero()[:, 0].tolist())
         assert found in unions
         assert abs(len(found) - max(n, 3)) <= 3
 
@@ -410,8 +410,8 @@ def test_guidance_leads_from_no_text_past_the_text(model: Magnet, condition: Ten
     with torch.no_grad():
         text = model(codes, condition, 1)
         none = model(codes, torch.zeros_like(condition), 1)
-        for guidance, expected in [(0.0, none), (1.0, text), (3.0, 3 * text - 2 * none)]:
-            found = predict(codes, 1, guidance)
+        for cfg_scale, expected in [(0.0, none), (1.0, text), (3.0, 3 * text - 2 * none)]:
+            found = predict(codes, 1, cfg_scale)
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
         ring = guided(model, condition, ring=True, origin=3)(codes, 1, 1.0)
         expected = model(codes, condition, 1, ring=True, origin=3)
@@ -429,9 +429,9 @@ def test_another_model_has_a_say_in_what_is_kept(spans: Any) -> None:
         assert (codes[:, : stage + 1] < GAP).all()
         return opinion
 
-    def predict(codes: Tensor, stage: int, guidance: float) -> Tensor:
+    def predict(codes: Tensor, stage: int, cfg_scale: float) -> Tensor:
         seen.append(codes[:, stage] == GAP)
-        return lessons()(codes, stage, guidance)
+        return lessons()(codes, stage, cfg_scale)
 
     def written(rescoring: Rescoring | None) -> Tensor:
         seen.clear()
@@ -445,7 +445,7 @@ def test_another_model_has_a_say_in_what_is_kept(spans: Any) -> None:
     everything = torch.ones(2, 48, dtype=torch.bool)
     half = int(0.70710678 * (16 if spans == "nonoverlap" else 48))
     ways = spans_of(config)
-    alone = ~ways.most_doubtful(ways.doubts(opinion, everything), half)
+    alone = ~ways.most_uncertain(ways.uncertainty(opinion, everything), half)
     assert torch.equal(kept(1.0), alone)
     assert not torch.equal(kept(0.0), alone)
     agreed = [float((kept(weight) == alone).float().mean()) for weight in (0.0, 0.5, 1.0)]
@@ -454,13 +454,15 @@ def test_another_model_has_a_say_in_what_is_kept(spans: Any) -> None:
 
 @pytest.mark.parametrize("spans", SPANS)
 def test_chance_has_a_say_in_what_is_kept(spans: Any) -> None:
-    def kept(shuffling: float, lesson: int, seed: int = 0) -> list[Tensor]:
-        config = DecodeConfig(steps=(8, 2, 2, 2), spans=spans, shuffling=shuffling)
+    def kept(choice_temperature: float, recipe: int, seed: int = 0) -> list[Tensor]:
+        config = DecodeConfig(
+            steps=(8, 2, 2, 2), spans=spans, choice_temperature=choice_temperature
+        )
         seen = []
 
-        def predict(codes: Tensor, stage: int, guidance: float) -> Tensor:
+        def predict(codes: Tensor, stage: int, cfg_scale: float) -> Tensor:
             seen.append(codes[:, stage] != GAP)
-            return lessons(seed=lesson)(codes, stage, guidance)
+            return lessons(seed=recipe)(codes, stage, cfg_scale)
 
         decode(predict, gaps(2, 48), GAP, seeded(seed), config)
         return seen[1:8]
@@ -474,9 +476,11 @@ def test_chance_has_a_say_in_what_is_kept(spans: Any) -> None:
 
 
 def test_finer_codebooks_may_be_cooler() -> None:
-    def heats(finer: float, stage: int) -> list[float]:
-        config = DecodeConfig(steps=(4, 4, 4, 4), temperature=2.0, finer=finer)
-        return [moment.heat for moment in decoding_steps(config, stage)]
+    def heats(fine_temperature: float, stage: int) -> list[float]:
+        config = DecodeConfig(
+            steps=(4, 4, 4, 4), temperature=2.0, fine_temperature=fine_temperature
+        )
+        return [moment.temperature for moment in decoding_steps(config, stage)]
 
     assert heats(1.0, 0) == heats(0.25, 0) == heats(1.0, 3) == [1.5, 1.0, 0.5, MIN_TEMPERATURE]
     assert heats(0.5, 1) == heats(0.5, 3) == [0.75, 0.5, 0.25, MIN_TEMPERATURE]
@@ -493,8 +497,8 @@ def test_finer_codebooks_may_be_cooler() -> None:
         (DecodeConfig(spans="both"), "there are nonoverlap and stride1"),  # type: ignore[arg-type]
         (DecodeConfig(top_p=1.1), "top-p 1.1"),
         (DecodeConfig(temperature=-1), "temperature -1"),
-        (DecodeConfig(shuffling=1.5), "shuffling 1.5"),
-        (DecodeConfig(finer=-0.5), "finer -0.5"),
+        (DecodeConfig(choice_temperature=1.5), "choice temperature 1.5"),
+        (DecodeConfig(fine_temperature=-0.5), "fine temperature -0.5"),
         (DecodeConfig(temperature=float("nan")), "temperature nan"),
     ],
 )

@@ -22,9 +22,9 @@ from midiloop.errors import LoopError
 TINY = TokenConfig(
     dim=16, heads=2, layers=2, widening=2, codebooks=4, codebook_size=12, context=3, reach=5
 )
-GAP, BOOKS, SIZE = TINY.gap, TINY.codebooks, TINY.codebook_size
+GAP, BOOKS, SIZE = TINY.mask_token, TINY.codebooks, TINY.codebook_size
 ROUND = DecodeConfig(
-    steps=(6, 3, 2, 2), temperature=1.0, guidance=2.0, spans="stride1", ring=True
+    steps=(6, 3, 2, 2), temperature=1.0, cfg_scale=2.0, spans="stride1", ring=True
 )  # fmt: skip
 LIKELIEST = replace(ROUND, top_p=0.0)
 REACH = 2  # frames on either side that a model of lines hears, see `lines`
@@ -39,7 +39,7 @@ def model() -> Masked:
     return Masked(TINY).double().requires_grad_(False)
 
 
-def told(rng: np.random.Generator, n_frames: int, n: int = 1) -> ConditioningTensors:
+def conditioning(rng: np.random.Generator, n_frames: int, n: int = 1) -> ConditioningTensors:
     rolls = random_rolls(rng, n)[:, :16]
     found = stack([Conditioning(roll, 16, 3, 33).on(n_frames, 50.0) for roll in rolls])
     return found._replace(frames=found.frames.double())
@@ -68,7 +68,7 @@ def some_known(n_frames: int, n: int = 1) -> Tensor:
 def test_a_ring_may_be_cut_anywhere(
     start: Any, n_frames: int, model: Masked, rng: np.random.Generator
 ) -> None:
-    codes, condition = start(n_frames), told(rng, n_frames)
+    codes, condition = start(n_frames), conditioning(rng, n_frames)
     found = decode(loops.ring(model, condition), codes, GAP, seeded(), LIKELIEST)
     assert n_frames < 9 or len(set(found.flatten().tolist())) > 6
     for by in (1, 3, 29):
@@ -81,7 +81,7 @@ def test_a_ring_may_be_cut_anywhere(
 def test_a_line_may_not_be_nor_where_spans_end(
     on: str, model: Masked, rng: np.random.Generator
 ) -> None:
-    condition = told(rng, 41)
+    condition = conditioning(rng, 41)
     config = LIKELIEST if on == "a line" else replace(LIKELIEST, ring=False)
 
     def found(by: int) -> Tensor:
@@ -92,21 +92,21 @@ def test_a_line_may_not_be_nor_where_spans_end(
 
 
 def test_a_span_goes_round() -> None:
-    doubts = torch.zeros(1, 10)
-    doubts[0, [9, 0, 1]] = torch.tensor([5.0, 5.0, 1.0])
-    opened = Stride1Spans(3, ring=True).most_doubtful(doubts, 3)
-    assert opened[0].nonzero()[:, 0].tolist() == [0, 1, 9]
-    ended = Stride1Spans(3).most_doubtful(doubts, 3)
+    uncertainty = torch.zeros(1, 10)
+    uncertainty[0, [9, 0, 1]] = torch.tensor([5.0, 5.0, 1.0])
+    inpaint_mask = Stride1Spans(3, ring=True).most_uncertain(uncertainty, 3)
+    assert inpaint_mask[0].nonzero()[:, 0].tolist() == [0, 1, 9]
+    ended = Stride1Spans(3).most_uncertain(uncertainty, 3)
     assert ended[0].nonzero()[:, 0].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("n", [3, 10, 25, 41])
 def test_as_many_are_opened_wherever_it_is_cut(n: int) -> None:
-    doubts = torch.rand(2, 41)
+    uncertainty = torch.rand(2, 41)
     spans = Stride1Spans(3, ring=True)
-    opened = spans.most_doubtful(doubts, n)
-    assert (abs(opened.sum(1) - n) <= 3).all()
-    assert torch.equal(spans.most_doubtful(doubts.roll(17, 1), n), opened.roll(17, 1))
+    inpaint_mask = spans.most_uncertain(uncertainty, n)
+    assert (abs(inpaint_mask.sum(1) - n) <= 3).all()
+    assert torch.equal(spans.most_uncertain(uncertainty.roll(17, 1), n), inpaint_mask.roll(17, 1))
 
 
 def test_spans_apart_have_a_first_one_and_a_ring_has_none() -> None:
@@ -121,7 +121,7 @@ def test_spans_apart_have_a_first_one_and_a_ring_has_none() -> None:
 def test_a_model_is_asked_twice_only_where_that_says_more(
     model: Masked, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    condition, codes = told(rng, 20), some_known(20, 3)
+    condition, codes = conditioning(rng, 20), some_known(20, 3)
     asked: list[int] = []
     forward = Masked.forward
 
@@ -140,7 +140,7 @@ def test_a_model_is_asked_twice_only_where_that_says_more(
 def test_information_is_what_telling_adds_to_the_log_likelihood_of_a_code(
     model: Masked, rng: np.random.Generator
 ) -> None:
-    condition, codes = told(rng, 20), torch.randint(SIZE, (3, BOOKS, 20))
+    condition, codes = conditioning(rng, 20), torch.randint(SIZE, (3, BOOKS, 20))
     whole = codes.clone()
     codes[:, 1:] = GAP
     hidden = codes.clone()
@@ -164,11 +164,11 @@ def test_information_is_what_telling_adds_to_the_log_likelihood_of_a_code(
 def test_information_is_a_mean_over_all_open_frames(
     model: Masked, rng: np.random.Generator
 ) -> None:
-    condition, codes = told(rng, 20), torch.randint(SIZE, (2, BOOKS, 20))
-    opened = torch.arange(20) % 3 > 0
+    condition, codes = conditioning(rng, 20), torch.randint(SIZE, (2, BOOKS, 20))
+    inpaint_mask = torch.arange(20) % 3 > 0
     half = torch.rand(20, generator=seeded(3)) < 0.5
     wanted = torch.zeros(2, dtype=torch.float64)
-    for part in (opened & half, opened & ~half):
+    for part in (inpaint_mask & half, inpaint_mask & ~half):
         hidden = codes.clone()
         hidden[:, 1:] = GAP
         hidden[:, 0, part] = GAP
@@ -177,12 +177,12 @@ def test_information_is_a_mean_over_all_open_frames(
             for row in range(2):
                 frames = part.nonzero()[:, 0]
                 wanted[row] += sign * said[row, frames, codes[row, 0, frames]].sum()
-    found = loops.mutual_information(model, codes, condition, opened, seeded(3))
-    torch.testing.assert_close(found, wanted / opened.sum(), rtol=0, atol=EXACT)
+    found = loops.mutual_information(model, codes, condition, inpaint_mask, seeded(3))
+    torch.testing.assert_close(found, wanted / inpaint_mask.sum(), rtol=0, atol=EXACT)
 
 
 def test_each_loop_of_a_batch_is_told_its_own(model: Masked, rng: np.random.Generator) -> None:
-    condition, codes = told(rng, 20, 2), some_known(20, 4)
+    condition, codes = conditioning(rng, 20, 2), some_known(20, 4)
     together = loops.ring(model, condition)(codes, 0, 2.0)
     for row in range(4):
         own = ConditioningTensors(*(each[row // 2][None] for each in condition))
@@ -193,7 +193,7 @@ def test_each_loop_of_a_batch_is_told_its_own(model: Masked, rng: np.random.Gene
 def test_later_codebooks_are_not_heard_even_where_they_are_known(
     model: Masked, rng: np.random.Generator
 ) -> None:
-    predict, codes = loops.ring(model, told(rng, 20)), some_known(20)
+    predict, codes = loops.ring(model, conditioning(rng, 20)), some_known(20)
     blank = codes.clone()
     blank[:, 2:] = GAP
     assert torch.equal(predict(codes, 1, 2.0), predict(blank, 1, 2.0))
@@ -218,11 +218,11 @@ def _model(tile: int) -> tuple[loops.LinePredictor, Predict]:
     here = torch.randn(tile, SIZE, generator=seeded(2)).double()
 
     def on(places: Tensor, *, circular: bool = False) -> Predict:
-        def predict(codes: Tensor, stage: int, guidance: float) -> Tensor:
+        def predict(codes: Tensor, stage: int, cfg_scale: float) -> Tensor:
             assert codes.shape[-1] == len(places)
             x = F.one_hot(codes[:, stage], SIZE + 1).double().mT
             found = F.conv1d(pad(x, REACH, REACH, circular=circular), heard[stage])
-            return found.mT * guidance + here[places % tile]
+            return found.mT * cfg_scale + here[places % tile]
 
         return predict
 
@@ -251,7 +251,7 @@ def test_a_tile_is_asked_about_once_or_twice_in_whole_windows(tile: int) -> None
     shown: list[int] = []
 
     def line(places: Tensor) -> Predict:
-        def predict(codes: Tensor, stage: int, guidance: float) -> Tensor:
+        def predict(codes: Tensor, stage: int, cfg_scale: float) -> Tensor:
             shown.append(codes.shape[-1])
             return torch.zeros(1, codes.shape[-1], SIZE)
 
@@ -279,7 +279,7 @@ def test_neither_does_it_fit_as_loopgen_does_it(known: int) -> None:
 def test_a_line_that_is_tiled_is_nearer_to_the_ring_than_one_that_ends(
     window: int, model: Masked, rng: np.random.Generator
 ) -> None:
-    condition = told(rng, 40)
+    condition = conditioning(rng, 40)
     codes = torch.randint(SIZE + 1, (1, BOOKS, 40))
     line = loops.line_predictor(model, condition)
     wanted = loops.ring(model, condition)(codes, 1, 1.0)
@@ -301,10 +301,10 @@ def test_what_is_known_never_changes(by: str, seed: int, rng: np.random.Generato
     config = DecodeConfig(
         steps=tuple(random.integers(1, 9, BOOKS).tolist()),
         temperature=float(random.uniform(0, 4)),
-        finer=float(random.uniform(0, 1)),
+        fine_temperature=float(random.uniform(0, 1)),
         top_p=float(random.uniform(0, 1)),
-        guidance=float(random.uniform(0, 4)),
-        shuffling=float(random.uniform(0, 1)),
+        cfg_scale=float(random.uniform(0, 4)),
+        choice_temperature=float(random.uniform(0, 1)),
         spans="stride1",
         span=int(random.integers(1, 6)),
         ring=bool(seed % 2),
@@ -317,16 +317,16 @@ def test_what_is_known_never_changes(by: str, seed: int, rng: np.random.Generato
 
 # As LoopGen's code does it.
 
-OPEN = DecodeConfig(steps=(20, 4, 2, 2), temperature=1.0, guidance=1.0, spans="stride1")
+OPEN = DecodeConfig(steps=(20, 4, 2, 2), temperature=1.0, cfg_scale=1.0, spans="stride1")
 
 
 class Shown(list[tuple[int, Tensor]]):
     """The stages and the codes that a model was asked about."""
 
     def on(self, predict: Predict) -> Predict:
-        def asked(codes: Tensor, stage: int, guidance: float) -> Tensor:
+        def asked(codes: Tensor, stage: int, cfg_scale: float) -> Tensor:
             self.append((stage, codes.clone()))
-            return predict(codes, stage, guidance)
+            return predict(codes, stage, cfg_scale)
 
         return asked
 
@@ -358,13 +358,13 @@ def test_padding_uses_up_half_of_what_may_be_opened() -> None:
     tile, window = 250, 500
     wanted = int(np.cos(np.pi / 2 * 4 / 19) * tile)
     assert wanted == 236
-    opened = []
+    inpaint_mask = []
     for way in (as_loopgen, as_we_do):
         _, shown = way(gaps(tile), window)
         fifth = [codes for stage, codes in shown if stage == 0][4]
-        opened.append(int((fifth[0, 0, 125:375] == GAP).sum()))
-    assert 0.4 * wanted < opened[0] < 0.6 * wanted
-    assert abs(opened[1] - wanted) <= 2
+        inpaint_mask.append(int((fifth[0, 0, 125:375] == GAP).sum()))
+    assert 0.4 * wanted < inpaint_mask[0] < 0.6 * wanted
+    assert abs(inpaint_mask[1] - wanted) <= 2
 
 
 def test_padding_is_stale_after_the_last_step_of_a_stage() -> None:
@@ -373,7 +373,7 @@ def test_padding_is_stale_after_the_last_step_of_a_stage() -> None:
         # Of a network that knows where in its window a frame is.
         logits = 3 * torch.randn(BOOKS, 1, 80, SIZE, generator=seeded(seed))
 
-        def says(codes: Tensor, stage: int, guidance: float, said: Tensor = logits) -> Tensor:
+        def says(codes: Tensor, stage: int, cfg_scale: float, said: Tensor = logits) -> Tensor:
             return said[stage]
 
         theirs, ours = Shown(), Shown()
