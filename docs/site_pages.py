@@ -1,12 +1,13 @@
 """Pages of the site that stand elsewhere in the repository, and links that lead to them.
 
-A link in a Markdown file is relative to that file, so that it works where the repository is browsed. On the site the same link has
-to lead to the page which that file became; one to a file that is no page loses its link and keeps its text.
+A link in a Markdown file is relative to that file, so that it works where the repository is
+browsed. On the site the same link leads to the page that the file became; one to a file that is
+no page keeps its text alone.
 """
 
 from __future__ import annotations
 
-import os
+import posixpath
 import re
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, *, page: Page, **_: object) -> str:
     """Turn links between files of the repository into links between pages of the site."""
     here = page.file.src_uri
     source = _SOURCES.get(here, f"docs/{here}")
@@ -48,11 +49,11 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         picture, text, target, anchor = link[1], link[2], link[3], link[4] or ""
         if "://" in target:
             return link[0]
-        wanted = os.path.normpath(os.path.join(os.path.dirname(source), target))
-        place = PAGES.get(wanted) or wanted.removeprefix("docs/")
+        wanted = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         if wanted not in PAGES and not wanted.startswith("docs/"):
             return text
-        place = os.path.relpath(place, os.path.dirname(here) or ".")
+        place = PAGES.get(wanted, wanted.removeprefix("docs/"))
+        place = posixpath.relpath(place, posixpath.dirname(here) or ".")
         return f"{picture}[{text}]({place}{anchor})"
 
     return _LINK.sub(turned, markdown)

@@ -1,4 +1,4 @@
-"""Every line of the README and the guides that a reader may type works as it stands, on example songs."""
+"""Every line of the README and of the guides works as it stands, on example songs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ NOT_RUN = {
     "audioloop train": LONG,
     "audioloop benchmark": LONG,
     "audioloop generate --text": "downloads published models",
-    "make": "measures, and takes long",
     "python tests/benchmarks": "measures, and takes long",
 }
 

@@ -60,12 +60,11 @@ def test_links_between_files_became_links_between_pages(site: Path) -> None:
     assert 'src="images/generated.png"' in home
     assert 'href="../../cards/codec/"' in (site / "results" / "codec" / "index.html").read_text()
     for page in site.rglob("*.html"):
-        assert 'href="http' in page.read_text() or page.name == "404.html"
         assert not re.search(r'(?:src|href)="[^":]*\.md["#]', page.read_text()), page
 
 
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     for page in site.rglob("*.html"):
-        fetched = re.findall(r'<(?:script|img|iframe)[^>]*\ssrc="(https?://[^"]+)"', page.read_text())
-        fetched += re.findall(r'<link[^>]*stylesheet[^>]*href="(https?://[^"]+)"', page.read_text())
-        assert not fetched, page
+        text = page.read_text()
+        assert not re.findall(r'<(?:script|img|iframe)[^>]*\ssrc="https?://', text), page
+        assert not re.findall(r'<link[^>]*stylesheet[^>]*href="https?://', text), page
