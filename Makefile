@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build
+RESULTS := $(BUILD)/results
 AUDIOCRAFT := $(BUILD)/audiocraft-env
 # libatomic1 is for the Node.js inside playwright.
 SYSTEM := libfluidsynth3 chromium libatomic1
@@ -38,6 +39,22 @@ sounds: $(VENV)/.demo  ## the audio examples of the README, from the models that
 
 docs: $(VENV)/.dev  ## the documentation as a site in build/site; a warning is an error
 	$(BIN)/mkdocs build --strict --quiet --site-dir $(BUILD)/site
+
+# Each file stands beside the page of docs/results that shows it.
+results: $(VENV)/.dev  ## measure again what does not take hours: make results LOOPS=dataset
+	@test -f "$(LOOPS)/manifest.json" || \
+		{ echo "make results LOOPS=dataset: name a dataset that 'midiloop extract' wrote"; exit 2; }
+	@mkdir -p $(RESULTS)
+	$(BIN)/midiloop evaluate --reference $(LOOPS) --reference-split train -n 20000 > $(RESULTS)/loop-writer.txt
+	$(BIN)/python tests/benchmarks/seams.py > $(RESULTS)/renders.txt
+	$(BIN)/python tests/benchmarks/codec.py $(LOOPS) --loops 200 > $(RESULTS)/codec.txt
+	$(BIN)/python tests/benchmarks/magnet.py $(LOOPS) > $(RESULTS)/generation.txt
+	@echo "measured: $(RESULTS)"
+	@echo "left out, as each takes longer:"
+	@echo "  paper-models  midiloop reproduce $(LOOPS) -o OUT --epochs 16 --batch-size 128 --precision bfloat16"
+	@echo "  generation    python tests/benchmarks/following.py $(LOOPS) --seeds 3, for each row"
+	@echo "  loopgen       audioloop benchmark $(LOOPS) -o OUT --decode-steps 12,2,2,2 --unconditioned-decode-steps 24,2,2,2"
+	@echo "  the models    datasets/pretrained: the songs that they learned from are not in this repository"
 
 test: lint system  ## everything that CI checks
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
