@@ -234,6 +234,7 @@ def test_pictures_are_drawn(whole: tuple[Path, BenchmarkResult], tmp_path: Path)
     assert [path.name for path in drawn] == ["seam_nats.png", "perplexity.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
     assert plots.STYLES.keys() == METHODS.keys()
+    assert [row for group in plots.GROUPS for row in group] == list(plots.STYLES)
     assert len(set(plots.STYLES.values())) == len(METHODS)
 
 
