@@ -232,11 +232,11 @@ def generate(
     if like is None:
         options.refuse("says what stays of --like; give --like as well", "keep")
     options.refuse_top_p(request["temperature"])
-    from midiloop.common import engine, files
+    from midiloop.common import files, processes
     from midiloop.plotting import plot
 
     files.check_free(out)
-    engine.warm_up(plot.MODULES)  # while this process loads PyTorch
+    processes.warm_up(plot.MODULES)  # while this process loads PyTorch
     with _uncollected():
         from midiloop.generation import publish, sample
         from midiloop.mining import midi_loop
