@@ -23,8 +23,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from midiloop.dataset.parquet import LoopDataset
     from midiloop.errors import LoopError
-    from midiloop.evaluation.evaluate import LoopSet
     from midiloop.evaluation.evaluate import compare as evaluate
+    from midiloop.evaluation.profile import LoopSet
     from midiloop.generation.sample import GenerationRequest
     from midiloop.generation.sample import load as load_generator
     from midiloop.generation.sample import sample as generate
@@ -38,7 +38,7 @@ else:
         "GenerationRequest": "midiloop.generation.sample.GenerationRequest",
         "LoopDataset": "midiloop.dataset.parquet.LoopDataset",
         "LoopError": "midiloop.errors.LoopError",
-        "LoopSet": "midiloop.evaluation.evaluate.LoopSet",
+        "LoopSet": "midiloop.evaluation.profile.LoopSet",
         "decode": "midiloop.midi.pianoroll.decode",
         "encode": "midiloop.midi.pianoroll.encode",
         "evaluate": "midiloop.evaluation.evaluate.compare",

@@ -38,10 +38,11 @@ from audioloop.rendering import augment
 from audioloop.rendering.augment import Augmentation, Renders
 from audioloop.rendering.synth import SoundFont
 from midiloop.common import checkpoint, trainer
-from midiloop.common.resume import check_folder
+from midiloop.common.engine import Engine
 from midiloop.common.task import Losses, Stage, Step, Task, process_seed
 from midiloop.common.train_config import Budget, TrainConfig
 from midiloop.common.trainer import Progress, Result, Trainer
+from midiloop.common.training_record import check_folder
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
 
@@ -254,7 +255,7 @@ def codec(
     recipe: CodecRecipe = RECIPE,
     init_from: Path | None = None,
     decoder_only: bool = False,
-    n_workers: int = 1,
+    engine: Engine | None = None,
     device: torch.device,
     resume: bool = False,
     events: bool = False,
@@ -266,7 +267,7 @@ def codec(
         soundfonts: renders take turns with them.
         init_from: a run whose codec is to learn more; its sizes are kept.
         decoder_only: keep its encoder and codebooks bit for bit.
-        n_workers: processes that render.
+        engine: who renders; one process unless told otherwise.
         events: write TensorBoard event files into ``out/events``.
 
     Raises:
@@ -283,7 +284,7 @@ def codec(
         SoundFont(path, variety.rate)  # one that cannot be loaded is an error here
     source, others = (augment.loops(dataset, split) for split in ("train", "valid"))
     seed = process_seed(training.seed)
-    making = Renders(source, soundfonts, variety, seed=seed, n_workers=n_workers)
+    making = Renders(source, soundfonts, variety, seed=seed, engine=engine)
     first = None if begun is None else compression.fingerprint(begun)
     data = {**augment.provenance(dataset, soundfonts), "begun_with": first}
     about = {

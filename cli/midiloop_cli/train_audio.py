@@ -113,6 +113,7 @@ def train(
     """
     from audioloop.rendering import synth
     from midiloop.common import devices
+    from midiloop.common.processes import Processes
 
     mine = {"--loss-weight": changes or None, "--decoder-only": decoder_only or None}
     theirs = {"--loops": n_loops, "--token-cache": token_cache, "--codec": run}
@@ -121,7 +122,7 @@ def train(
     if model != "codec" and len(fonts) > 1:
         raise click.UsageError("--soundfont: masked and causal learn from one SoundFont; give one.")
     shared: dict[str, Any] = {
-        "budget": (steps, minutes), "init_from": init_from, "n_workers": n_workers,
+        "budget": (steps, minutes), "init_from": init_from, "engine": Processes(n_workers),
         "resume": resume, "events": tensorboard, "training": {**settings, "compile": compiled},
     }  # fmt: skip
     with devices.processes(devices.choose_device(device)) as place:

@@ -170,10 +170,11 @@ class LoopDataset:
 
     >>> import midiloop, numpy as np
     >>> from pathlib import Path
+    >>> from midiloop.common.engine import Inline
     >>> roll = np.zeros((256, 93), bool)
     >>> roll[::4, [0, 6]] = roll[::2, 20:21] = True
     >>> midiloop.write(midiloop.decode(roll), "long.mid")
-    >>> _ = midiloop.extract_corpus([Path("long.mid")], Path("mined"), n_workers=1)
+    >>> _ = midiloop.extract_corpus([Path("long.mid")], Path("mined"), engine=Inline())
     >>> [batch.rolls.shape for batch in midiloop.LoopDataset(Path("mined")).batches(5)]
     [(5, 128, 93), (4, 128, 93)]
 
@@ -217,8 +218,8 @@ class LoopDataset:
         """Raise `LoopError` unless the loops lie on ``grid``."""
         if self.grid != grid:
             raise LoopError(
-                f"{files.printable(self.path)}: its loops are {self.grid}, and {grid} are needed "
-                "here; extract it on that grid"
+                f"{files.printable(self.path)}: its loops are on another grid than is needed here "
+                f"({files.shortened(self.grid.difference(grid), 200)}); extract it on that grid"
             )
 
     def __len__(self) -> int:
