@@ -132,7 +132,7 @@ def nats_at(
     for first in range(0, len(spans), LINES):
         some = spans[first : first + LINES]
         lines = torch.stack([codes[:, span % n_frames] for span in some]).to(model.device)
-        heard = stack([tensors.taken(span) for span in some]).to(model.device)
+        heard = stack([tensors.at(span) for span in some]).to(model.device)
         counted = lines[:, :, context : context + window]
         logits = model(lines, heard, context)[:, :, :window].float()
         nats = F.cross_entropy(logits.flatten(0, 2), counted.flatten(), reduction="none")

@@ -143,7 +143,7 @@ class TokenTask(Task):
         conditioning, untold = [], []
         for codes, condition in self._valid_lines:
             conditioning.append(self.cross_entropy(model, codes, condition))
-            untold.append(self.cross_entropy(model, codes, condition.silent()))
+            untold.append(self.cross_entropy(model, codes, condition.null()))
         return {"nats": float(np.mean(conditioning)), "nats_untold": float(np.mean(untold))}
 
     def cross_entropy(
@@ -166,7 +166,7 @@ class TokenTask(Task):
 
     def _line(self, loop: EncodedLoop, places: Tensor) -> tuple[Tensor, ConditioningTensors]:
         n_frames = loop.codes.shape[1]
-        return loop.codes[:, places % n_frames], self._told(loop).taken(places)
+        return loop.codes[:, places % n_frames], self._told(loop).at(places)
 
     def lines(self, size: int, rng: np.random.Generator) -> tuple[Tensor, ConditioningTensors]:
         """Lines (B, K, T) that go round loops from anywhere, and what is told of them."""
@@ -426,7 +426,7 @@ def tokens(
         },
     )
     if begun is not None:
-        task.model.take_over(begun)
+        task.model.init_from(begun)
     return Trainer(task, budget, training).fit(
         out,
         about=about,

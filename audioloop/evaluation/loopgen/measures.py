@@ -76,7 +76,7 @@ def nats_around(codes: Tensor, model: Causal) -> NDArray[np.float64]:
     span = torch.arange(-context, REACH + 1 + AHEAD)
     line = codes[None][..., span % n_frames]
     first = context - REACH
-    logits = model(line, Conditioning().on(n_frames, 1.0).taken(span), first)[0].float()
+    logits = model(line, Conditioning().on(n_frames, 1.0).at(span), first)[0].float()
     nats = F.cross_entropy(
         logits.flatten(0, 1), line[0, :, first:].flatten(), reduction="none"
     ).reshape(len(codes), -1)

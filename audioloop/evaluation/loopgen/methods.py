@@ -113,9 +113,9 @@ class MethodInput:
         """Of one row."""
         return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {row}".encode()))
 
-    def taken(self, start: int, n_frames: int) -> ConditioningTensors:
+    def frames_at(self, start: int, n_frames: int) -> ConditioningTensors:
         """What is told of a line that goes round the ring."""
-        return self.condition.taken(torch.arange(start, start + n_frames))
+        return self.condition.at(torch.arange(start, start + n_frames))
 
 
 class MethodOutput(NamedTuple):
@@ -216,13 +216,13 @@ def methods(method_input: MethodInput) -> Iterator[tuple[str, MethodOutput]]:
 
 def _causal_line(method_input: MethodInput) -> Tensor:
     """The window's codes (1, K, T) by the causal model."""
-    condition = method_input.taken(0, method_input.window)
+    condition = method_input.frames_at(0, method_input.window)
     return prefix.continuation(method_input.causal, condition, method_input.generator("causal"))
 
 
 def _prompt(method_input: MethodInput, n_frames: int) -> Tensor:
     """The ring's first codes, by the causal model and out of nothing, as LoopGen has them."""
-    condition = method_input.taken(0, n_frames)
+    condition = method_input.frames_at(0, n_frames)
     return prefix.continuation(method_input.causal, condition, method_input.generator("prompt"))
 
 
@@ -234,7 +234,7 @@ def _played_in(method_input: MethodInput, n_frames: int) -> Tensor:
 
 def _masked_line(method_input: MethodInput) -> Tensor:
     """The window's codes by the masked model, which knows of no ring."""
-    condition = method_input.taken(0, method_input.window)
+    condition = method_input.frames_at(0, method_input.window)
     masked = method_input.inpainter.masked
     codes = torch.full((1, masked.config.codebooks, method_input.window), method_input.mask_token)
     predict = loops.predictor(masked, condition, circular=False)
@@ -245,7 +245,7 @@ def _masked_line(method_input: MethodInput) -> Tensor:
 
 
 def _loopgen(method_input: MethodInput, row: str, codes: Tensor, left: int) -> Tensor:
-    condition = method_input.taken(-left, method_input.window)
+    condition = method_input.frames_at(-left, method_input.window)
     return loops.loopgen(
         loops.predictor(method_input.inpainter.masked, condition, circular=False),
         codes,
@@ -318,7 +318,7 @@ def _as_made(
     # A line that ends within a bar has no bar line at its end but those well before it.
     lines = [round(length * bar / bars) for bar in range(1, math.ceil(bars)) if bars - bar >= 0.5]
     error_db = reconstruct.wrap_error_db(latent, samples, codec)
-    condition = method_input.taken(0, n_frames)
+    condition = method_input.frames_at(0, n_frames)
     return MethodOutput(wave_of(samples, codec), error_db, seconds, lines, condition)
 
 

@@ -116,7 +116,7 @@ def test_the_line_begins_with_the_context_and_ends_after_the_window() -> None:
     codes, condition = drawn(90), conditioning(90)
     places = torch.arange(20 - 7, 20 + 4 + AHEAD)
     found = perplexity.nats_at(codes, [20], model(), condition, window=4, context=7)
-    expected = explicit(codes[:, places], condition.taken(places), 7, 4)
+    expected = explicit(codes[:, places], condition.at(places), 7, 4)
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
     longer = perplexity.nats_at(codes, [20], model(), condition, window=4, context=8)
     assert np.abs(longer - found).max() > 1e-3
@@ -134,7 +134,7 @@ def test_a_loop_is_heard_once_before_its_seam() -> None:
 
 def test_nothing_told_is_silence() -> None:
     codes, condition = drawn(50), conditioning(50)
-    silent = perplexity.nats_at(codes, [3], model(), condition.silent())
+    silent = perplexity.nats_at(codes, [3], model(), condition.null())
     np.testing.assert_array_equal(perplexity.nats_at(codes, [3], model()), silent)
     assert np.abs(perplexity.nats_at(codes, [3], model(), condition) - silent).max() > 1e-3
 

@@ -203,7 +203,7 @@ def test_nothing_is_dropped_that_is_not_to_be(rng: np.random.Generator) -> None:
 def test_all_is_dropped_that_is_to_be(rng: np.random.Generator) -> None:
     whole = many(50)
     found = less(whole, TokenRecipe(all_unsaid=1.0), rng)
-    assert all(torch.equal(*pair) for pair in zip(found, whole.silent(), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(found, whole.null(), strict=True))
     said = parts(less(whole, TokenRecipe(all_unsaid=0.0, without_notes=1.0, unsaid=1.0), rng))
     assert not (said["notes"] | said["kit"] | said["bass"]).any()
     assert 20 <= said["beat"].sum() <= 45

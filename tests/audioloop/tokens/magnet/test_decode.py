@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import paths
-from audioloop.nn.circular import local_mask
+from audioloop.nn.attention import local_mask
 from audioloop.tokens.magnet import checkpoint
 from audioloop.tokens.magnet.checkpoint import Published, TextModel, load
 from audioloop.tokens.magnet.decode import (
@@ -492,7 +492,7 @@ def test_finer_codebooks_may_be_cooler() -> None:
     [
         (DecodeConfig(steps=(3, 3)), "steps of 4 codebooks"),
         (DecodeConfig(steps=(3, 3, 0, 3)), "steps of 4 codebooks"),
-        (DecodeConfig(span=51), "by spans of 51"),
+        (DecodeConfig(span=51), "in spans of 51"),
         (DecodeConfig(span=0), "by spans of 0"),
         (DecodeConfig(spans="both"), "there are nonoverlap and stride1"),  # type: ignore[arg-type]
         (DecodeConfig(top_p=1.1), "top-p 1.1"),
