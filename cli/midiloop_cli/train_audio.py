@@ -147,7 +147,7 @@ def train(
             with report.counting("loops", n) as count, report.sounding(model) as live:
                 result = token_train.tokens(
                     model, loops, out, budget, fonts[0], n_loops=n, folder=token_cache, codec=run,
-                    device=place, on_coded=report.steps(count), on_lost=_left_out,
+                    device=place, on_encoded=report.steps(count), on_lost=_left_out,
                     on_progress=live, **shared,
                 )  # fmt: skip
     if int(os.environ.get("RANK", "0")):
@@ -172,12 +172,12 @@ def _trained(model: str, figures: dict[str, Any]) -> str:
     begin = f"{report.plain(figures['folder'])}: {steps} in {figures['minutes']:.1f} minutes; "
     if model == "codec":
         return begin + (
-            f"on songs not learned from, SI-SDR {figures['si_sdr_db']:.2f} dB from the latent, "
+            f"on validation songs, SI-SDR {figures['si_sdr_db']:.2f} dB from the latent, "
             f"{figures['si_sdr_codes_db']:.2f} dB from the codes"
         )
     return begin + (
-        f"on songs not learned from, {figures['nats']:.2f} nats a code, and "
-        f"{figures['nats_untold']:.2f} where nothing is told"
+        f"on validation songs, {figures['nats']:.2f} nats a token, and "
+        f"{figures['nats_unconditional']:.2f} without conditioning"
     )
 
 

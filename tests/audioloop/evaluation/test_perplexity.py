@@ -344,7 +344,7 @@ def test_a_run_of_another_kind_is_refused(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_knows_its_codec() -> None:
-    with pytest.raises(LoopError, match="codes of another codec; give the codec"):
+    with pytest.raises(LoopError, match="tokens of another codec; give that codec"):
         pretrained.of_codec(model(), codec())
     known = Causal(
         TokenConfig(dim=16, heads=2, layers=1, codec=encoded_dataset.encode_loop(codec()))

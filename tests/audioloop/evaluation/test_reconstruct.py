@@ -82,7 +82,7 @@ def test_what_comes_back_is_as_long_as_what_went_in_and_says_its_tempo(
         "reconstruct.json",
     ]
     original = wave.read(loop)
-    for way in reconstruct.WAYS:
+    for way in reconstruct.DECODED_FROM:
         back = metadata.read(out / f"groove_123bpm_{way}.wav")
         assert back.wave.rate == RATE
         assert back.wave.samples.shape == (1, len(original))
@@ -100,7 +100,7 @@ def test_json_holds_what_the_record_holds(loop: Path, run: Path, tmp_path: Path)
     found = json.loads(done.stdout)
     assert found == json.loads((out / "reconstruct.json").read_text())
     figures = found["files"][0]["figures"]
-    assert set(figures) == set(reconstruct.WAYS)
+    assert set(figures) == set(reconstruct.DECODED_FROM)
     assert set(figures["codes"]) == set(reconstruct.MEANING)
     assert found["median"] == figures
     assert found["kilobits_per_s"] == 4 * 5 * 50 / 1000

@@ -134,7 +134,7 @@ def timeless(found: BenchmarkResult) -> Any:
 
     shown = tables.as_json(found)
     for one in shown["headline"].values():  # which columns are worse, time among them
-        for which in ("mended_worse_in", "mended_surely_worse_in"):
+        for which in ("fixed_worse_in", "fixed_significantly_worse_in"):
             one[which] = {
                 row: [name for name in names if name != "seconds"]
                 for row, names in one[which].items()
