@@ -98,7 +98,7 @@ def at(name: str) -> tuple[str, str | None]:
 
 @contextmanager
 def _reached(name: str, wanted: str, fitting: str) -> Iterator[ModuleType]:
-    """Hugging Face's library; whatever goes wrong within is told in one line."""
+    """Hugging Face's library; its errors become one line."""
     try:
         hub = importlib.import_module("huggingface_hub")
         errors = importlib.import_module("huggingface_hub.errors")

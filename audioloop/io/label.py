@@ -184,10 +184,10 @@ def decimal(value: float) -> str:
 
 
 def tempo_in_name(name: str) -> float | None:
-    """The tempo that a file's name states, as in "groove_120bpm", "bpm120" or "[120]"; else None.
+    """The tempo in a file's name, as in "groove_120bpm", "bpm120" or "[120]"; else None.
 
     It is from 30 to 300, and from 60 to 200 where nothing but brackets says that it is one: "(2)"
-    and "[16]" are of copies and bars. Where a name states several, the last beside "bpm" counts, as
+    and "[16]" are of copies and bars. Where a name has several, the last beside "bpm" counts, as
     for Audacity.
     """
     stated = {}

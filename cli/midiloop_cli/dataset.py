@@ -139,7 +139,7 @@ def extract(
     report.echo(report.to_json(result.manifest) if as_json else live.summary(result.manifest, out))
     for broken in result.broken_sources:
         detail = f"{broken.reason} ({broken.detail})"
-        report.error("midiloop", f"{broken.file}: {detail}; fetch the archive anew")
+        report.error("midiloop", f"{broken.file}: {detail}; fetch the archive again")
     for lost in result.lost[:NAMED]:
         detail = f"{lost.reason} ({lost.detail})"
         report.error("midiloop", f"{lost.file}: {detail}; --resume tries it again")

@@ -69,15 +69,15 @@ class Losses(NamedTuple):
 
 
 class Task:
-    """Something to learn.
+    """What a `Trainer` trains: networks, optimisers, batches, losses, validation.
 
     Attributes:
-        model: what is learned and saved.
-        networks: all that learns, by name, the model among them.
+        model: the network that is validated and saved.
+        networks: all networks that are trained, by name, the model among them.
         optimizers: of each network, by its name.
         stages: in order, the first from 0 on.
-        n_items: in the training set; None: batches are drawn at random, and there are no epochs.
-        noise_stream: tells the noise of a step from what else its seed is used for.
+        n_items: size of the training set; None: batches are random, and there are no epochs.
+        noise_stream: separates the noise of a step from other uses of its seed.
         measure: which figure of `validate` is the error, lower being better.
     """
 
@@ -90,7 +90,7 @@ class Task:
     measure: str
 
     def micro_batches(self, step: Step) -> Iterable[tuple[Any, float]]:
-        """What this process learns from in a step, in pieces that fit into memory.
+        """Batches of this process in a step, in pieces that fit into memory.
 
         Yields:
             a piece, and its weight; weights add up to 1.
@@ -102,7 +102,7 @@ class Task:
         raise NotImplementedError
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Figures of a model on what it does not learn from; all processes call it."""
+        """Validation metrics of a model; all processes call it."""
         raise NotImplementedError
 
     def save(self, folder: Path, model: nn.Module, about: dict[str, Any]) -> None:

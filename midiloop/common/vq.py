@@ -1,7 +1,7 @@
 """A vector quantiser whose codebooks follow averages, alone or one after the other.
 
 Each vector of a codebook is an exponential moving average of the rows that are nearest to it (van
-den Oord et al. 2017, arXiv:1711.00937, appendix A.1); one that few rows want starts anew from one
+den Oord et al. 2017, arXiv:1711.00937, appendix A.1); a rarely used one restarts from one
 of them (Dhariwal et al. 2020, arXiv:2005.00341, section 3). Several codebooks are a residual
 quantiser: each quantises what those before it left over (Zeghidour et al. 2021, arXiv:2107.03312,
 algorithm 1).
@@ -39,7 +39,7 @@ class ResidualVectorQuantizer(nn.Module):
     Args:
         codebooks, size, dim: K codebooks of ``size`` vectors (dim,).
         decay: of the averages.
-        rare: share of an even count of rows below which a vector starts anew, as the average of an
+        rare: share of an even count of rows below which a vector is restarted, as the average of an
             even count. None: below one row, as the average of one.
     """
 

@@ -104,7 +104,7 @@ def _check_usable(
     if problem := rules.meter_problem(meters, length_ticks, settings.rules):
         raise MidiError(*problem)
     by_name = settings.rules.bass_by_name
-    if not any(pianoroll.is_drawn(p, by_name=by_name) for p in players if not p.is_drum):
+    if not any(pianoroll.is_encoded(p, by_name=by_name) for p in players if not p.is_drum):
         programs = sorted({player.program for player in players if not player.is_drum})
         raise MidiError("no_bass", f"programs {', '.join(map(str, programs)) or 'none'}")
     if not any(player.is_drum for player in players):
@@ -146,7 +146,7 @@ def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
         raise MidiError(*problem)
     parsed = parsed.merged(pianoroll.BASS_PROGRAMS)
     _check_usable(parsed.meters, None, parsed.instruments(), settings)
-    song = parsed.score(partial(pianoroll.is_drawn, by_name=settings.rules.bass_by_name))
+    song = parsed.score(partial(pianoroll.is_encoded, by_name=settings.rules.bass_by_name))
     if problem := rules.meter_problem(song.meters, song.length_ticks, settings.rules):
         raise MidiError(*problem)
     windows = _windows(song, settings)
@@ -362,7 +362,7 @@ def _mine(
         importlib.import_module("midiloop.mining.assemble")  # and Arrow: while the workers work
         progress.add(batch, counts)
         on_progress(progress, 0)
-    if progress.files == sum(progress.rejects[reason] for reason in corpus.NOT_OPENED):
+    if progress.files == sum(progress.rejects[reason] for reason in corpus.UNREAD_ARCHIVES):
         archives = [reject.file for path in paths for reject in partials.read(path, 0).rejects]
         shutil.rmtree(folder)
         raise LoopError(_no_midi(sources, archives))

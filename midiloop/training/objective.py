@@ -1,4 +1,4 @@
-"""What models of loops learn: a loss of rolls, or of codes that a frozen codec makes of them."""
+"""Training losses: of rolls, or of their codes by a frozen VQ-VAE."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def mean_error(objective: Objective, loops: PackedLoops) -> float:
 
 
 class Piece(NamedTuple):
-    """Loops to learn from: their rows in the training split, (B,), and shifts in semitones."""
+    """A batch of loops: their rows in the training split, (B,), and shifts in semitones."""
 
     rows: Tensor
     shifts: Tensor

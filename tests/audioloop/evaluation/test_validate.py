@@ -328,7 +328,7 @@ def test_a_seam(header: Callable[..., Path], rng: np.random.Generator) -> None:
 def test_a_file_that_is_no_wav_inside(tmp_path: Path, loop: Callable[..., Path]) -> None:
     flac = loop(form=FLAC)
     renamed = flac.rename(tmp_path / "a.wav")
-    with pytest.raises(LoopError, match=r"a\.wav: no RIFF WAVE header; write it anew"):
+    with pytest.raises(LoopError, match=r"a\.wav: no RIFF WAVE header; write it again"):
         validate.check(renamed)
     soundfile.write(tmp_path / "c.wav", np.zeros((0, 2)), RATE)
     with pytest.raises(LoopError, match="no samples"):
@@ -432,7 +432,7 @@ def test_the_command_reports_json(loop: Callable[..., Path], tmp_path: Path) -> 
     assert found["files"][0]["disagrees"] == [
         {"what": "tempo", "expected": "120 bpm (acid chunk)", "found": "90 bpm (name)"}
     ]
-    assert "write it anew" in found["files"][1]["error"]
+    assert "write it again" in found["files"][1]["error"]
 
 
 def test_a_folder_without_audio_is_an_error(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_conditions_do_not_depend_on_the_batch_either(generator: Generator) -> N
 
 @pytest.mark.parametrize(("n", "threads"), [(1, 1), (63, 4), (600, 2), (1025, 2), (5000, 3)])
 def test_batches_keep_all_threads_busy(n: int, threads: int) -> None:
-    batches = list(sample._ranges(512, n, threads, free=True))
+    batches = list(sample._ranges(512, n, threads, unfiltered=True))
     assert [candidate for batch in batches for candidate in batch] == list(range(n))
     assert max(map(len, batches)) <= 512
     assert n < sample.SMALL_BATCH * threads or len(batches) % threads == 0
@@ -105,8 +105,8 @@ def test_batches_keep_all_threads_busy(n: int, threads: int) -> None:
 
 def test_random_numbers_of_a_candidate_are_its_own() -> None:
     generator = bars_generator()
-    whole = sample.candidate_uniforms(3, 0, 20, generator)
-    assert torch.equal(sample.candidate_uniforms(3, 13, 7, generator), whole[13:])
+    whole = sample.uniforms_of(3, 0, 20, generator)
+    assert torch.equal(sample.uniforms_of(3, 13, 7, generator), whole[13:])
     assert whole.shape == (20, generator.draws)
     assert len(np.unique(whole)) == whole.numel()
 
@@ -139,7 +139,7 @@ def test_novel_returns_nothing_that_is_known() -> None:
 
 def test_what_hardly_ever_comes_is_given_up() -> None:
     generator = bars_generator()
-    with pytest.raises(LoopError, match="as wanted"):
+    with pytest.raises(LoopError, match="met the request"):
         sample.sample(generator, GenerationRequest(3, must=tuple(drum.name for drum in LOOP.drums)))
 
 
@@ -187,7 +187,7 @@ def test_codes_of_kept_bars_stay_in_a_prior_of_whole_loops() -> None:
     like = random_rolls(np.random.default_rng(0), 1)[0]
     source = sample._Source(generator, GenerationRequest(4, like=like, keep="1-4"))
     assert generator.codec
-    codes = source._codes(sample.candidate_uniforms(0, 0, 4, generator))
+    codes = source._codes(sample.uniforms_of(0, 0, 4, generator))
     original = generator.codec.encode(torch.from_numpy(like)[None])
     assert (codes[..., :16] == original[..., :16]).all()
 

@@ -623,8 +623,8 @@ def test_a_damaged_file_is_one_error(folder: Path, tmp_path: Path) -> None:
         ({"best_state": {}}, "lacks best_state or xp.cfg"),
         ({"best_state": {}, "xp.cfg": {}}, "lacks best_state or xp.cfg"),
         ({"best_state": {"emb": 1}, "xp.cfg": ""}, "not of tensors alone"),
-        ({"best_state": {}, "xp.cfg": ""}, "says nothing of a model"),
-        ({"best_state": {}, "xp.cfg": "[1]"}, "says nothing of a model"),
+        ({"best_state": {}, "xp.cfg": ""}, "has no configuration of a model"),
+        ({"best_state": {}, "xp.cfg": "[1]"}, "has no configuration of a model"),
     ],
 )
 def test_other_content_is_one_error(content: Any, reason: str, tmp_path: Path) -> None:
