@@ -39,9 +39,12 @@ from midiloop.mining import assemble
 from midiloop.grid import LOOP
 from midiloop.dataset.records import Counts
 
-out, songs, loops, *paths = sys.argv[1:] counts = Counts(int(songs), int(loops), Counter()) began =
-time.perf_counter() assemble.seal([*map(Path, paths)], Path(out), {"midiloop_version": "0"}, counts,
-grid=LOOP, threads=2) print(time.perf_counter() - began)
+out, songs, loops, *paths = sys.argv[1:]
+counts = Counts(int(songs), int(loops), Counter())
+parts, about = [*map(Path, paths)], {"midiloop_version": "0"}
+began = time.perf_counter()
+assemble.seal(parts, Path(out), about, counts, grid=LOOP, threads=2)
+print(time.perf_counter() - began)
 """
 
 
