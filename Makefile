@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build
+RESULTS := $(BUILD)/results
 AUDIOCRAFT := $(BUILD)/audiocraft-env
 # libatomic1 is for the Node.js inside playwright.
 SYSTEM := libfluidsynth3 chromium libatomic1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-audiocraft system lint fuzz torture bench bench-models bench-render \
+.PHONY: demo sounds docs results test test-slow test-audiocraft system lint fuzz torture bench bench-models bench-render \
 	check-real-loops bench-seams bench-codec bench-magnet bench-onsets bench-following bench-untold \
 	bench-attention clean
 .DELETE_ON_ERROR:
@@ -24,6 +25,36 @@ demo: $(VENV)/.demo  ## songs -> loops -> new loops -> audio -> a half made anew
 	$(BIN)/audioloop refine $(BUILD)/new/midi/0000[01]_*.mid -o $(BUILD)/refined
 	$(BIN)/audioloop check $(BUILD)/audio $(BUILD)/refined
 	$(BIN)/audioloop seam $(BUILD)/refined/00000_*.wav -o $(BUILD)/seam.png
+
+# One loop in three ways, and one without notes; docs/sounds is part of the repository.
+sounds: $(VENV)/.demo  ## the audio examples of the README, from the models that ship
+	@rm -rf $(BUILD)/sounds
+	$(BIN)/midiloop generate -n 4 -o $(BUILD)/sounds/new
+	$(BIN)/audioloop render $(BUILD)/sounds/new/midi/00003_*.mid --format ogg -o $(BUILD)/sounds/rendered
+	$(BIN)/audioloop refine $(BUILD)/sounds/new/midi/00003_*.mid --format ogg -o $(BUILD)/sounds/refined
+	$(BIN)/audioloop generate $(BUILD)/sounds/new/midi/00003_*.mid --format ogg -o $(BUILD)/sounds/generated
+	$(BIN)/audioloop generate --bpm 100 --bars 4 --format ogg -o $(BUILD)/sounds/unconditional
+	for kind in rendered refined generated unconditional; do \
+		cp $(BUILD)/sounds/$$kind/*.ogg docs/sounds/$$kind.ogg || exit; done
+
+docs: $(VENV)/.dev  ## the documentation as a site in build/site; a warning is an error
+	$(BIN)/mkdocs build --strict --quiet --site-dir $(BUILD)/site
+
+# Each file stands beside the page of docs/results that shows it.
+results: $(VENV)/.dev  ## measure again what does not take hours: make results LOOPS=dataset
+	@test -f "$(LOOPS)/manifest.json" || \
+		{ echo "make results LOOPS=dataset: name a dataset that 'midiloop extract' wrote"; exit 2; }
+	@mkdir -p $(RESULTS)
+	$(BIN)/midiloop evaluate --reference $(LOOPS) --reference-split train -n 20000 > $(RESULTS)/loop-writer.txt
+	$(BIN)/python tests/benchmarks/seams.py > $(RESULTS)/renders.txt
+	$(BIN)/python tests/benchmarks/codec.py $(LOOPS) --loops 200 > $(RESULTS)/codec.txt
+	$(BIN)/python tests/benchmarks/magnet.py $(LOOPS) > $(RESULTS)/generation.txt
+	@echo "measured: $(RESULTS)"
+	@echo "left out, as each takes longer:"
+	@echo "  paper-models  midiloop reproduce $(LOOPS) -o OUT --epochs 16 --batch-size 128 --precision bfloat16"
+	@echo "  generation    python tests/benchmarks/following.py $(LOOPS) --seeds 3, for each row"
+	@echo "  loopgen       audioloop benchmark $(LOOPS) -o OUT --decode-steps 12,2,2,2 --unconditioned-decode-steps 24,2,2,2"
+	@echo "  the models    datasets/pretrained: the songs that they learned from are not in this repository"
 
 test: lint system  ## everything that CI checks
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal

@@ -75,11 +75,32 @@ class Grid:
 
     def __str__(self) -> str:
         """As in ``8 bars of 16 steps, 9 drums, bass C1 to B7``."""
-        lowest, highest = pitch_name(self.lowest_pitch), pitch_name(self.highest_pitch)
         return (
             f"{counted(self.bars, 'bar')} of {self.steps_per_bar} steps, "
-            f"{self.n_drums} drums, bass {lowest} to {highest}"
+            f"{self.n_drums} drums, bass {self._properties['bass']}"
         )
+
+    def difference(self, other: Grid) -> str:
+        """What is not as in ``other``, as in ``bars 4, not 8; kick pitch 35, not 36``."""
+        return "; ".join(
+            f"{name} {value}, not {other._properties[name]}"
+            for name, value in self._properties.items()
+            if other._properties.get(name, value) != value
+        )
+
+    @cached_property
+    def _properties(self) -> dict[str, str]:
+        """All that two grids may differ in, as people read it."""
+        found = {
+            "bars": f"{self.bars}",
+            "steps a bar": f"{self.steps_per_bar}",
+            "drums": ", ".join(drum.name for drum in self.drums) or "none",
+        }
+        for drum in self.drums:
+            found[f"{drum.name} pitch"] = f"{drum.pitch}"
+            found[f"{drum.name} folded from"] = " ".join(map(str, drum.folds)) or "none"
+        lowest, highest = pitch_name(self.lowest_pitch), pitch_name(self.highest_pitch)
+        return found | {"bass": f"{lowest} to {highest}"}
 
     @property
     def steps_per_bar(self) -> int:

@@ -14,6 +14,7 @@ import pytest
 
 from audioloop.rendering import synth
 from handmade import groove
+from midiloop.common.engine import Inline
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.midi import score
 from midiloop.mining import corpus, extract, rules
@@ -67,7 +68,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> LoopDataset:
         song = groove(8 + number % 3, pitches=[28 + number % 30, 35, 40, 30])
         (folder / f"s{number:02d}.mid").write_bytes(score.to_bytes(song))
     out = tmp_path_factory.mktemp("mined") / "loops"
-    extract.run([folder], out, extract.Settings(rules.preset("open")), n_workers=1)
+    extract.run([folder], out, extract.Settings(rules.preset("open")), engine=Inline())
     return LoopDataset(out)
 
 

@@ -7,7 +7,6 @@ same bytes, and a folder that was begun is gone on with.
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -26,9 +25,12 @@ from audioloop.io.wave import SILENT
 from audioloop.rendering import augment, render
 from audioloop.rendering.augment import TRAINING_INSTRUMENTS, Augmentation, Instruments, PackedLoops
 from audioloop.rendering.synth import BLOCK, SoundFont
-from midiloop.common import checkpoint, engine, files
+from midiloop.common import checkpoint, devices, files
+from midiloop.common.engine import Engine, Task, TurnTo
+from midiloop.common.processes import Processes
+from midiloop.common.resume import RunRecord
 from midiloop.dataset.parquet import LoopDataset
-from midiloop.errors import CallError, LoopError
+from midiloop.errors import LoopError
 from midiloop.grid import LOOP
 from midiloop.midi.pianoroll import DECODED_PROGRAM
 
@@ -97,7 +99,7 @@ def prepare(
     *,
     seed: int = 0,
     variety: Augmentation = VARIETY,
-    n_workers: int = 1,
+    engine: Engine | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
     on_lost: Callable[[int], None] = lambda _: None,
 ) -> list[EncodedLoop]:
@@ -107,6 +109,7 @@ def prepare(
 
     Args:
         variety: of which ``bars`` is not looked at; the rate is the codec's.
+        engine: who renders and codes; one process unless told otherwise.
         on_progress: called with how many are done.
         on_lost: called with the number of each loop that ended its worker, or took it over
             `LOOP_TIMEOUT_S`, each time it was tried; the folder lacks it from now on.
@@ -119,36 +122,38 @@ def prepare(
     variety = replace(variety, rate=model.config.rate)
     made_of = Source(augment.loops(dataset, split), soundfont, codec, seed, variety)
     SoundFont(soundfont, variety.rate)  # one that cannot be loaded is an error here
-    record = {
-        "rules": dataset.manifest["rules"]["name"],
-        "counts": dataset.manifest["counts"],
-        "fingerprint": dataset.fingerprint,
-        "split": split,
-        "soundfont": [soundfont.name, files.digest(soundfont)],
-        "codec": encode_loop(model),
-        "seed": seed,
-        "bars": made_of.bars,
-        "shares": made_of.shares,
-        "snap": SNAP,
-        "variety": {k: value for k, value in asdict(variety).items() if k != "bars"},
-    }
-    if folder.exists() and not folder.is_dir():
-        raise CallError(f"{folder}: holds something else; give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with files.locked(folder):
-        _open(folder, json.dumps(record, indent=2) + "\n")
-        return _prepared(made_of, n, folder, n_workers, on_progress, on_lost)
+    record = RunRecord(
+        folder / RECORD,
+        {
+            "settings": {
+                "split": split,
+                "seed": seed,
+                "bars": made_of.bars,
+                "shares": made_of.shares,
+                "snap": SNAP,
+                "variety": {k: value for k, value in asdict(variety).items() if k != "bars"},
+            },
+            "dataset": [dataset.fingerprint, dataset.manifest["rules"]["name"]],
+            "SoundFont": [soundfont.name, files.digest(soundfont)],
+            "codec": encode_loop(model),
+        },
+        said="holds loops that were coded",
+        remedy="give another folder, or delete it",
+    )
+    with record.working(resume=True):
+        return _prepared(made_of, n, record, engine or Processes(1), on_progress, on_lost)
 
 
 def _prepared(
     made_of: Source,
     n: int,
-    folder: Path,
-    n_workers: int,
+    record: RunRecord,
+    engine: Engine,
     on_progress: Callable[[int], None],
     on_lost: Callable[[int], None],
 ) -> list[EncodedLoop]:
-    """Make the shards that the folder lacks, and read all."""
+    """Make the shards that the record's folder lacks, and read all."""
+    folder = record.folder
     shards = range(math.ceil(n / LOOPS_A_SHARD))
     missing = [shard for shard in shards if not _place(folder, shard).exists()]
     jobs = (
@@ -156,22 +161,20 @@ def _prepared(
         for shard in missing
     )
     done = (len(shards) - len(missing)) * LOOPS_A_SHARD
+    if missing:
+        record.write(finished=False)
 
     def tell(in_work: int) -> None:
         on_progress(min(n, done + in_work))
 
-    for job, _ in engine.run(
-        functools.partial(task, made_of, folder),
-        jobs,
-        preload=("audioloop.codec.encoded_dataset",),
-        workers=min(n_workers, max(1, len(missing))),
-        item_timeout_s=LOOP_TIMEOUT_S,
-        on_tick=tell,
-    ):
+    work = functools.partial(task, made_of, folder)
+    modules = ("audioloop.codec.encoded_dataset",)
+    for job, _ in engine.map(Task(work, LOOP_TIMEOUT_S, modules), jobs, tell):
         done += LOOPS_A_SHARD
         tell(0)
         for at in sorted(job.lost):
             on_lost(job.numbers[at])
+    record.write(finished=True)
     found = [loop for shard in shards for loop in _read(_place(folder, shard))][:n]
     if not found:
         raise LoopError(
@@ -185,38 +188,24 @@ def encode_loop(codec: Codec) -> str:
     return compression.fingerprint(codec.encoder, codec.quantizer)
 
 
-def _open(folder: Path, record: str) -> None:
-    place = folder / RECORD
-    if place.exists():
-        if place.read_bytes() != record.encode():
-            raise CallError(
-                f"{folder}: holds loops that were coded otherwise; give another folder, or delete "
-                "it"
-            )
-        return
-    if not all(files.is_passing(path.name) for path in folder.iterdir()):
-        raise CallError(f"{folder}: holds something else; give another folder")
-    files.write(place, record.encode())
-
-
 def _place(folder: Path, shard: int) -> Path:
     return folder / f"{shard:05d}.safetensors"
 
 
-def task(made_of: Source, folder: Path, job: Job, turn_to: Callable[[int], None]) -> None:
+def task(made_of: Source, folder: Path, job: Job, turn_to: TurnTo) -> None:
     """Make the loops of a job, in a worker, and write them as a shard."""
     font, codec = _tools(made_of.soundfont, made_of.variety.rate, made_of.codec)
     found: list[EncodedLoop] = []
-    for at, number in enumerate(job.numbers):
-        if at not in job.lost:
-            turn_to(at)
-            found += _made(made_of, number, font, codec)
+    with devices.one_thread():  # as many workers as cores, and the same codes for any number
+        for at, number in enumerate(job.numbers):
+            if at not in job.lost:
+                turn_to(at)
+                found += _made(made_of, number, font, codec)
     files.write(_place(folder, job.shard), _packed(found))
 
 
 @functools.lru_cache(maxsize=1)
 def _tools(soundfont: Path, rate: int, codec: Path | None) -> tuple[SoundFont, Codec]:
-    torch.set_num_threads(1)  # as many workers as cores
     return SoundFont(soundfont, rate), compression.load(codec)
 
 

@@ -38,10 +38,11 @@ from audioloop.rendering import augment
 from audioloop.rendering.augment import Augmentation, Renders
 from audioloop.rendering.synth import SoundFont
 from midiloop.common import checkpoint, trainer
-from midiloop.common.resume import check_folder
+from midiloop.common.engine import Engine
 from midiloop.common.task import Losses, Stage, Step, Task, process_seed
 from midiloop.common.train_config import Budget, TrainConfig
 from midiloop.common.trainer import Progress, Result, Trainer
+from midiloop.common.training_record import check_folder
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
 
@@ -259,7 +260,7 @@ def codec(
     recipe: CodecRecipe = RECIPE,
     init_from: Path | None = None,
     decoder_only: bool = False,
-    n_workers: int = 1,
+    engine: Engine | None = None,
     device: torch.device,
     resume: bool = False,
     events: bool = False,
@@ -277,7 +278,7 @@ def codec(
         recipe: excerpts and loss weights.
         init_from: a run whose codec gives the first weights and the sizes.
         decoder_only: keep the encoder and the codebooks bit for bit.
-        n_workers: processes that render.
+        engine: runs the rendering, see `midiloop.common.engine`.
         device: to train on.
         resume: go on with the run in ``out``.
         events: write TensorBoard event files into ``out/events``.
@@ -297,7 +298,7 @@ def codec(
         SoundFont(path, variety.rate)  # one that cannot be loaded is an error here
     source, others = (augment.loops(dataset, split) for split in ("train", "valid"))
     seed = process_seed(training.seed)
-    renders = Renders(source, soundfonts, variety, seed=seed, n_workers=n_workers)
+    renders = Renders(source, soundfonts, variety, seed=seed, engine=engine)
     first = None if initial is None else compression.fingerprint(initial)
     data = {**augment.provenance(dataset, soundfonts), "init_from": first}
     about = {

@@ -1,19 +1,16 @@
 """Sound to learn from: loops of a dataset, played on many kits and basses, never twice alike.
 
 Render number n of a seed is always the same, so a run that resumes hears what it would have heard.
-Rendering goes on in worker processes, ahead of what is asked for.
+An engine renders, ahead of what is asked for.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import threading
-from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +21,8 @@ from audioloop.io.wave import Samples
 from audioloop.rendering import render
 from audioloop.rendering.synth import SoundFont
 from midiloop.common import files
+from midiloop.common.engine import Engine, Task, TurnTo
+from midiloop.common.processes import Processes
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import LoopError, counted
 from midiloop.grid import LOOP, Roll
@@ -31,6 +30,7 @@ from midiloop.midi import pianoroll
 from midiloop.midi.score import Score, Track
 
 VOLUME = 7  # the controller
+RENDER_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -189,33 +189,51 @@ def circles(samples: Samples, n: int, length: int, fade: int, rng: np.random.Gen
     return np.asarray(found, np.float32)
 
 
-_local: dict[str, tuple[PackedLoops, int, list[SoundFont], Augmentation]] = {}
+@dataclass(frozen=True)
+class Job:
+    """One render, by its number."""
+
+    number: int
+    lost: bool = False
+
+    def without(self, item: int, cause: str) -> Job:  # noqa: ARG002 - as engines call it
+        """The same, to be silence."""
+        return replace(self, lost=True)
 
 
-def _start(
-    source: PackedLoops, seed: int, soundfonts: Sequence[Path], variety: Augmentation
-) -> None:
-    # A parent that is killed cannot stop its workers, and they would wait for it for ever.
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    _local["all"] = source, seed, [SoundFont(path, variety.rate) for path in soundfonts], variety
+def task(
+    source: PackedLoops,
+    seed: int,
+    soundfonts: tuple[Path, ...],
+    variety: Augmentation,
+    job: Job,
+    turn_to: TurnTo,
+) -> Samples:
+    """A render; silence where it takes the synth with it each time."""
+    if job.lost:
+        return np.zeros(variety.rate, np.float32)
+    fonts = _fonts(soundfonts, variety.rate)
+    turn_to(0)
+    return render_circle(source, job.number, seed, fonts, variety)
 
 
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # as this runs in a worker
-    parent.join()
-    os._exit(1)
+@lru_cache(maxsize=1)
+def _fonts(soundfonts: tuple[Path, ...], rate: int) -> list[SoundFont]:
+    return [SoundFont(path, rate) for path in soundfonts]
 
 
-def _render(number: int) -> Samples:
-    source, seed, fonts, variety = _local["all"]
-    return render_circle(source, number, seed, fonts, variety)
+class _ClosedError(Exception):
+    """Nobody asks for renders any more."""
 
 
 class Renders:
-    """Renders by number, made ahead in worker processes.
+    """Renders by number, made ahead of what is asked for.
+
+    A thread draws on the engine's results, which come in any order, and lets it rest while there
+    are enough of them.
 
     Args:
+        engine: who renders; one process unless told otherwise.
         ahead: how many to have made before they are asked for.
     """
 
@@ -226,54 +244,85 @@ class Renders:
         variety: Augmentation,
         *,
         seed: int,
-        n_workers: int = 1,
+        engine: Engine | None = None,
         ahead: int = 64,
     ) -> None:
         for path in soundfonts:  # one that cannot be loaded is an error here, and not in a worker
             SoundFont(path, variety.rate)
-        self._settings = source, seed, list(soundfonts), variety
-        self._n_workers, self._ahead = n_workers, ahead
-        self._next = 0
-        self._queue: deque[tuple[int, Future[Samples]]] = deque()
-        self._pool = self._new_pool()
-
-    def _new_pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            self._n_workers, multiprocessing.get_context("spawn"), _start, self._settings
-        )
+        work = partial(task, source, seed, tuple(soundfonts), variety)
+        self._task = Task(work, RENDER_TIMEOUT_S, ("audioloop.rendering.augment",))
+        self._engine, self._ahead = engine or Processes(1), ahead
+        self._made: dict[int, Samples] = {}
+        self._wanted = self._next = 0  # the render that is asked for, and the next to be begun
+        self._failure: BaseException | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._make, daemon=True)
 
     def take(self, numbers: Sequence[int]) -> list[Samples]:
-        """Renders by number; quick where numbers go up by one from call to call."""
+        """Renders by number; quick where numbers go up by one from call to call.
+
+        Raises:
+            LoopError: workers are lost again and again, whatever they render.
+            OSError: see `Engine.map`.
+        """
         return [self._one(number) for number in numbers]
 
-    def _one(self, number: int) -> Samples:
-        if not self._queue or self._queue[0][0] != number:
-            self._queue.clear()
-            self._next = number
-        try:
-            self._look_ahead()
-            return self._queue.popleft()[1].result()
-        except BrokenProcessPool:  # whoever it was that ended a process: this one is tried alone
-            self._renew()
-        try:
-            return self._pool.submit(_render, number).result()
-        except BrokenProcessPool:  # it takes the synth with it each time, and is silent
-            self._renew()
-            return np.zeros(self._settings[3].rate, np.float32)
-        finally:
-            self._next = number + 1
-
-    def _renew(self) -> None:
-        """Start anew with processes and nothing to render."""
-        self._pool.shutdown(cancel_futures=True)
-        self._pool = self._new_pool()
-        self._queue.clear()
-
-    def _look_ahead(self) -> None:
-        while len(self._queue) < self._ahead:
-            self._queue.append((self._next, self._pool.submit(_render, self._next)))
-            self._next += 1
-
     def close(self) -> None:
-        """Stop the workers."""
-        self._pool.shutdown(cancel_futures=True)
+        """Stop the work."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _one(self, number: int) -> Samples:
+        with self._changed:
+            if number != self._wanted:
+                self._made.clear()
+                self._next = number
+            self._wanted = number
+            if self._thread.ident is None:
+                self._thread.start()
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: number in self._made or self._failure)
+            if number not in self._made:
+                assert self._failure is not None  # or the wait would go on
+                raise self._failure
+            self._wanted = number + 1
+            return self._made.pop(number)
+
+    def _jobs(self) -> Iterator[Job]:
+        while True:
+            with self._changed:
+                number, self._next = self._next, self._next + 1
+            yield Job(number)
+
+    def _make(self) -> None:
+        """What the thread does: it leaves what it makes, and what it fails of, for `take`."""
+        try:
+            with closing(self._engine.map(self._task, self._jobs(), self._check_open)) as made:
+                for job, samples in made:
+                    self._keep(job.number, samples)
+        except _ClosedError:
+            pass
+        except BaseException as error:  # a thread has nobody to raise it to
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+
+    def _keep(self, number: int, samples: Samples) -> None:
+        """Leave a render for `take`, and wait while there are enough."""
+        with self._changed:
+            if self._wanted <= number < self._next:  # else it was begun for what nobody asks now
+                self._made[number] = samples
+                self._changed.notify_all()
+            self._changed.wait_for(self._lacks_some)
+        self._check_open()
+
+    def _lacks_some(self) -> bool:
+        return self._closed or len(self._made) < self._ahead or self._wanted not in self._made
+
+    def _check_open(self, _: int = 0) -> None:
+        if self._closed:
+            raise _ClosedError

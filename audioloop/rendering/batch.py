@@ -6,8 +6,6 @@ same name that ends at the bar line. A loop is whole when all of its files are t
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,7 +22,10 @@ from audioloop.rendering import piece, render, synth
 from audioloop.rendering.piece import Piece
 from audioloop.rendering.render import Rendered, Sound
 from audioloop.rendering.synth import SoundFont
-from midiloop.common import engine, files
+from midiloop.common import files
+from midiloop.common.engine import Engine, Task, TurnTo
+from midiloop.common.processes import Processes
+from midiloop.common.resume import RunRecord
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError, MidiError
 from midiloop.grid import LOOP
@@ -190,7 +191,7 @@ def run(
     out: Path,
     settings: Settings,
     *,
-    n_workers: int | None = None,
+    engine: Engine | None = None,
     resume: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Result:
@@ -198,7 +199,7 @@ def run(
 
     Args:
         found: what `items` gave.
-        n_workers: processes; None for one a core.
+        engine: who renders; a process a usable core unless told otherwise.
         resume: leave loops that are in ``out`` already as they are.
         on_progress: called with how many loops are done.
 
@@ -212,25 +213,20 @@ def run(
     _check(found, settings)
     synth.load()
     files.check_parent(out)
-    if out.exists() and not out.is_dir():
-        raise CallError(f"{out}: is a file; give a folder")
-    is_new = not out.exists()
-    out.mkdir(exist_ok=True)
-    try:
-        with files.locked(out):
-            _open(out, settings, resume=resume)
-            return _run(found, out, settings, n_workers, on_progress)
-    finally:  # what was not begun leaves nothing that stops the next call
-        if is_new and [path.name for path in out.iterdir()] in ([], [RECORD]):
-            (out / RECORD).unlink(missing_ok=True)
-            out.rmdir()
+    plain = asdict(settings) | {"soundfont": str(settings.soundfont)}
+    record = RunRecord(out / RECORD, {"settings": plain})
+    with record.working(resume=resume):
+        record.write(finished=False)
+        result = _run(found, out, settings, engine or Processes(), on_progress)
+        record.write(finished=not result.failed)
+    return result
 
 
 def _run(
     found: Sequence[Item],
     out: Path,
     settings: Settings,
-    n_workers: int | None,
+    engine: Engine,
     on_progress: Callable[[int], None],
 ) -> Result:
     jobs = (
@@ -238,18 +234,16 @@ def _run(
         for at in range(0, len(found), LOOPS_A_JOB)
     )
     outcomes: dict[int, Sequence[RenderedLoop | FailedLoop]] = {}
-    for job, result in engine.run(
-        task,
-        jobs,
-        preload=("audioloop.rendering.batch",),
-        workers=min(n_workers or engine.usable_cores(), math.ceil(len(found) / LOOPS_A_JOB)),
-        item_timeout_s=LOOP_TIMEOUT_S,
-        on_tick=lambda in_work: on_progress(sum(map(len, outcomes.values())) + in_work),
-    ):
+
+    def tell(in_work: int) -> None:
+        on_progress(sum(map(len, outcomes.values())) + in_work)
+
+    work = Task(task, LOOP_TIMEOUT_S, ("audioloop.rendering.batch",))
+    for job, result in engine.map(work, jobs, tell):
         if isinstance(result, LoopError):
             raise result
         outcomes[job.items[0].number] = result
-        on_progress(sum(map(len, outcomes.values())))
+        tell(0)
     every = [outcome for _, result in sorted(outcomes.items()) for outcome in result]
     return Result(
         [outcome for outcome in every if isinstance(outcome, RenderedLoop)],
@@ -273,19 +267,7 @@ def _check(found: Sequence[Item], settings: Settings) -> None:
             )
 
 
-def _open(out: Path, settings: Settings, *, resume: bool) -> None:
-    """Note the settings in the locked folder, or see that it was begun with the same."""
-    record = json.dumps(asdict(settings), indent=2, default=str) + "\n"
-    place = out / RECORD
-    if resume and place.exists():
-        if place.read_text() != record:
-            raise CallError(f"{out}: was begun with other settings; give those, or another folder")
-    elif not all(files.is_passing(path.name) for path in out.iterdir()):
-        raise CallError(f"{out}: exists already; go on with --resume, or choose another name")
-    files.write(place, record.encode())
-
-
-def task(job: Job, turn_to: Callable[[int], None]) -> list[RenderedLoop | FailedLoop] | LoopError:
+def task(job: Job, turn_to: TurnTo) -> list[RenderedLoop | FailedLoop] | LoopError:
     """Render the loops of a job, in a worker; an error where the SoundFont cannot be used."""
     outcomes: list[RenderedLoop | FailedLoop] = []
     for at, item in enumerate(job.items):

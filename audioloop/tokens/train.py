@@ -31,10 +31,11 @@ from audioloop.tokens import pretrained
 from audioloop.tokens.model import Causal, Masked, TokenConfig
 from audioloop.tokens.pretrained import KINDS
 from midiloop.common import checkpoint, devices, trainer
-from midiloop.common.resume import check_folder
+from midiloop.common.engine import Engine
 from midiloop.common.task import Losses, Step, Task
 from midiloop.common.train_config import Budget, TrainConfig
 from midiloop.common.trainer import Progress, Result, Trainer
+from midiloop.common.training_record import check_folder
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError
 
@@ -372,7 +373,7 @@ def tokens(
     config: TokenConfig | None = None,
     recipe: TokenRecipe = RECIPE,
     init_from: Path | None = None,
-    n_workers: int = 1,
+    engine: Engine | None = None,
     device: torch.device,
     resume: bool = False,
     events: bool = False,
@@ -396,7 +397,7 @@ def tokens(
         recipe: masking, excerpts and dropout of the conditioning.
         init_from: a run whose model gives the first weights and the sizes. A model of the other
             kind gives what both kinds have: all but the heads, for as many layers as there are.
-        n_workers: processes that render.
+        engine: runs the rendering, see `midiloop.common.engine`.
         device: to train on.
         resume: go on with the run in ``out``.
         events: write TensorBoard event files into ``out/events``.
@@ -437,7 +438,7 @@ def tokens(
         loops, valid = (
             encoded_dataset.prepare(
                 dataset, split, n, folder / split, soundfont, codec,
-                seed=seed, n_workers=n_workers, on_progress=on_encoded,
+                seed=seed, engine=engine, on_progress=on_encoded,
                 on_lost=functools.partial(on_lost, split),
             )
             for split, n, seed in (("train", n_loops, 0), ("valid", N_VALID, 1))

@@ -85,6 +85,7 @@ def benchmark(
     """
     from audioloop.evaluation.loopgen import benchmark, plots, tables
     from audioloop.rendering import synth
+    from midiloop.common.processes import Processes
     from midiloop.dataset.parquet import LoopDataset
 
     known = {name: value for name, value in settings.items() if value is not None}
@@ -98,7 +99,7 @@ def benchmark(
             codec=codec,
             masked=masked_model,
             causal=causal_model,
-            n_workers=n_workers,
+            engine=Processes(n_workers),
             resume=resume,
             on_progress=count,
         )

@@ -123,18 +123,19 @@ def extract(
 
     Archives (also .tar.gz, .tar.xz, .tar.zst) are read in one stream, without unpacking.
     """
-    from midiloop.common import engine
+    from midiloop.common.processes import Processes, warm_up
 
     # NumPy would start a thread a core for products of matrices, in every process; there are none.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # What workers need takes as long to import as the library here: both at one time.
-    engine.warm_up(("midiloop.mining.extract", "symusic.core"))
+    warm_up(("midiloop.mining.extract", "symusic.core"))
     from midiloop.mining import extract, rules
 
     settings = extract.Settings(rules.preset(rules_name), stride_bars)
+    engine = Processes(n_workers) if n_workers else None
     with report.live_progress() as live:
         result = extract.run(
-            sources, out, settings, n_workers=n_workers, resume=resume, on_progress=live.update
+            sources, out, settings, engine=engine, resume=resume, on_progress=live.update
         )
     report.echo(report.to_json(result.manifest) if as_json else live.summary(result.manifest, out))
     for broken in result.broken_sources:

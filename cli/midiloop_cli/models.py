@@ -232,18 +232,18 @@ def generate(
     if like is None:
         options.refuse("says what stays of --like; give --like as well", "keep")
     options.refuse_top_p(request["temperature"])
-    from midiloop.common import engine, files
+    from midiloop.common import files, processes
     from midiloop.plotting import plot
 
     files.check_free(out)
-    engine.warm_up(plot.MODULES)  # while this process loads PyTorch
+    processes.warm_up(plot.MODULES)  # while this process loads PyTorch
     with _uncollected():
         from midiloop.generation import publish, sample
-        from midiloop.plotting import gallery
+        from midiloop.mining import midi_loop
 
     names = tuple(name.strip() for name in must.split(",")) if must else ()
     wanted = sample.GenerationRequest(
-        **request, must=names, like=gallery.loop_of_midi(like) if like else None
+        **request, must=names, like=midi_loop.read(like, search=True).roll if like else None
     )
     generator = sample.load(run or sample.SHIPPED)
     with report.counting("loops", wanted.n) as count:
@@ -353,11 +353,15 @@ def evaluate(
     Loops are those of a loop dataset, MIDI files in a folder, each of them one loop, or what a run
     writes, of which the reconstruction error on the reference's test split is measured as well.
     Without a source it is the model that comes with midiloop.
+
+    Of more than 262,144 loops, songs are sampled, and the first line says how many loops of how
+    many are judged; copies (OS) are looked for in the whole reference.
     """
     import numpy as np
 
     from midiloop.dataset import parquet
     from midiloop.evaluation import evaluate, sources
+    from midiloop.evaluation.profile import LoopSet
 
     of_run = source is None or sources.is_run(source)
     if of_run:
@@ -374,12 +378,9 @@ def evaluate(
         error = sample.reconstruction_error(generator, reference, "test")
         with report.counting("loops", n) as count:
             drawn = sample.sample(generator, sample.GenerationRequest(n, seed=seed), on_loops=count)
-        loops = iter([evaluate.LoopSet(drawn.rolls)])
+        loops = iter([LoopSet(drawn.rolls)])
     with report.counting("measuring", None):
-        found = evaluate.compare_profiles(
-            evaluate.profile(loops, grid),
-            evaluate.profile(sources.of_dataset(reference, reference_split), grid),
-            np.random.default_rng(seed),
-        )
+        beside = sources.of_dataset(reference, reference_split)
+        found = evaluate.compare_sets(loops, beside, np.random.default_rng(seed), grid=grid)
     shown = {"reconstruction_error": error, **found.as_json(), "seed": seed}
     report.echo(report.to_json(shown) if as_json else report.evaluation(found, error))

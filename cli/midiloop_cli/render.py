@@ -118,6 +118,7 @@ def render(
     from audioloop.io.wave import Format
     from audioloop.rendering import batch, synth
     from audioloop.rendering.render import Sound
+    from midiloop.common.processes import Processes
 
     kept = ("rate", "bpm", "bars", "template")
     wanted = batch.Settings(
@@ -133,7 +134,7 @@ def render(
             items,
             out,
             wanted,
-            n_workers=n_workers,
+            engine=Processes(n_workers) if n_workers else None,
             resume=resume,
             on_progress=report.steps(count),
         )

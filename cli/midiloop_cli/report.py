@@ -453,8 +453,9 @@ def _distance(distance: Distance, digits: int = 3) -> tuple[str, str, str]:
 
 
 def _size(size: Size) -> str:
+    whole = "" if size.sampled_from is None else f" (sampled from {size.sampled_from:,})"
     songs = "" if size.songs is None else f" of {counted(size.songs, 'song')}"
-    return f"{counted(size.loops, 'loop')}{songs}"
+    return f"{counted(size.loops, 'loop')}{whole}{songs}"
 
 
 def _interval(estimate: Estimate, show: Callable[[float], str]) -> str:

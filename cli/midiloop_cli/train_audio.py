@@ -114,6 +114,7 @@ def train(
     from audioloop.rendering import synth
     from audioloop.tokens import train as token_train
     from midiloop.common import devices
+    from midiloop.common.processes import Processes
     from midiloop.common.train_config import Budget
     from midiloop.dataset.parquet import LoopDataset
 
@@ -129,7 +130,8 @@ def train(
     recipe, n = codec_train.with_loss_weights(changes), n_loops or token_train.N_LOOPS
     loops, budget = LoopDataset(dataset), Budget(steps=steps, minutes=minutes)
     shared: dict[str, Any] = {
-        "init_from": init_from, "n_workers": n_workers, "resume": resume, "events": tensorboard,
+        "init_from": init_from, "engine": Processes(n_workers), "resume": resume,
+        "events": tensorboard,
         "training": replace(
             (codec_train if model == "codec" else token_train).TRAINING,
             **settings,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
-from midiloop.common import configs, files
+from midiloop.common import configs, devices, files
 from midiloop.errors import CallError, LoopError
 
 FORMAT = "midiloop-checkpoint"
@@ -120,23 +120,12 @@ def load_any(
     check_shapes(path, fresh, kind)
     _check_unchanged(path, about)
     tensors, _ = read_tensors(path)
-    with _one_thread():
+    with devices.one_thread():  # hundreds of small tensors, each done before a second has woken up
         check_finite(path, tensors)
         model.load_state_dict(
             {name: tensor.to(fresh[name].dtype) for name, tensor in tensors.items()}, assign=True
         )
     return model.to(device or torch.device("cpu")).eval(), kind, about
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Hundreds of small tensors are each done before a second thread has woken up."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def config_of(kind: str, found: dict[str, Any], kinds: Mapping[str, Kind]) -> Any:

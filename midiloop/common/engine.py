@@ -1,47 +1,100 @@
-"""Run jobs of many items in worker processes, and lose no more than the item that kills one.
+"""Who runs a map: whatever has many things to do is given an engine, which does them somewhere.
 
-A worker that dies or stands still may not be to blame, nor its item: whoever looks for memory kills
-any process. So the job is tried again, alone on the machine as far as this run goes, and only an
-item that ends its worker there as well is left out. The module knows nothing of music.
+An engine needs little of what it runs. A task is a function of a module, or a partial of one; jobs
+and results can be pickled; a job can be done again, and again without one of its items. A task
+leaves what is large in files, by names that depend on the job alone, so that it is no matter where
+and how often a job is done: results are the same bytes for any engine. `Inline` is the shortest,
+`midiloop.common.processes.Processes` the usual one; one of a cluster needs no more than they do.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
-from midiloop.errors import LoopError
-
-POLL_S = 0.1
-MAX_FAILURES = 3
-# What ends a process from outside. It may have asked for too much memory, though.
-FROM_OUTSIDE = {-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")}
 BETWEEN_ITEMS = -1
 CRASHED, TIMEOUT = "crashed", "timeout"
-FORKSERVER = "forkserver" in multiprocessing.get_all_start_methods()
 
 Result = TypeVar("Result")
 JobT = TypeVar("JobT", bound="Job")
+TurnTo = Callable[[int], None]  # which a task calls with the index of each item that it turns to
 
 
 class Job(Protocol):
     """Work on several items, which can be done again without one of them."""
 
     def without(self: JobT, item: int, cause: str) -> JobT:
-        """The same job with ``item`` ruled out; ``cause`` is "crashed" or "timeout"."""
+        """The same job with ``item`` ruled out; ``cause`` is `CRASHED` or `TIMEOUT`."""
 
 
-# What a worker runs: the job, and a function to call with the index of each item it turns to.
-Task = Callable[[Any, Callable[[int], None]], Result]
+@dataclass(frozen=True)
+class Task(Generic[JobT, Result]):
+    """What is done with each job.
+
+    Attributes:
+        work: does a job and returns its result; it names each item before it works on it, so that
+            what ends or holds up a worker costs that item, and `BETWEEN_ITEMS` after the last. It
+            raises nothing but `OSError` and `MemoryError`: a job that fails returns why.
+        item_timeout_s: how long an item may take, where an engine can tell.
+        modules: what ``work`` imports, for engines that can import it before they begin.
+    """
+
+    work: Callable[[JobT, TurnTo], Result]
+    item_timeout_s: float
+    modules: tuple[str, ...] = ()
+
+
+class Engine(Protocol):
+    """Does the jobs of a task, on this machine or others."""
+
+    @property
+    def n_workers(self) -> int:
+        """How many jobs are in work at one time."""
+
+    def map(
+        self,
+        task: Task[JobT, Result],
+        jobs: Iterable[JobT],
+        on_progress: Callable[[int], None] = lambda _: None,
+    ) -> Generator[tuple[JobT, Result], None, None]:
+        """Yield every job with its result, in the order in which they end.
+
+        An item that ends its worker, or takes too long, is ruled out: then the job that is yielded
+        is the one without it. Whoever closes the generator ends the work.
+
+        Args:
+            jobs: drawn as they are needed, as the result of a long search may be.
+            on_progress: called now and then with how many items are done of the jobs in work.
+
+        Raises:
+            LoopError: workers are lost without an item to blame.
+            OSError: whatever the task raised, as the task raised it.
+        """
+
+
+@dataclass(frozen=True)
+class Inline:
+    """No process but the caller's, one job after the other: for tests, notebooks and debuggers.
+
+    What would end a worker ends the caller, and nothing is held to a time.
+    """
+
+    @property
+    def n_workers(self) -> int:
+        """One job at a time."""
+        return 1
+
+    def map(
+        self,
+        task: Task[JobT, Result],
+        jobs: Iterable[JobT],
+        on_progress: Callable[[int], None] = lambda _: None,
+    ) -> Generator[tuple[JobT, Result], None, None]:
+        """See `Engine`."""
+        for job in jobs:
+            yield job, task.work(job, lambda item: on_progress(max(0, item)))
 
 
 def usable_cores() -> int:
@@ -49,279 +102,3 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def warm_up(modules: Sequence[str]) -> None:
-    """Begin to import ``modules`` in a process that workers then start as copies of.
-
-    It goes on beside what the caller does next, for example the same imports. Where processes
-    cannot be copied, or there can be none, this does nothing.
-    """
-    if not FORKSERVER:
-        return
-    multiprocessing.get_context("forkserver").set_forkserver_preload([*modules])
-    with suppress(OSError):  # whoever needs a worker will meet it again
-        resource_tracker.ensure_running()  # begun with the other, it would undo what follows
-        with _uninterrupted():
-            forkserver.ensure_running()
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Processes that begin here leave interrupts to their parent, even while they import."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def beside(work: Callable[[], object], *, preload: Sequence[str] = ()) -> Iterator[None]:
-    """Do ``work`` in a process of its own while the block runs, which ends when both have.
-
-    Where there is no such process, or it fails, the work is done here after the block: so whatever
-    it raises comes from here.
-
-    Args:
-        work: a function that a worker process can import, or a partial of one.
-        preload: modules that it needs, see `warm_up`.
-    """
-    worker = None
-    try:
-        with suppress(OSError, LoopError):
-            warm_up(preload)
-            worker = _Worker(_tried)
-            worker.begin(work)
-        yield
-        ended = worker and worker.result()
-    finally:
-        if worker:
-            worker.stop()
-    if not (ended and ended[1]):
-        work()
-
-
-def _tried(work: Callable[[], object], turn_to: Callable[[int], None]) -> bool:
-    """Whether the work was done."""
-    del turn_to
-    try:
-        work()
-    except (ImportError, LoopError, OSError):
-        return False
-    return True
-
-
-def run(
-    task: Task[Result],
-    jobs: Iterator[JobT],
-    *,
-    preload: Sequence[str] = (),
-    workers: int,
-    item_timeout_s: float,
-    on_tick: Callable[[int], None],
-) -> Iterator[tuple[JobT, Result]]:
-    """Run ``task`` on every job, and yield each with its result as they end.
-
-    Args:
-        task: a function that a worker process can import, or a partial of one.
-        jobs: drawn as workers need them, ``workers`` ahead at most.
-        preload: modules that the task needs, see `warm_up`.
-        item_timeout_s: a worker that stays on one item for longer is killed.
-        on_tick: called about ten times a second with the number of items in work that are done.
-
-    Raises:
-        LoopError: workers die without an item to blame.
-        OSError: whatever the task raised, as the task raised it.
-    """
-    warm_up(preload)
-    crew: list[_Worker] = []
-    waiting: deque[JobT] = deque()
-    suspects: deque[_Suspect] = deque()  # jobs whose worker was lost, to be tried alone
-    alone: _Suspect | None = None
-    done: deque[tuple[JobT, Result]] = deque()
-    more = True
-    try:
-        while True:
-            busy = [worker for worker in crew if worker.job is not None]
-            # Walking an archive takes time: do it while every worker has something to do.
-            wanted = workers if len(busy) == workers else 1
-            if more and len(waiting) < wanted:
-                job = next(jobs, None)
-                more = job is not None
-                waiting.extend([] if job is None else [job])
-            if suspects and not busy:
-                alone = suspects.popleft()
-                _idle(crew, task).begin(alone.job)
-                continue
-            if waiting and not suspects and not alone and len(busy) < workers:
-                _idle(crew, task).begin(waiting.popleft())
-                continue
-            while done:  # only now, so that no worker waits for what the caller does with them
-                yield done.popleft()
-            if not busy and not more:
-                return
-            behind = more and len(waiting) < wanted
-            ready = wait([worker.connection for worker in busy], 0 if behind else POLL_S)
-            on_tick(sum(worker.items_done for worker in busy))
-            for worker in busy:
-                ended = worker.result() if worker.connection in ready else None
-                if ended is not None:
-                    done.append(ended)
-                    alone = None
-                elif cause := worker.lost(item_timeout_s):
-                    worker.stop()
-                    suspects.append((alone or _Suspect(worker.job)).after(worker, cause))
-                    alone = None
-                    crew.remove(worker)
-    finally:
-        for worker in crew:
-            worker.stop()
-
-
-def _idle(crew: list[_Worker], task: Task[Any]) -> _Worker:
-    """A worker with nothing to do; a new one joins the crew where all are busy."""
-    for worker in [worker for worker in crew if worker.job is None]:
-        if worker.process.is_alive():
-            return worker
-        worker.stop()
-        crew.remove(worker)
-    crew.append(_Worker(task))
-    return crew[-1]
-
-
-class _Suspect(NamedTuple):
-    """A job that lost its worker, to be tried with nothing beside it.
-
-    Attributes:
-        item: the one it was on, last; `BETWEEN_ITEMS` where it was on none.
-        times: it did so there, one after the other.
-        left_out: items that are to blame.
-    """
-
-    job: Any
-    item: int = BETWEEN_ITEMS
-    times: int = 0
-    left_out: frozenset[int] = frozenset()
-
-    def after(self, worker: _Worker, cause: str) -> _Suspect:
-        """What is to be tried, now that a worker was lost on it for ``cause``."""
-        item, code = int(worker.at.value), worker.process.exitcode
-        times = self.times + 1 if item == self.item else 1
-        to_blame = item != BETWEEN_ITEMS and item not in self.left_out
-        patience = MAX_FAILURES if code in FROM_OUTSIDE and cause == CRASHED else 2
-        if to_blame and times >= patience:
-            job = self.job.without(item, cause)
-            return _Suspect(job, left_out=self.left_out | {item})
-        if times > MAX_FAILURES:
-            raise LoopError(
-                f"worker processes end again and again (exit code {code}); "
-                "free some memory, or run with fewer --workers"
-            )
-        return self._replace(item=item, times=times)
-
-
-class _Worker:
-    """The parent's side of one worker process."""
-
-    def __init__(self, task: Task[Any]) -> None:
-        context: Any = multiprocessing.get_context("forkserver" if FORKSERVER else "spawn")
-        self.job: Any = None
-        self.at = context.RawValue("i", BETWEEN_ITEMS)
-        self.connection, child = context.Pipe()
-        self.process = _started(context, child, self.at)
-        child.close()
-        # Not as the process begins: if this one is killed meanwhile, half of it is a traceback.
-        with suppress(BrokenPipeError, ConnectionResetError):  # it died: `lost` will say so
-            self.connection.send(task)
-
-    def begin(self, job: Any) -> None:
-        self.job, self.at.value = job, BETWEEN_ITEMS
-        self.stands_since, self.stands_at, self.looked = 0.0, BETWEEN_ITEMS, time.monotonic()
-        with suppress(BrokenPipeError, ConnectionResetError):  # it died: `lost` will say so
-            self.connection.send(job)
-
-    @property
-    def items_done(self) -> int:
-        return max(0, int(self.at.value))
-
-    def result(self) -> tuple[Any, Any] | None:
-        """The job and its result; None where the worker died instead of sending one."""
-        try:
-            outcome = self.connection.recv()
-        except (EOFError, OSError):
-            self.process.join(1)
-            return None
-        if isinstance(outcome, BaseException):
-            raise outcome
-        job, self.job = self.job, None
-        return job, outcome
-
-    def lost(self, item_timeout_s: float) -> str | None:
-        """Why the worker will not end its job, or None."""
-        if not self.process.is_alive():
-            return CRASHED
-        # Only time in which this process ran too counts: a suspended laptop is not a hang.
-        now, at = time.monotonic(), self.at.value
-        awake_s, self.looked = min(now - self.looked, 10 * POLL_S), now
-        if at != self.stands_at or at == BETWEEN_ITEMS:
-            self.stands_at, self.stands_since = at, 0.0
-        self.stands_since += awake_s
-        return TIMEOUT if self.stands_since > item_timeout_s else None
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
-
-
-def _started(context: Any, child: Connection, at: Any) -> Any:
-    """A process that serves; one that is killed as it begins is begun again."""
-    for _ in range(MAX_FAILURES):
-        process = context.Process(target=_serve, args=(child, at), daemon=True)
-        with suppress(BrokenPipeError, ConnectionResetError, EOFError), _main_hidden():
-            process.start()
-            return process
-    raise LoopError("worker processes end as they begin; free some memory, and run it again")
-
-
-@contextmanager
-def _main_hidden() -> Iterator[None]:
-    """Keep new processes from running the caller's script again: no task is defined there.
-
-    So a script needs no ``if __name__ == "__main__"`` around what starts workers.
-    """
-    main = sys.modules["__main__"]
-    hidden = {name: main.__dict__.pop(name, None) for name in ("__file__", "__spec__")}
-    main.__spec__ = None
-    try:
-        yield
-    finally:
-        main.__dict__.update({name: value for name, value in hidden.items() if value is not None})
-
-
-def _serve(connection: Connection, at: Any) -> None:
-    """A worker's life: take the task, then a job, send its result, until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
-
-    def turn_to(item: int) -> None:
-        at.value = item
-
-    task: Task[Any] | None = None
-    while True:
-        try:
-            task = task or connection.recv()
-            job = connection.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            outcome = task(job, turn_to)
-        except OSError as error:
-            outcome = error
-        except MemoryError:  # as where the kernel ends it; a traceback would tell nobody anything
-            os._exit(1)
-        at.value = BETWEEN_ITEMS
-        try:
-            connection.send(outcome)
-        except (BrokenPipeError, ConnectionResetError):
-            return

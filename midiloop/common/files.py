@@ -99,8 +99,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         building.chmod(0o777 & ~_umask())  # mkdtemp makes folders that only their owner can read
         yield building
-        check_free(path)
-        building.rename(path)
+        put(building, path)
     except BaseException as error:
         shutil.rmtree(building, ignore_errors=True)
         if isinstance(error, OSError):  # it names what nobody has heard of, or nothing at all
@@ -112,6 +111,21 @@ def new_folder(path: Path) -> Iterator[Path]:
                     str(path) + name[len(str(building)) :],
                 ) from error
         raise
+
+
+def put(folder: Path, path: Path, aside: Path | None = None) -> None:
+    """Give a folder that is whole the name ``path``, in the same file system.
+
+    Args:
+        aside: where the folder goes that has the name already, if that is to be replaced.
+
+    Raises:
+        CallError: see `check_free`; something else took the name.
+    """
+    if aside is not None:
+        path.rename(aside)
+    check_free(path)
+    folder.rename(path)
 
 
 def _umask() -> int:

@@ -1,149 +1,144 @@
-"""What a run leaves in its folder, so that it can go on and end as if nobody had interrupted it.
+"""What a run was begun with, as its folder remembers it, so that it goes on as it was begun.
 
-``state.safetensors`` holds all that the next step depends on, in one file, so that a kill leaves
-the old one or the new one; a finished run has none. ``training.json`` holds the history.
+A record is a JSON file: ``begun_with``, whether the run is ``finished``, and what it found. A run
+that goes on must end as if nobody had interrupted it; so one that was begun with anything else is
+refused, and told what differs.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from midiloop.common import checkpoint, configs, devices, files
+from midiloop.common import configs, files
 from midiloop.errors import CallError, LoopError
-
-STATE, HISTORY = "state.safetensors", "training.json"
-
-
-def check_folder(folder: Path, *, resume: bool) -> None:
-    """Raise `CallError` for a folder that no run can begin in, or go on in."""
-    name = files.printable(folder)
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise CallError(f"{name}: a file; give the name of a folder")
-    if not resume and any((folder / file).exists() for file in (STATE, HISTORY)):
-        raise CallError(f"{name}: a run is there already; add --resume, or choose another name")
-    files.check_writable(folder)
 
 
 class RunRecord:
-    """The state and the history of a run.
+    """The record of a run, in a file of the run's folder.
 
     Args:
-        begun_with: what must be the same when the run resumes: its ``settings`` by name, and
-            whatever else it depends on, by its name in words, as in ``{"dataset": …}``.
+        path: of the file.
+        begun_with: what must be the same when the run goes on: its ``settings`` by name, which may
+            hold others, and whatever else it depends on, by its name in words, as in
+            ``{"dataset": …}``.
+        said: how a message begins that says with what.
+        remedy: how it ends.
     """
 
-    def __init__(self, folder: Path, begun_with: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self.begun_with = json.loads(json.dumps(begun_with))  # as it comes back
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other runs out of the folder, which is made; of several processes the first does."""
-        if devices.rank():
-            yield
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with files.locked(self.folder):
-            yield
-
-    def read_finished(self, restore: Callable[[dict[str, Any]], None]) -> bool:
-        """Whether the run came to its end; ``restore`` is then called with what `finish` wrote.
-
-        Raises:
-            CallError: the run was begun with something else.
-            LoopError: the history is damaged.
-        """
-        path = self.folder / HISTORY
-        if not path.exists():
-            return False
-        with self._reading(path, "not the history of a run"):
-            found = files.read_json(path)
-            self._check(found["begun_with"])
-            if found["finished"]:
-                restore(found)
-                self._forget_state()  # a kill may have come before it was gone
-            return bool(found["finished"])
-
-    def read_state(self, restore: Callable[[dict[str, Tensor], dict[str, Any]], None]) -> None:
-        """Call ``restore`` with the state that `save` wrote, if there is one.
-
-        Raises:
-            CallError: the run was begun with something else.
-            LoopError: the state is damaged.
-        """
-        path = self.folder / STATE
-        if not path.exists():
-            return
-        with self._reading(path, "not the state of a run"):
-            tensors, about = checkpoint.read_tensors(path)
-            self._check(about["begun_with"])
-            checkpoint.check_finite(path, tensors)
-            restore(tensors, about)
-
-    def save(
-        self, tensors: dict[str, Tensor], about: dict[str, Any], summary: dict[str, Any]
+    def __init__(
+        self,
+        path: Path,
+        begun_with: Mapping[str, Any],
+        *,
+        said: str = "the run was begun",
+        remedy: str = "resume it as it was begun, or choose another name",
     ) -> None:
-        """Write the state, of ``tensors`` and ``about``, and ``summary`` into both."""
-        about = {"begun_with": self.begun_with, **summary, **about}
-        checkpoint.write_tensors(self.folder / STATE, tensors, about)
-        self._write_history(summary, finished=False)
+        self.path = path
+        self.begun_with: dict[str, Any] = json.loads(json.dumps(begun_with))  # as it comes back
+        self.said, self.remedy = said, remedy
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Write the history; the state has done its work."""
-        self._write_history(summary, finished=True)
-        self._forget_state()
-
-    def _forget_state(self) -> None:
-        if devices.rank() == 0:
-            (self.folder / STATE).unlink(missing_ok=True)
-
-    def _write_history(self, summary: dict[str, Any], *, finished: bool) -> None:
-        found = {"begun_with": self.begun_with, "finished": finished, **summary}
-        files.write(self.folder / HISTORY, (json.dumps(found, indent=1) + "\n").encode())
+    @property
+    def folder(self) -> Path:
+        """That of the run."""
+        return self.path.parent
 
     @contextmanager
-    def _reading(self, path: Path, otherwise: str) -> Iterator[None]:
-        """Whatever is wrong with a file is one `LoopError` that says how to go on."""
-        try:
-            yield
-        except CallError:  # it is a run, and another one
-            raise
-        except LoopError as error:
-            raise _damaged(path, str(error)) from error
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise _damaged(path, otherwise) from error
+    def working(self, *, resume: bool) -> Iterator[None]:
+        """Keep other runs out of the folder, which is made, and `open` it.
 
-    def _check(self, before: dict[str, Any]) -> None:
-        """Raise `CallError` where the run was begun with something else."""
-        now = self.begun_with
-        if before == now:
+        Where the block leaves nothing in it, the record goes too, and the folder if it was made.
+
+        Raises:
+            CallError: see `files.working_in` and `open`.
+        """
+        with files.working_in(self.folder):
+            self.open(resume=resume)
+            try:
+                yield
+            finally:
+                left = [path for path in self.folder.iterdir() if not files.is_passing(path.name)]
+                if left == [self.path]:
+                    self.path.unlink()
+
+    def open(self, *, resume: bool) -> None:
+        """Begin a run in its folder, which exists and is locked, or see that it is this run's.
+
+        Raises:
+            CallError: a run is there and ``resume`` is not asked for; or another run, or anything
+                else is.
+        """
+        name = files.printable(self.folder)
+        if self.path.exists():
+            if not resume:
+                raise CallError(
+                    f"{name}: exists already; go on with --resume, or choose another name"
+                )
+            self.check(self.read().get("begun_with"))
+        elif not all(files.is_passing(path.name) for path in self.folder.iterdir()):
+            raise CallError(f"{name}: holds something else; give another folder")
+        else:
+            self.write(finished=False)
+
+    def read(self) -> dict[str, Any]:
+        """All that the file says; nothing where there is none, or it is damaged."""
+        try:
+            return files.read_json(self.path)
+        except (FileNotFoundError, LoopError):
+            return {}
+
+    def found(self) -> dict[str, Any] | None:
+        """What `write` was told when this run finished, begun as it is; else None."""
+        said = self.read()
+        if said.pop("begun_with", None) != self.begun_with or not said.pop("finished", False):
+            return None
+        return said
+
+    def write(self, *, finished: bool, **found: Any) -> None:
+        """Write the file, and whatever the run has found; one that says this stays as it is."""
+        said = {"begun_with": self.begun_with, "finished": finished, **found}
+        data = (json.dumps(said, indent=1) + "\n").encode()
+        if not self.path.exists() or self.path.read_bytes() != data:
+            files.write(self.path, data)
+
+    def check(self, before: Any) -> None:
+        """Raise `CallError` where ``before`` is not what this run is begun with, and say why."""
+        if before == self.begun_with:
             return
-        old, new = before["settings"], now["settings"]
-        odd = [
-            f"{name} {_shown(old.get(name))}, not {_shown(new[name])}"
-            for name in new
-            if old.get(name) != new[name]
-        ]
-        others = [name for name in now if name != "settings" and before.get(name) != now[name]]
-        odd += [f"another {name}" for name in others]
+        odd = [*_differences(before, self.begun_with)] if isinstance(before, dict) else []
+        with_what = ", ".join(odd) or f"what {self.path.name} does not say"
         raise CallError(
-            f"{files.printable(self.folder)}: the run was begun with {', '.join(odd)}; resume it "
-            "as it was begun, or choose another name"
+            f"{files.printable(self.folder)}: {self.said} with {with_what}; {self.remedy}"
         )
 
 
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """In words: settings by their values, and that there is another of everything else."""
+    settings = before.get("settings")
+    if "settings" in now:
+        yield from _of_settings(settings if isinstance(settings, dict) else {}, now["settings"])
+    for name in now:
+        if name != "settings" and before.get(name) != now[name]:
+            yield f"another {name}"
+
+
+def _of_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], within: str = ""
+) -> Iterator[str]:
+    for key, new in now.items():
+        name, old = within + key, before.get(key)
+        if isinstance(old, dict) and isinstance(new, dict) and old.get("name") == new.get("name"):
+            yield from _of_settings(old, new, f"{name} ")
+        elif old != new:
+            yield f"{name} {_shown(old)}, not {_shown(new)}"
+
+
 def _shown(value: object) -> str:
+    if isinstance(value, dict) and "name" in value:  # that of a preset says enough
+        value = value["name"]
+    if isinstance(value, list):
+        return files.shortened(json.dumps(value), 40)
     return "none" if value is None else configs.quoted(value)
-
-
-def _damaged(path: Path, cause: str) -> LoopError:
-    name = files.printable(path)
-    said = cause.removeprefix(f"{name}: ").partition("; ")[0]
-    return LoopError(f"{name}: {said}; delete it, and --resume goes on from what is left")

@@ -110,7 +110,7 @@ class Task:
         raise NotImplementedError
 
     def begun_with(self) -> dict[str, Any]:
-        """What must be the same when a run resumes, see `RunRecord`."""
+        """What must be the same when a run resumes, see `resume.RunRecord`."""
         raise NotImplementedError
 
     def settled(self, done: float) -> bool:  # noqa: ARG002 - most are, from the start

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from midiloop.common import checkpoint, devices, files
-from midiloop.common.resume import RunRecord, check_folder
 from midiloop.common.task import Step, Task, mixed_seed, process_seed
 from midiloop.common.train_config import Budget, TrainConfig
+from midiloop.common.training_record import TrainingRecord, check_folder
 from midiloop.errors import CallError, LoopError
 
 REPORT_EVERY_S = 0.2
@@ -126,7 +126,7 @@ class Trainer:
         """
         check_folder(folder, resume=resume)
         self.folder, self.about = folder, about or {}
-        self.record = RunRecord(folder, self._begun_with())
+        self.record = TrainingRecord(folder, self._begun_with())
         with self.record.locked():
             over = resume and self.record.read_finished(self._recall)
             if not over:

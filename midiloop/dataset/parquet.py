@@ -208,8 +208,8 @@ class LoopDataset:
         """Raise `LoopError` unless the loops lie on ``grid``."""
         if self.grid != grid:
             raise LoopError(
-                f"{files.printable(self.path)}: its loops are {self.grid}, and {grid} are needed "
-                "here; extract it on that grid"
+                f"{files.printable(self.path)}: its loops are on another grid than is needed here "
+                f"({files.shortened(self.grid.difference(grid), 200)}); extract it on that grid"
             )
 
     def __len__(self) -> int:

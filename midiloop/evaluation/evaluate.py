@@ -14,29 +14,26 @@ Chance alone puts a set of fewer songs than that further away, a set of more a l
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from midiloop.errors import LoopError, counted
+from midiloop.evaluation.profile import MAX_LOOPS, MIN_SONGS, LoopSet, Profile, profile
 from midiloop.grid import LOOP, Grid, Roll
-from midiloop.metrics import paper
-from midiloop.metrics.bits import LOOPS_AT_A_TIME, Bits, as_bits
 from midiloop.metrics.features import FEATURES
-from midiloop.metrics.paper import Measure, Values, as_values
+from midiloop.metrics.paper import Values, as_values
 
 Weights = NDArray[Any]
 
 N_RESAMPLES = 200
 N_HALVINGS = 50
-MIN_SONGS = 4  # so that each half of the reference has two
 MMD_LOOPS = 3_000  # of each set, drawn by chance: all pairs of them are looked at
 PAIRS_AT_A_TIME = 4_096
+DRAWS_AT_A_TIME = 72
 INTERVAL = (0.025, 0.975)
 
 
@@ -66,45 +63,6 @@ def reconstruction_error(rolls: Roll, reconstructed: Roll) -> Values:
 # would drown all else that `mmd2` looks at.
 EMBEDDED = tuple(name for name in FEATURES if name != "HD")
 TABLE = ("HD", "FND", "FND kick", "FNB", "DB", "OS", "US", "UP", "ND")
-OF_ONE_LOOP: dict[str, Measure] = {
-    **paper.OF_ONE_LOOP,
-    "FND kick": partial(paper.first_note_drum, drums=("kick",)),
-    **FEATURES,
-}
-
-
-class LoopSet(NamedTuple):
-    """Loops to judge, n of them.
-
-    Attributes:
-        rolls: bool (n, steps, columns), or their bits.
-        songs: the song of each, (n,) of any type that sorts; None where each stands alone, as
-            generated loops do.
-    """
-
-    rolls: Roll | Bits
-    songs: NDArray[Any] | None = None
-
-
-class Profile(NamedTuple):
-    """What is measured of each of n loops; they are in an order that no shuffling changes.
-
-    Attributes:
-        songs: int (n,), the song of each loop, numbered from 0.
-        fingerprints: uint64 (n,).
-        values: float (n,) for each name in `OF_ONE_LOOP`.
-        by_song: whether the songs are known; otherwise each loop stands alone.
-    """
-
-    songs: NDArray[np.int64]
-    fingerprints: NDArray[np.uint64]
-    values: dict[str, Values]
-    by_song: bool
-
-    @property
-    def n_songs(self) -> int:
-        """How many songs there are."""
-        return int(self.songs.max()) + 1
 
 
 class Estimate(NamedTuple):
@@ -136,10 +94,24 @@ class Distance(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How large a set is; ``songs`` is None where they are not known."""
+    """How large a set is.
+
+    Attributes:
+        loops: how many are judged.
+        songs: that these are of; None where they are not known.
+        sampled_from: how many loops there are; None where all of them are judged.
+    """
 
     loops: int
     songs: int | None
+    sampled_from: int | None = None
+
+    def as_json(self) -> dict[str, int | None]:
+        """The size, as JSON holds it; ``sampled_from`` stands in that of a sample alone."""
+        size = self._asdict()
+        if self.sampled_from is None:
+            del size["sampled_from"]
+        return size
 
 
 @dataclass(frozen=True)
@@ -165,8 +137,8 @@ class Evaluation:
     def as_json(self) -> dict[str, Any]:
         """All of it, as JSON holds it."""
         return {
-            "loops": self.loops._asdict(),
-            "reference": self.reference._asdict(),
+            "loops": self.loops.as_json(),
+            "reference": self.reference.as_json(),
             "metrics": {
                 name: {**metric.loops._asdict(), "reference": metric.reference}
                 for name, metric in self.metrics.items()
@@ -190,83 +162,39 @@ def _flat(distance: Distance) -> dict[str, Any]:
 def compare(
     loops: LoopSet, reference: LoopSet, rng: np.random.Generator, *, grid: Grid = LOOP
 ) -> Evaluation:
-    """Judge ``loops`` beside ``reference``; sets beyond memory: `compare_profiles`.
+    """Judge ``loops`` beside ``reference``; sets beyond memory: `compare_sets`.
 
     Raises:
         LoopError: one of them has under `MIN_SONGS` songs, or is of another shape.
     """
-    return compare_profiles(profile([loops], grid), profile([reference], grid), rng)
+    return compare_sets([loops], [reference], rng, grid=grid)
 
 
-def profile(sets: Iterable[LoopSet], grid: Grid = LOOP) -> Profile:
-    """Measure each loop of one set that comes in pieces; all of them name songs, or none does.
+def compare_sets(
+    loops: Iterable[LoopSet],
+    reference: Iterable[LoopSet],
+    rng: np.random.Generator,
+    *,
+    grid: Grid = LOOP,
+    limit: int = MAX_LOOPS,
+) -> Evaluation:
+    """Judge loops beside a reference; both come in pieces, and are looked at once.
+
+    A set of over ``limit`` loops is judged by a sample of its songs, see `profile`; copies are
+    looked for in the whole reference all the same.
 
     Raises:
-        LoopError: there are no loops, or they are of another shape.
+        LoopError: see `compare`.
     """
-    found: defaultdict[str, list[Values]] = defaultdict(list)
-    numbers: dict[Any, int] = {}
-    of_songs: list[NDArray[np.int64]] = []
-    prints: list[NDArray[np.uint64]] = []
-    for bits, songs in _pieces(sets, grid):
-        prints.append(grid.fingerprints(bits.packed))
-        for name, measure in OF_ONE_LOOP.items():
-            found[name].append(measure(bits, grid))
-        if songs is not None:
-            of_songs.append(_numbered(songs, numbers))
-    if not prints:
-        raise LoopError("no loops to measure; extract or generate some first")
-    fingerprints = np.concatenate(prints)
-    if of_songs:
-        # songs in an order of their own, whichever came first
-        ranks = np.argsort(np.argsort(np.array([*numbers])))
-        codes = ranks[np.concatenate(of_songs)]
-        order = np.lexsort((fingerprints, codes))
-        codes = codes[order]
-    else:
-        order = np.argsort(fingerprints, kind="stable")
-        codes = np.arange(len(order), dtype=np.int64)
-    # each popped, so that no measure is held twice for long
-    values = {name: np.concatenate(found.pop(name))[order] for name in OF_ONE_LOOP}
-    return Profile(codes, fingerprints[order], values, by_song=bool(of_songs))
-
-
-def _numbered(songs: NDArray[Any], numbers: dict[Any, int]) -> NDArray[np.int64]:
-    """The number of each song, int (n,); new ones are numbered on."""
-    names, inverse = np.unique(songs, return_inverse=True)
-    known = [numbers.setdefault(name, len(numbers)) for name in names.tolist()]
-    return np.array(known, dtype=np.int64)[inverse]
-
-
-def _pieces(sets: Iterable[LoopSet], grid: Grid) -> Iterator[tuple[Bits, NDArray[Any] | None]]:
-    """Loops in pieces that fit into a cache together with what is computed of them."""
-    for rolls, songs in sets:
-        if songs is not None and len(songs) != len(rolls):
-            raise LoopError(
-                f"{counted(len(rolls), 'loop')}, but {counted(len(songs), 'song')}; name the "
-                "song of each"
-            )
-        bits = rolls if isinstance(rolls, Bits) else _bits(rolls, grid)
-        if bits.grid != grid:
-            raise LoopError(
-                f"loops of {bits.grid} cannot be judged beside those of {grid}; "
-                "give loops of one grid"
-            )
-        for start in range(0, len(rolls), LOOPS_AT_A_TIME):
-            at = slice(start, start + LOOPS_AT_A_TIME)
-            yield Bits(bits.packed[at], grid), None if songs is None else songs[at]
-
-
-def _bits(rolls: Roll, grid: Grid) -> Bits:
-    if rolls.ndim != 3:
-        raise LoopError(f"expected rolls (n, steps, columns), got {rolls.shape}; stack them")
-    for roll in rolls[:1]:
-        grid.check(roll)
-    return as_bits(rolls, grid)
+    measured = profile(loops, grid, limit=limit)
+    beside = profile(reference, grid, limit=limit, sought=measured.fingerprints)
+    return compare_profiles(measured, beside, rng)
 
 
 def compare_profiles(loops: Profile, reference: Profile, rng: np.random.Generator) -> Evaluation:
     """Judge loops beside a reference, both of them measured already.
+
+    ``OS`` counts loops that are among `Profile.known` of the reference.
 
     Raises:
         LoopError: one of them has loops of under `MIN_SONGS` songs, or next to none of the others.
@@ -279,8 +207,9 @@ def compare_profiles(loops: Profile, reference: Profile, rng: np.random.Generato
             )
     draws, reference_draws = _draws(loops.n_songs, rng), _draws(reference.n_songs, rng)
     halves = _halves(reference.n_songs, rng)
-    rows = _metric_rows(loops, draws, reference)
-    reference_rows = _metric_rows(reference, reference_draws[:1], reference)
+    rows = _metric_rows(loops, draws, np.isin(loops.fingerprints, reference.known))
+    in_itself = np.ones(len(reference.songs), dtype=np.bool_)
+    reference_rows = _metric_rows(reference, reference_draws[:1], in_itself)
     return Evaluation(
         _size(loops),
         _size(reference),
@@ -300,7 +229,9 @@ def compare_profiles(loops: Profile, reference: Profile, rng: np.random.Generato
 
 
 def _size(of: Profile) -> Size:
-    return Size(len(of.songs), of.n_songs if of.by_song else None)
+    n_loops = len(of.songs)
+    sampled_from = of.of_loops if of.of_loops > n_loops else None
+    return Size(n_loops, of.n_songs if of.by_song else None, sampled_from)
 
 
 # Resampling: how often each song counts, int (rows, songs). Row 0 counts each once, so that what is
@@ -313,6 +244,12 @@ def _draws(n_songs: int, rng: np.random.Generator) -> Weights:
         for _ in range(N_RESAMPLES)
     )
     return np.stack([np.ones(n_songs, dtype=np.uint16), *(row.astype(np.uint16) for row in drawn)])
+
+
+def _resampled(draws: Weights, sums: NDArray[Any]) -> NDArray[Any]:
+    """``draws @ sums``, of which only a few rows at a time are copied to the type of the sums."""
+    starts = range(0, len(draws), DRAWS_AT_A_TIME)
+    return np.concatenate([draws[at : at + DRAWS_AT_A_TIME] @ sums for at in starts])
 
 
 def _halves(n_songs: int, rng: np.random.Generator) -> Weights:
@@ -339,8 +276,8 @@ def _floor(rows: Values) -> Estimate:
     return Estimate(float(rows.mean()), float(low), float(high))
 
 
-def _metric_rows(of: Profile, draws: Weights, reference: Profile) -> dict[str, Values]:
-    """Each metric by resample, float (rows,)."""
+def _metric_rows(of: Profile, draws: Weights, copied: NDArray[np.bool_]) -> dict[str, Values]:
+    """Each metric by resample, float (rows,); ``copied`` (n,) are the loops that ``OS`` counts."""
     _, first, inverse, counts = np.unique(
         of.fingerprints, return_index=True, return_inverse=True, return_counts=True
     )
@@ -349,11 +286,11 @@ def _metric_rows(of: Profile, draws: Weights, reference: Profile) -> dict[str, V
     shared = np.zeros(len(first), dtype=np.bool_)
     shared[inverse[of.songs != of.songs[first][inverse]]] = True
     per_loop = {name: of.values[name] for name in TABLE if name in of.values}
-    per_loop["OS"] = as_values(np.isin(of.fingerprints, reference.fingerprints))
+    per_loop["OS"] = as_values(copied)
     per_loop["US"] = np.where(shared, 0, 1 / counts)[inverse]
     sums = np.stack([np.bincount(of.songs, values) for values in per_loop.values()], axis=1)
-    n_loops = draws @ np.bincount(of.songs)
-    rows = dict(zip(per_loop, (draws @ sums / n_loops[:, None]).T, strict=True))
+    n_loops = _resampled(draws, np.bincount(of.songs))
+    rows = dict(zip(per_loop, (_resampled(draws, sums) / n_loops[:, None]).T, strict=True))
     rows["US"] = np.minimum(rows["US"] + shared.sum() / n_loops, 1)
     return rows
 
@@ -402,14 +339,14 @@ class _Sample(NamedTuple):
         at: int (pairs,), ascending, the place of each pair of a place and a song that has it.
         songs: int (pairs,), row of the weights.
         counts: int (pairs,), how often the song has it.
-        weights: int32 (songs, rows).
+        weights: whole numbers, (songs, rows).
         total: float (rows,), the weight of all.
     """
 
     at: NDArray[np.int64]
     songs: NDArray[np.int64]
     counts: NDArray[np.int32]
-    weights: NDArray[np.int32]
+    weights: Weights
     total: Values
 
     @staticmethod
@@ -419,11 +356,12 @@ class _Sample(NamedTuple):
         """Count pairs; see `wasserstein`."""
         songs = np.arange(len(at)) if songs is None else songs
         n_songs = int(songs.max()) + 1
-        weights = np.ones((1, n_songs), dtype=np.int32) if weights is None else weights
+        weights = np.ones((1, n_songs), dtype=np.uint16) if weights is None else weights
         pairs, counts = np.unique(at * n_songs + songs, return_counts=True)
         found_at, found_songs = np.divmod(pairs, n_songs)
-        by_song = np.ascontiguousarray(weights.T, dtype=np.int32)
-        total = as_values(np.bincount(songs, minlength=len(by_song)) @ by_song)
+        by_song = np.ascontiguousarray(weights.T)
+        n_values = np.bincount(songs, minlength=len(by_song))
+        total = as_values(_resampled(weights, n_values))
         return _Sample(found_at, found_songs, counts.astype(np.int32), by_song, total)
 
     def n_pairs(self, n_places: int) -> NDArray[np.int64]:
@@ -435,11 +373,12 @@ class _Sample(NamedTuple):
         """Share of the sample at each place of a block, float (places, rows)."""
         low, high = np.searchsorted(self.at, (first, end)).tolist()
         found = np.zeros((end - first, self.weights.shape[1]))
-        if low < high:
-            at = self.at[low:high]
-            weights = self.weights[self.songs[low:high]] * self.counts[low:high, None]
+        for start in range(low, high, PAIRS_AT_A_TIME):  # a single place may have any number
+            pairs = slice(start, min(start + PAIRS_AT_A_TIME, high))
+            at = self.at[pairs]
+            weights = self.weights[self.songs[pairs]] * self.counts[pairs, None]
             starts = np.flatnonzero(np.diff(at, prepend=-1))
-            found[at[starts] - first] = np.add.reduceat(weights, starts, axis=0)
+            found[at[starts] - first] += np.add.reduceat(weights, starts, axis=0)
         return found / self.total
 
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from midiloop import models
 from midiloop.common import checkpoint, files
+from midiloop.common.resume import RunRecord
 from midiloop.common.train_config import Budget, TrainConfig
 from midiloop.common.trainer import Progress
 from midiloop.dataset import tensors
@@ -314,15 +315,14 @@ class _Measure:
     ) -> dict[str, float]:
         """What was measured before, of the same models, dataset and wish; else what is now."""
         models = {folder.name: checkpoint.identity(folder) for folder in folders}
-        asked = {"dataset": self.dataset.fingerprint, "models": models, "wish": request}
-        path = self.out / "rows" / f"{name.replace(' ', '_')}.json"
-        if path.exists():
-            found = files.read_json(path)
-            if found.get("asked") == json.loads(json.dumps(asked)):
-                return dict(found["measured"])
+        record = RunRecord(
+            self.out / "rows" / f"{name.replace(' ', '_')}.json",
+            {"dataset": self.dataset.fingerprint, "models": models, "request": request},
+        )
+        if found := record.found():
+            return dict(found["measured"])
         row = measured()
-        text = json.dumps({"asked": asked, "measured": row}, indent=1) + "\n"
-        files.write(path, text.encode())
+        record.write(finished=True, measured=row)
         return row
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from midiloop.dataset import parquet
-from midiloop.errors import CallError, LoopError, MidiError
-from midiloop.evaluation.evaluate import LoopSet
-from midiloop.grid import LOOP, Grid, Roll
+from midiloop.errors import CallError, LoopError
+from midiloop.evaluation.profile import LoopSet
+from midiloop.grid import LOOP, Grid
 from midiloop.metrics.bits import Bits
-from midiloop.midi import pianoroll, score
-from midiloop.mining import corpus
+from midiloop.mining import corpus, midi_loop
 
 READ_AT_A_TIME = 8_192
+FILES_AT_A_TIME = 512
 
 
 def is_run(folder: Path) -> bool:
@@ -58,25 +58,11 @@ def of_dataset(path: Path, split: str | None) -> Iterator[LoopSet]:
 
 
 def of_midi(files: list[Path], grid: Grid = LOOP) -> Iterator[LoopSet]:
-    """Loops of MIDI files, one from each, which stand alone."""
-    for file in files:
-        yield LoopSet(first_loop(file, grid)[None])
-
-
-def first_loop(path: Path, grid: Grid = LOOP) -> Roll:
-    """The first loop's worth of a MIDI file; a last bar that is silent may lack.
+    """Loops of MIDI files, one from each, which stand alone.
 
     Raises:
-        LoopError: the file cannot be read, or is shorter.
+        LoopError: see `midi_loop.read`.
     """
-    try:
-        roll = pianoroll.encode(score.read(path), grid)[: grid.steps]
-    except MidiError as error:
-        raise LoopError(f"{path}: {error.reason}, {error.detail}; give another file") from error
-    n_bars = len(roll) // grid.steps_per_bar
-    if n_bars < grid.bars - 1 and score.end_of_tracks_quarters(path) < 4 * (grid.bars - 1):
-        raise LoopError(
-            f"{path}: ends in bar {n_bars}, a loop has {grid.bars}; "
-            "take it out of the folder, or make it longer"
-        )
-    return np.pad(roll, ((0, grid.steps - len(roll)), (0, 0)))
+    for start in range(0, len(files), FILES_AT_A_TIME):
+        of = files[start : start + FILES_AT_A_TIME]
+        yield LoopSet(np.stack([midi_loop.read(file, grid).roll for file in of]))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from midiloop import __version__
-from midiloop.common import engine, files
+from midiloop.common import files, processes
 from midiloop.dataset import export
 from midiloop.dataset.records import Counts, MinedSong
 from midiloop.grid import LOOP, Roll
@@ -77,7 +77,7 @@ def _sheet(rolls: Roll, path: Path, tempo_bpm: float) -> AbstractContextManager[
         plot.Picture(roll, f"{number}", tempo_bpm) for number, roll in enumerate(rolls[:PICTURED])
     ]
     draw = partial(plot.contact_sheet, pictures, path, columns=min(3, len(pictures)))
-    return engine.beside(draw, preload=plot.MODULES)
+    return processes.beside(draw, preload=plot.MODULES)
 
 
 def _write_loops(

@@ -11,7 +11,7 @@ Each function also takes `Bits` in the place of rolls: those are not unfolded fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from midiloop.grid import LOOP, Grid, Roll
 from midiloop.metrics.bits import Bits, as_bits, count
 
 Values = NDArray[np.float64]
+
+NO_LOOPS = "no loops to measure; extract or generate some first"
 
 
 def bar_distance(rolls: Roll | Bits, grid: Grid = LOOP) -> Values:
@@ -98,7 +100,7 @@ def uniqueness(fingerprints: NDArray[np.uint64]) -> float:
         LoopError: there are no loops.
     """
     if not len(fingerprints):
-        raise LoopError("no loops to measure; extract or generate some first")
+        raise LoopError(NO_LOOPS)
     return len(np.unique(fingerprints)) / len(fingerprints)
 
 
@@ -112,7 +114,7 @@ def overlap(fingerprints: NDArray[np.uint64], reference: NDArray[np.uint64]) -> 
         LoopError: there are no loops.
     """
     if not len(fingerprints):
-        raise LoopError("no loops to measure; extract or generate some first")
+        raise LoopError(NO_LOOPS)
     return float(np.isin(fingerprints, reference).mean())
 
 
@@ -134,6 +136,26 @@ OF_ONE_LOOP: dict[str, Measure] = {
 TABLE = ("HD", "FND", "FNB", "DB", "OS", "US", "UP", "ND")
 
 
+def means(batches: Iterable[Roll | Bits], *, grid: Grid = LOOP) -> dict[str, float]:
+    """Mean over all rolls of each of `OF_ONE_LOOP`; nothing of a loop is kept.
+
+    Args:
+        batches: rolls (n, steps, columns) or bits, as many as fit into memory at a time.
+
+    Raises:
+        LoopError: there are no loops.
+    """
+    sums, n_loops = dict.fromkeys(OF_ONE_LOOP, 0.0), 0
+    for rolls in batches:
+        bits = as_bits(rolls, grid)
+        for name, metric in OF_ONE_LOOP.items():
+            sums[name] += float(metric(bits, grid).sum())
+        n_loops += len(bits)
+    if not n_loops:
+        raise LoopError(NO_LOOPS)
+    return {name: total / n_loops for name, total in sums.items()}
+
+
 def evaluate(
     batches: Iterable[Roll | Bits],
     reference: NDArray[np.uint64] | None = None,
@@ -150,14 +172,16 @@ def evaluate(
     Raises:
         LoopError: there are no loops.
     """
-    sums = dict.fromkeys(OF_ONE_LOOP, 0.0)
-    prints = [np.zeros(0, dtype=np.uint64)]
-    for rolls in batches:
-        bits = as_bits(rolls, grid)
-        for name, metric in OF_ONE_LOOP.items():
-            sums[name] += float(metric(bits, grid).sum())
-        prints.append(grid.fingerprints(bits.packed))
+    prints: list[NDArray[np.uint64]] = []
+
+    def fingerprinted() -> Iterator[Bits]:
+        for rolls in batches:
+            bits = as_bits(rolls, grid)
+            prints.append(grid.fingerprints(bits.packed))
+            yield bits
+
+    row = means(fingerprinted(), grid=grid)
     loops = np.concatenate(prints)
-    row = {"US": uniqueness(loops), "OS": overlap(loops, loops if reference is None else reference)}
-    row |= {name: total / len(loops) for name, total in sums.items()}
+    copied = overlap(loops, loops if reference is None else reference)
+    row |= {"US": uniqueness(loops), "OS": copied}
     return {name: row[name] for name in TABLE}

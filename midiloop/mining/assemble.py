@@ -44,7 +44,7 @@ def seal(
 ) -> dict[str, Any]:
     """Make the dataset ``out`` of the parts at ``paths``, in their order, and return its manifest.
 
-    The dataset is built beside the parts and renamed, so that it is there whole or not at all.
+    It is there whole or not at all, see `files.new_folder`.
 
     Args:
         provenance: what the manifest says of where the loops come from.
@@ -53,11 +53,26 @@ def seal(
         by_split: each split has shards of its own; otherwise, and where there are no loops, a shard
             is of all splits, and loops stay in order.
     """
-    building, scratch = paths[0].parent / "sealed", paths[0].parent / "fingerprints"
-    for folder in (building, scratch):
-        shutil.rmtree(folder, ignore_errors=True)
-    (building / "loops").mkdir(parents=True)
-    scratch.mkdir()
+    with files.new_folder(out) as building:
+        manifest = _assembled(paths, building, provenance, counts, grid, threads, by_split)
+        (building / "README.md").write_text(_card(manifest))
+        (building / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def _assembled(
+    paths: Sequence[Path],
+    building: Path,
+    provenance: dict[str, Any],
+    counts: Counts,
+    grid: Grid,
+    threads: int,
+    by_split: bool,
+) -> dict[str, Any]:
+    """Write shards and rejects into an empty folder; the manifest."""
+    scratch = building / "fingerprints"
+    for folder in (building / "loops", scratch):
+        folder.mkdir()
     n_songs: list[int] = []
     assigned = splits.assign(_song_loops(paths, n_songs), counts.loops, scratch)
     shutil.rmtree(scratch)
@@ -75,7 +90,7 @@ def seal(
         written = sorted(itertools.chain(*of_groups), key=lambda shard: shard.path)
     shards = [_entry(*shard) for shard in written]
     _write_rejects(building / "rejects.parquet", groups)
-    manifest = {
+    return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "fingerprint": fingerprint(shard["sha256"] for shard in shards),
@@ -92,10 +107,6 @@ def seal(
         },
         "shards": shards,
     }
-    (building / "README.md").write_text(_card(manifest))
-    (building / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    building.rename(out)
-    return manifest
 
 
 def _song_loops(paths: Sequence[Path], n_songs: list[int]) -> Iterator[SongLoops]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -24,7 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midiloop import __version__
-from midiloop.common import engine, files
+from midiloop.common import files
+from midiloop.common.engine import BETWEEN_ITEMS, CRASHED, TIMEOUT, Engine, Task, TurnTo
+from midiloop.common.processes import Processes
+from midiloop.common.resume import RunRecord
 from midiloop.dataset.records import Counts, MinedSong, Reject
 from midiloop.errors import CallError, LoopError, MidiError, counted
 from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
@@ -37,9 +39,9 @@ from midiloop.mining.rules import Rules, Run
 BATCH_FILES = 64
 BATCH_BYTES = 2 << 20
 ITEM_TIMEOUT_S = 10.0
-PLAN, PLAN_FORMAT = "plan.json", "midiloop-extract-plan"
-WHOLE = "whole"  # the dataset, before it has its name
-LOST = (engine.CRASHED, engine.TIMEOUT)
+PLAN = "plan.json"
+WHOLE = Path("assembled", "loops")  # the dataset, before it has its name
+LOST = (CRASHED, TIMEOUT)
 SHOWN_ARCHIVES = 3  # of those that a message names
 MAX_SEALING_THREADS = 2  # each holds a shard in memory
 
@@ -215,10 +217,8 @@ def batches(items: Iterator[Item]) -> Iterator[Batch]:
         yield Batch(number, tuple(batch))
 
 
-def mine_batch(
-    batch: Batch, turn_to: Callable[[int], None], *, settings: Settings, folder: Path
-) -> Counts:
-    """Mine every file of a batch and commit its part; what a worker runs."""
+def mine_batch(batch: Batch, turn_to: TurnTo, *, settings: Settings, folder: Path) -> Counts:
+    """Mine every file of a batch and commit its part; what a worker does."""
     songs, rejects = [], []
     for index, item in enumerate(batch.items):
         turn_to(index)
@@ -231,7 +231,7 @@ def mine_batch(
         except Exception as error:  # a file we have no name for yet must not end the run
             detail = f"{type(error).__name__}: {error}"
             rejects.append(Reject(item.name, "internal_error", detail))
-    turn_to(engine.BETWEEN_ITEMS)
+    turn_to(BETWEEN_ITEMS)
     partials.write(batch.part(folder), songs, rejects, batch.covers(), settings.grid)
     n_loops = sum(len(song.start_bars) for song in songs)
     return Counts(len(songs), n_loops, Counter(reject.reason for reject in rejects))
@@ -284,7 +284,7 @@ def run(
     out: Path,
     settings: Settings = PAPER,
     *,
-    n_workers: int | None = None,
+    engine: Engine | None = None,
     resume: bool = False,
     on_progress: Callable[[Progress, int], None] = lambda *_: None,
     item_timeout_s: float = ITEM_TIMEOUT_S,
@@ -296,7 +296,7 @@ def run(
     ended or stood still: then all is mined again.
 
     Args:
-        n_workers: processes; all usable cores unless told otherwise.
+        engine: who mines; a process a usable core unless told otherwise.
         on_progress: called often, with what is done and the number of files in work beyond it.
 
     Raises:
@@ -306,7 +306,7 @@ def run(
     """
     corpus.check_sources(sources)
     provenance = _provenance(sources, settings)
-    n_workers = n_workers or engine.usable_cores()
+    engine = engine or Processes()
     folder = out.with_name(out.name + ".partial")
     files.check_parent(out)
     if not files.is_text(out):  # Arrow would say so when all is mined
@@ -320,11 +320,8 @@ def run(
         if not earlier:  # again: another run may have ended before the lock was ours
             files.check_free(out)
         _open_partial(folder, provenance, resume)
-        manifest = _mine(sources, folder, settings, n_workers, resume, on_progress, item_timeout_s)
-        if earlier:
-            out.rename(folder / "earlier")
-        files.check_free(out)
-        (folder / WHOLE).rename(out)
+        manifest = _mine(sources, folder, settings, engine, resume, on_progress, item_timeout_s)
+        files.put(folder / WHOLE, out, folder / "earlier" if earlier else None)
         shutil.rmtree(folder)
     return _result(out, manifest)
 
@@ -333,7 +330,7 @@ def _mine(
     sources: Sequence[Path],
     folder: Path,
     settings: Settings,
-    n_workers: int,
+    engine: Engine,
     resume: bool,
     on_progress: Callable[[Progress, int], None],
     item_timeout_s: float,
@@ -350,15 +347,9 @@ def _mine(
             else:
                 yield batch
 
-    jobs = engine.run(
-        partial(mine_batch, settings=settings, folder=folder),
-        todo(),
-        preload=WORKERS_NEED,
-        workers=n_workers,
-        item_timeout_s=item_timeout_s,
-        on_tick=lambda in_work: on_progress(progress, in_work),
-    )
-    for batch, counts in jobs:
+    work = partial(mine_batch, settings=settings, folder=folder)
+    task = Task(work, item_timeout_s, WORKERS_NEED)
+    for batch, counts in engine.map(task, todo(), lambda in_work: on_progress(progress, in_work)):
         importlib.import_module("midiloop.mining.assemble")  # and Arrow: while the workers work
         progress.add(batch, counts)
         on_progress(progress, 0)
@@ -366,10 +357,11 @@ def _mine(
         archives = [reject.file for path in paths for reject in partials.read(path, 0).rejects]
         shutil.rmtree(folder)
         raise LoopError(_no_midi(sources, archives))
-    threads = min(n_workers, MAX_SEALING_THREADS)
+    threads = min(engine.n_workers, MAX_SEALING_THREADS)
     whole = folder / WHOLE
-    if whole.exists():
-        shutil.rmtree(whole)
+    if whole.parent.exists():  # of a run that was killed as it sealed
+        shutil.rmtree(whole.parent)
+    whole.parent.mkdir()
     provenance = _provenance(sources, settings)
     return _seal(paths, whole, provenance, progress, settings.grid, threads)
 
@@ -426,8 +418,13 @@ def _finished(out: Path, provenance: dict[str, Any], resume: bool) -> Result:
     from midiloop.dataset.parquet import LoopDataset
 
     manifest = LoopDataset(out).manifest
-    if provenance != {key: manifest.get(key) for key in provenance}:
-        raise CallError(f"{out}: was made with other settings; choose another name")
+    made_of = {key: manifest.get(key) for key in provenance}
+    RunRecord(
+        out / "manifest.json",
+        _begun_with(provenance),
+        said="was made",
+        remedy="choose another name",
+    ).check(_begun_with(made_of))
     return _result(out, manifest)
 
 
@@ -446,13 +443,10 @@ def _check_ours(folder: Path) -> None:
     """Raise `CallError` where something lies at ``folder`` that no run of ours made."""
     if not os.path.lexists(folder):
         return
-    plan: dict[str, Any] = {}
-    with suppress(OSError, LoopError):
-        plan = files.read_json(folder / PLAN)
     with suppress(OSError):  # a run that was killed before it wrote its plan left no more
         if all(files.is_passing(path.name) for path in folder.iterdir()):
             return
-    if folder.is_symlink() or plan.get("format") != PLAN_FORMAT:
+    if folder.is_symlink() or "begun_with" not in RunRecord(folder / PLAN, {}).read():
         raise CallError(
             f"{files.printable(folder)}: is in the way, and was not left by a run of this command; "
             "move it, or choose another name"
@@ -461,15 +455,23 @@ def _check_ours(folder: Path) -> None:
 
 def _open_partial(folder: Path, provenance: dict[str, Any], resume: bool) -> None:
     """Write the plan of a run into its locked folder, or see that it is the one begun there."""
-    plan, name = folder / PLAN, files.printable(folder)
-    text = json.dumps({"format": PLAN_FORMAT, "format_version": 1, **provenance}, indent=2) + "\n"
-    if not plan.exists():
-        files.write(plan, text.encode())
-    elif not resume:
+    plan = RunRecord(
+        folder / PLAN,
+        _begun_with(provenance),
+        remedy="use the same, or remove it to start anew",
+    )
+    if plan.path.exists() and not resume:
         raise CallError(
-            f"{name}: left by a run that was interrupted; go on with --resume, or remove it"
+            f"{files.printable(folder)}: left by a run that was interrupted; go on with --resume, "
+            "or remove it"
         )
-    elif plan.read_text() != text:
-        raise CallError(
-            f"{name}: was begun with other settings; use the same, or remove it to start anew"
-        )
+    plan.open(resume=resume)
+
+
+def _begun_with(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "settings": {name: provenance[name] for name in ("rules", "stride_bars")},
+        "corpus": provenance["sources"],
+        "grid": provenance["grid"],
+        "version of midiloop": provenance["midiloop_version"],
+    }

@@ -6,18 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import numpy as np
-
+from midiloop.common import files
 from midiloop.dataset import parquet
-from midiloop.errors import CallError, LoopError, MidiError
-from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
-from midiloop.midi import pianoroll, score
-from midiloop.mining import corpus, extract, rules
+from midiloop.errors import CallError, LoopError
+from midiloop.grid import LOOP, Grid
+from midiloop.mining import corpus, midi_loop
 from midiloop.plotting import plot
 from midiloop.plotting.plot import Picture
 
 DEFAULT_LOOPS = 12
-OPEN = extract.Settings(rules.PRESETS["open"])
 
 
 class Gallery(NamedTuple):
@@ -58,8 +55,9 @@ def pictures(
     if not found:
         raise LoopError("no loop matches; widen the choice, 'midiloop inspect' shows what there is")
     if len(grids) > 1:
-        both = " and ".join(sorted(map(str, grids)))
-        raise LoopError(f"loops of {both} do not go on one page; draw them apart")
+        one, other = sorted(grids, key=lambda grid: (str(grid), repr(grid)))[:2]
+        difference = files.shortened(one.difference(other), 200)
+        raise LoopError(f"loops of two grids do not go on one page ({difference}); draw them apart")
     return Gallery(found[:limit], grids.pop())
 
 
@@ -84,42 +82,7 @@ def _of_batch(batch: parquet.LoopBatch) -> list[Picture]:
     ]
 
 
-def loop_of_midi(path: Path) -> Roll:
-    """A MIDI file of 8 bars, or else its first loop by the rules `open`: bool (128, 93).
-
-    Raises:
-        CallError: there is no such file.
-        LoopError: it cannot be read, or has no loop.
-    """
-    if not path.is_file():
-        raise CallError(f"{path}: no such file; give a MIDI file")
-    try:
-        whole = score.read(path)
-        last = max(int(track.onsets.max()) for track in whole.tracks)
-        n_bars = last // (BEATS_PER_BAR * whole.ticks_per_quarter) + 1
-        if n_bars == LOOP.bars:
-            own = pianoroll.encode(whole, by_name=True)[: LOOP.steps]
-            return np.pad(own, ((0, LOOP.steps - len(own)), (0, 0)))
-        song = extract.mine(path.name, path.read_bytes(), OPEN)
-    except MidiError as error:
-        raise LoopError(f"{path}: {error.reason}, {error.detail}; give another file") from error
-    roll: Roll = LOOP.unpack(song.rolls[0])
-    return roll
-
-
 def _of_midi(path: Path) -> Picture:
-    try:
-        song = score.read(path)
-    except MidiError as error:
-        raise LoopError(f"{path}: {error.reason}, {error.detail}; give another file") from error
-    try:
-        mined = extract.mine(path.name, path.read_bytes(), OPEN)
-    except MidiError:  # no loop by the rules: show how it begins
-        roll = pianoroll.encode(song)[: LOOP.steps]
-        if not len(roll):
-            raise LoopError(f"{path}: shorter than half a step; give a longer file") from None
-        tempo_bpm = song.tempos[0].bpm if song.tempos else score.DEFAULT_BPM
-        return Picture(roll, f"{path.stem} · bar 1", tempo_bpm)
-    bar = int(mined.start_bars[0]) + 1
-    loop = LOOP.unpack(mined.rolls[:1])[0]
-    return Picture(loop, f"{path.stem} · bar {bar}", float(mined.tempos_bpm[0]))
+    """The loop of a file, or how it begins."""
+    loop = midi_loop.read(path, search=True, shorter=True)
+    return Picture(loop.roll, f"{path.stem} · bar {loop.start_bar + 1}", loop.tempo_bpm)

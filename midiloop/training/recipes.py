@@ -17,9 +17,9 @@ import torch
 
 from midiloop import models
 from midiloop.common import checkpoint, devices, files, trainer
-from midiloop.common.resume import check_folder
 from midiloop.common.train_config import Budget, TrainConfig
 from midiloop.common.trainer import Progress, Trainer
+from midiloop.common.training_record import check_folder
 from midiloop.dataset import tensors
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.dataset.tensors import PackedLoops

@@ -47,6 +47,7 @@ HEADER = b"MThd" + struct.pack(">I", 6)
 ASSEMBLING = """
 import sys, time
 from pathlib import Path
+from midiloop.common.processes import Processes
 from midiloop.mining import assemble, extract, rules
 
 def timed(*args, original=assemble.seal, **options):
@@ -57,7 +58,7 @@ def timed(*args, original=assemble.seal, **options):
 
 assemble.seal = timed
 out, *sources = map(Path, sys.argv[1:])
-extract.run(sources, out, extract.Settings(rules.preset("open")), n_workers=2)
+extract.run(sources, out, extract.Settings(rules.preset("open")), engine=Processes(2))
 """
 
 

@@ -19,6 +19,7 @@ import pytest
 import soundfile
 
 from handmade import groove
+from midiloop.common.engine import Inline
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import counted
 from midiloop.midi import score
@@ -94,7 +95,7 @@ def places(name: str, folder: Path) -> dict[str, str]:
     (folder / f"{name}.wav").write_bytes(b"no sound")
     settings = extract.Settings(rules.preset("open"))
     loops = folder / ("loops" if "\udcff" in name else f"{name} loops")  # PyArrow takes UTF-8 alone
-    extract.run([corpus], loops, settings, n_workers=1)
+    extract.run([corpus], loops, settings, engine=Inline())
     found = {"folder": corpus, "midi": corpus / f"{name}.mid", "bad": folder / f"{name}.wav"}
     found |= {"loops": loops, "out": folder / f"{name} out"}
     return {key: str(path) for key, path in found.items()}

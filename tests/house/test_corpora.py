@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from midiloop.common.processes import Processes
 from midiloop.dataset import parquet
 from midiloop.mining import corpus, extract, rules
 
@@ -24,7 +25,7 @@ def test_every_file_that_is_wrong_on_purpose_ends_as_loops_or_as_a_reject(
     source = archive("badinput.tar.xz")
     names = Counter(item.name for item in corpus.walk([source]))
     assert len(names) == sum(names.values()) == 666
-    result = extract.run([source], tmp_path / "loops", OPEN, n_workers=2)
+    result = extract.run([source], tmp_path / "loops", OPEN, engine=Processes(2))
     dataset = parquet.LoopDataset(tmp_path / "loops")
     with_loops = {song for batch in dataset.batches() for song in batch.songs}
     rejects = {reject.file: reject for reject in dataset.rejects()}
@@ -63,8 +64,8 @@ def test_the_archive_and_its_folder_give_the_same_loops(
     source = archive("dev.tar.xz")
     with tarfile.open(source) as packed:
         packed.extractall(tmp_path / "unpacked", **SAFELY)
-    extract.run([source], tmp_path / "a", OPEN, n_workers=2)
-    extract.run([tmp_path / "unpacked"], tmp_path / "b", OPEN, n_workers=2)
+    extract.run([source], tmp_path / "a", OPEN, engine=Processes(2))
+    extract.run([tmp_path / "unpacked"], tmp_path / "b", OPEN, engine=Processes(2))
     one, other = parquet.LoopDataset(tmp_path / "a"), parquet.LoopDataset(tmp_path / "b")
     assert one.manifest["counts"] == other.manifest["counts"]
     assert one.manifest["counts"]["files"] == 6899

@@ -38,7 +38,8 @@ NAMES = {
 PROSE = {
     "told": "conditioned on", "untold": "unconditional", "unsaid": "null condition",
     "anew": "regenerated", "gaps": "masked tokens", "filler": "inpainting model",
-    "taste": "settings of sampling", "lesson": "loss weights", "(?<!private )study": "training settings",
+    "taste": "settings of sampling", "lesson": "loss weights",
+    "(?<!private )study": "training settings",
     "shuffling": "choice temperature", "candidates": "best of N", "doubts": "uncertainty",
     "priming": "prefix", "primed": "prefix", "played in": "warm-up frames",
     "listener": "condition embedding", "trunk": "backbone", "coder": "codec",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -65,3 +67,22 @@ def test_check_says_what_it_expected() -> None:
     LOOP.check(np.zeros((128, 93), dtype=np.bool_))
     with pytest.raises(LoopError, match=r"expected a bool roll \(128, 93\), got"):
         LOOP.check(np.zeros((64, 93), dtype=np.bool_))
+
+
+def test_what_two_grids_differ_in_is_named() -> None:
+    kick, snare = LOOP.drums[:2]
+    others = {
+        "bars 4, not 8": Grid(bars=4),
+        "steps a bar 12, not 16": Grid(steps_per_beat=3),
+        "bass C1 to B5, not C1 to B7": Grid(highest_pitch=83),
+        "drums kick, snare, not kick, snare, closed": Grid(drums=(kick, snare)),
+        "kick pitch 35, not 36": Grid(drums=(replace(kick, pitch=35), *LOOP.drums[1:])),
+        "snare folded from 38, not 37 38 39 40": Grid(
+            drums=(kick, replace(snare, folds=(38,)), *LOOP.drums[2:])
+        ),
+        "bars 4, not 8; bass C1 to B5, not C1 to B7": Grid(bars=4, highest_pitch=83),
+    }
+    for words, grid in others.items():
+        assert grid.difference(LOOP).startswith(words)
+        assert LOOP.difference(grid)
+    assert LOOP.difference(Grid()) == ""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,10 @@ from audioloop.rendering import augment
 from audioloop.rendering.augment import PackedLoops
 from audioloop.rendering.synth import SoundFont
 from audioloop.tokens import pretrained
-from midiloop.common import checkpoint, engine, files
+from midiloop.common import checkpoint, devices, files
+from midiloop.common.engine import Engine, Task, TurnTo
+from midiloop.common.processes import Processes
+from midiloop.common.resume import RunRecord
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError, counted
 
@@ -123,13 +126,14 @@ def run(
     codec: Path | None = None,
     masked: Path | None = None,
     causal: Path | None = None,
-    n_workers: int = 1,
+    engine: Engine | None = None,
     resume: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> BenchmarkResult:
     """Make all loops that the folder lacks, measure them, and write the tables.
 
     Args:
+        engine: who makes and measures; one process unless told otherwise, as it is timed too.
         on_progress: called with how many more items are done.
 
     Raises:
@@ -138,6 +142,7 @@ def run(
         LoopError: no loop is in the test split, or a model cannot be loaded, or is of another
             codec.
     """
+    engine = engine or Processes(1)
     inpainter = inpaint.load(masked, causal, codec, with_causal=True)
     assert inpainter.causal is not None  # as it was asked for
     shape = inpainter.codec.config
@@ -178,12 +183,40 @@ def run(
         "measured": {"rows": list(methods.METHODS)},
     }
     files.check_parent(out)
-    if out.exists() and not out.is_dir():
-        raise CallError(f"{out}: holds something else; give another folder")
-    out.mkdir(exist_ok=True)
-    with files.locked(out):
-        _open(out, json.dumps(about, indent=2) + "\n", resume)
-        _make(source, out, n_workers, on_progress)
+    record = RunRecord(out / RECORD, _begun_with(about))
+    with record.working(resume=resume):
+        record.write(finished=False)
+        (out / "items").mkdir(exist_ok=True)
+        _make(source, out, engine, on_progress)
+        found = _summarised(out, settings, about, engine.n_workers)
+        tables.write(found, out)
+        record.write(finished=not found.about["lost"])
+    return found
+
+
+def _begun_with(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What an item depends on; how many there are changes nothing of it."""
+    given, data = about["settings"], about["data"]
+    settings = {name: given[name] for name in ("seed", "window_s", "rescoring_weight")}
+    return {
+        "settings": {**settings, **about["sampling"]},
+        **{
+            f"{name} model" if name != "codec" else name: it for name, it in about["models"].items()
+        },
+        "dataset": [data["fingerprint"], data["rules"]],
+        "SoundFont": [data["soundfont"], data["soundfont_sha256"]],
+        "set of rows": about["measured"]["rows"],
+    }
+
+
+def _summarised(
+    out: Path, settings: Settings, about: dict[str, Any], n_workers: int
+) -> BenchmarkResult:
+    """The tables of all items that were measured.
+
+    Raises:
+        LoopError: there are too few.
+    """
     found = [files.read_json(_place(out, n)) for n in range(settings.num_loops)]
     done = [item for item in found if not item["lost"]]
     if len(done) < 2:
@@ -191,7 +224,7 @@ def run(
             f"{out}: workers lost all items but {len(done)}; delete {out / 'items'}, free some "
             "memory and run it again"
         )
-    about |= {
+    about = about | {
         "items": len(done),
         "lost": [item["number"] for item in found if item["lost"]],
         "threads": 1,
@@ -199,58 +232,20 @@ def run(
         "machine": platform.machine(),
         "torch": str(torch.__version__),
     }
-    comparison = summarise(done, about)
-    tables.write(comparison, out)
-    return comparison
-
-
-def _open(out: Path, record: str, resume: bool) -> None:
-    place = out / RECORD
-    if place.exists():
-        if not resume:
-            raise CallError(f"{out}: exists already; go on with --resume, or choose another name")
-        before, now = files.read_json(place), files.parse_json(record)
-        if before != now:
-            odd = _different(before, now)
-            raise CallError(
-                f"{out}: holds a comparison of other {odd}; give what it was begun with, or "
-                "another folder"
-            )
-    elif not all(files.is_passing(path.name) for path in out.iterdir()):
-        raise CallError(f"{out}: holds something else; give another folder")
-    (out / "items").mkdir(exist_ok=True)
-    files.write(place, record.encode())
-
-
-def _different(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Names of what is not the same, as in "settings (steps)"."""
-    found = []
-    for name in now:
-        old = before.get(name, {})
-        old = old if isinstance(old, dict) else {}
-        inner = [key for key, value in now[name].items() if old.get(key) != value]
-        found += [f"{name} ({', '.join(inner)})"] if inner else []
-    return " and ".join(found) or "settings"
+    return summarise(done, about)
 
 
 def _place(out: Path, number: int) -> Path:
     return out / "items" / f"{number:05d}.json"
 
 
-def _make(source: Source, out: Path, n_workers: int, on_progress: Callable[[int], None]) -> None:
+def _make(source: Source, out: Path, engine: Engine, on_progress: Callable[[int], None]) -> None:
     settings = source.settings
     missing = [n for n in range(settings.num_loops) if not _is_done(out, n, settings.keep_audio)]
     on_progress(settings.num_loops - len(missing))
-    if not missing:
-        return
-    for _ in engine.run(
-        functools.partial(task, source, out),
-        (Job(number) for number in missing),
-        preload=("audioloop.evaluation.loopgen.benchmark",),
-        workers=min(n_workers, len(missing)),
-        item_timeout_s=ITEM_TIMEOUT_S,
-        on_tick=lambda _: None,
-    ):
+    work = functools.partial(task, source, out)
+    modules = ("audioloop.evaluation.loopgen.benchmark",)
+    for _ in engine.map(Task(work, ITEM_TIMEOUT_S, modules), map(Job, missing)):
         on_progress(1)
 
 
@@ -263,12 +258,13 @@ def _is_done(out: Path, number: int, keep_audio: bool) -> bool:
     return there
 
 
-def task(source: Source, out: Path, job: Job, turn_to: Callable[[int], None]) -> None:
+def task(source: Source, out: Path, job: Job, turn_to: TurnTo) -> None:
     """Make and measure one item, in a worker, and write what was found."""
     found: dict[str, Any] = {"number": job.number, "lost": job.lost}
     if not job.lost:
         turn_to(0)
-        found |= _measured_item(source, out, job.number)
+        with devices.one_thread():  # as many workers as cores, and the same for any number
+            found |= _measured_item(source, out, job.number)
     text = json.dumps(found) + "\n"
     files.write(_place(out, job.number), text.encode())
 
@@ -277,7 +273,6 @@ def task(source: Source, out: Path, job: Job, turn_to: Callable[[int], None]) ->
 def _tools(
     soundfont: Path, codec: Path | None, masked: Path | None, causal: Path | None
 ) -> tuple[SoundFont, Inpainter]:
-    torch.set_num_threads(1)  # as many workers as cores, and the same figures for any number
     inpainter = inpaint.load(masked, causal, codec, with_causal=True)
     return SoundFont(soundfont, inpainter.codec.config.rate), inpainter
 

@@ -22,7 +22,8 @@ from midiloop.plotting.plot import BAR_LINE, BASS, BEAT_LINE, FAINT, FAMILIES, I
 # Pixels, as everything on a page.
 EDGE, GAP, TITLE_TEXT, HEADING_TEXT, LABEL = 24, 40, 17, 13, 11
 TITLE, HEADING, AXIS = 36, 24, 40
-NATS_WIDTH, NATS_HEIGHT, NATS_GUTTER, NAMES = 460, 360, 40, 170
+NATS_WIDTH, NATS_HEIGHT, NATS_GUTTER, NAMES = 460, 150, 40, 170
+NATS_ROW = NATS_HEIGHT + 24  # with the space between rows of panels
 SPREAD_WIDTH, SPREAD_ROW = 460, 30
 
 # A colour for each method; dashes for a causal prefix, or without a cut at a bar line.
@@ -44,6 +45,16 @@ STYLES: dict[str, tuple[str, tuple[float, ...]]] = {
     "ring": (BASS, ()),
     "hybrid ring": (BASS, DASHED),
 }
+# Rows of panels of `seam_nats`, so that a panel has a few lines; true renders stand in each.
+GROUPS: tuple[tuple[str, ...], ...] = (
+    ("render", "codes", "render, beat-aligned", "render, cut", "render, spliced"),
+    ("causal naive", "causal beat-aligned"),
+    ("masked naive", "masked beat-aligned"),
+    ("LoopGen tiled", "LoopGen"),
+    ("tiled", "hybrid tiled"),
+    ("ring", "hybrid ring"),
+)
+CONTEXT = "render"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -95,59 +106,71 @@ class _Panel(NamedTuple):
 
 
 def seam_nats(around: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """Draw the mean cross-entropy of each frame around the seam, a line for each row.
+    """Draw the mean cross-entropy of each frame around the seam: a row of panels for each group.
 
     Args:
         around: by setting, by row, nats of the frames from `REACH` before the seam on.
     """
     width = len(around) * (NATS_GUTTER + NATS_WIDTH) + GAP * (len(around) - 1) + 10 + NAMES
     every = np.concatenate([line for lines in around.values() for line in lines.values()])
-    ticks = linear_ticks(float(every.min()), float(every.max()), 8)
+    ticks = linear_ticks(float(every.min()), float(every.max()), 5)
     step = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
     low, high = math.floor(every.min() / step) * step, math.ceil(every.max() / step) * step
-    height = EDGE + TITLE + HEADING + NATS_HEIGHT + AXIS + EDGE / 2
+    levels: list[float] = np.arange(low, high + step / 2, step).tolist()
+    height = EDGE + TITLE + HEADING + NATS_ROW * len(GROUPS) + AXIS + EDGE / 2
     with open_canvas(path, 2 * EDGE + width, height) as page:
         page.text(EDGE, EDGE + 8, "Cross-entropy around the seam", TITLE_TEXT, INK, bold=True)
-        note = "nats of the first codebook, mean of all loops; dashed line: the seam"
+        note = "nats of the first codebook, mean of all loops; dashed line: the seam; grey: renders"
         page.text(EDGE + width, EDGE + 8, note, LABEL, FAINT, align="right")
-        top = EDGE + TITLE + HEADING
-        for number, (setting, lines) in enumerate(around.items()):
-            left = EDGE + NATS_GUTTER + number * (NATS_WIDTH + NATS_GUTTER + GAP)
-            panel = _Panel(page, left, top, NATS_WIDTH, NATS_HEIGHT, -REACH, REACH)
-            panel.draw_heading(setting)
-            _draw_lines(panel, lines, low, high, step)
-        _draw_legend(page, EDGE + width - NAMES + 10, top)
+        for place, group in enumerate(GROUPS):
+            top = EDGE + TITLE + HEADING + NATS_ROW * place
+            for number, (setting, lines) in enumerate(around.items()):
+                left = EDGE + NATS_GUTTER + number * (NATS_WIDTH + NATS_GUTTER + GAP)
+                panel = _Panel(page, left, top, NATS_WIDTH, NATS_HEIGHT, -REACH, REACH)
+                if place == 0:
+                    panel.draw_heading(setting)
+                _draw_lines(panel, lines, group, levels)
+                if place == len(GROUPS) - 1:
+                    _draw_frames(panel)
+            _draw_legend(page, EDGE + width - NAMES + 10, top, group)
 
 
 def _draw_lines(
-    panel: _Panel, lines: Mapping[str, Sequence[float]], low: float, high: float, step: float
+    panel: _Panel,
+    lines: Mapping[str, Sequence[float]],
+    group: Sequence[str],
+    ticks: Sequence[float],
 ) -> None:
     page, bottom = panel.page, panel.top + panel.height
 
     def y(value: float) -> float:
-        return bottom - panel.height * (value - low) / (high - low)
+        return bottom - panel.height * (value - ticks[0]) / (ticks[-1] - ticks[0])
 
-    for number in range(round((high - low) / step) + 1):
-        value = low + number * step
+    for value in ticks:
         page.boxes([(panel.left, y(value) - 0.5, panel.width, 1.0)], BEAT_LINE)
         page.text(panel.left - 6, y(value), f"{value:g}", LABEL, FAINT, align="right")
+    # Frame 0 is the first after the seam, so the seam is half a frame before its middle.
+    at = panel.x(-0.5)
+    page.line([(at, panel.top - 4), (at, bottom + 4)], MISSED, 1.2, dashes=(3, 2))
+    for row in dict.fromkeys((CONTEXT, *group)):
+        colour, dashes = STYLES[row] if row in group else (BAR_LINE, ())
+        points = [(panel.x(n - REACH), y(value)) for n, value in enumerate(lines[row])]
+        page.line(points, colour, 1.6, dashes=dashes)
+    panel.draw_frame()
+
+
+def _draw_frames(panel: _Panel) -> None:
+    page, bottom = panel.page, panel.top + panel.height
     for frame in range(-REACH, REACH + 1, 10):
         page.text(panel.x(frame), bottom + 13, f"{frame:+d}" if frame else "0", LABEL, FAINT,
                   align="center")  # fmt: skip
     middle = panel.left + panel.width / 2
     page.text(middle, bottom + 29, "frames from the seam", LABEL, FAINT, align="center")
-    # Frame 0 is the first after the seam, so the seam is half a frame before its middle.
-    at = panel.x(-0.5)
-    page.line([(at, panel.top - 4), (at, bottom + 4)], MISSED, 1.2, dashes=(3, 2))
-    for row, values in lines.items():
+
+
+def _draw_legend(page: Canvas, left: float, top: float, group: Sequence[str]) -> None:
+    for number, row in enumerate(group):
         colour, dashes = STYLES[row]
-        points = [(panel.x(n - REACH), y(value)) for n, value in enumerate(values)]
-        page.line(points, colour, 1.6, dashes=dashes)
-    panel.draw_frame()
-
-
-def _draw_legend(page: Canvas, left: float, top: float) -> None:
-    for number, (row, (colour, dashes)) in enumerate(STYLES.items()):
         y = top + 10 + 20 * number
         page.line([(left, y), (left + 26, y)], colour, 2, dashes=dashes)
         page.text(left + 34, y, row, LABEL, INK)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engines import Elsewhere
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -24,18 +25,18 @@ from audioloop.conditioning import Conditioning
 from audioloop.rendering import augment, render
 from audioloop.rendering.augment import Augmentation, PackedLoops
 from audioloop.rendering.synth import BLOCK, SoundFont
-from midiloop.common import engine
+from midiloop.common.engine import Inline
+from midiloop.common.processes import Processes
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP
 from midiloop.midi import pianoroll
 from midiloop.midi.score import Score
-from small_codecs import TINY, here, saved
+from small_codecs import TINY, saved
 from soundfonts import bundled
 
 A_SHARD, N = 3, 7  # so the last of three shards is not needed as a whole
 SEED = 5
-run_workers = engine.run
 Prepare = Callable[..., list[EncodedLoop]]
 
 
@@ -45,15 +46,8 @@ def _one_thread_and_small_shards() -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoded_dataset, "LOOPS_A_SHARD", A_SHARD)
-        patch.setattr(engine, "run", here)
         yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With workers after all, which take seconds to begin."""
-    monkeypatch.setattr(engine, "run", run_workers)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +61,7 @@ def prepared(dataset: LoopDataset, codec: Path) -> Prepare:
 
     def run(folder: Path, **other: Any) -> list[EncodedLoop]:
         said: dict[str, Any] = {"split": "train", "n": N, "soundfont": bundled(), "codec": codec}
-        said |= {"seed": SEED, "dataset": dataset, "folder": folder, **other}
+        said |= {"engine": Inline(), "seed": SEED, "dataset": dataset, "folder": folder, **other}
         return prepare(**said)
 
     return run
@@ -110,14 +104,13 @@ def same(one: list[EncodedLoop], other: list[EncodedLoop]) -> bool:
 # By number.
 
 
-@pytest.mark.usefixtures("in_workers")
-def test_any_number_of_workers_writes_the_same_bytes(
-    made: Path, prepared: Prepare, tmp_path: Path
-) -> None:
+def test_any_engine_writes_the_same_bytes(made: Path, prepared: Prepare, tmp_path: Path) -> None:
     seen: list[int] = []
-    found = prepared(tmp_path / "loops", n_workers=2, on_progress=seen.append)
+    found = prepared(tmp_path / "loops", engine=Processes(2), on_progress=seen.append)
     assert contents(tmp_path / "loops") == contents(made)
     assert same(found, prepared(made))
+    assert same(found, prepared(tmp_path / "far", engine=Elsewhere()))
+    assert contents(tmp_path / "far") == contents(made)
     assert len(found) == N
     assert max(seen) == seen[-1] == N
 
@@ -264,7 +257,8 @@ def test_a_codec_of_another_rate_hears_the_same_tempi(prepared: Prepare, tmp_pat
         found = prepared(tmp_path / name, n=3, codec=codec, variety=variety)
         rings.append([loop.codes.shape[1] for loop in found])
         record = json.loads((tmp_path / name / encoded_dataset.RECORD).read_text())
-        assert record["variety"]["rate"] == compression.load(codec).config.rate
+        variety_of = record["begun_with"]["settings"]["variety"]
+        assert variety_of["rate"] == compression.load(codec).config.rate
     assert rings[0] == rings[1]
 
 
@@ -331,14 +325,13 @@ def deadly(source: Source, folder: Path, job: Job, turn_to: Callable[[int], None
 real_task = encoded_dataset.task
 
 
-@pytest.mark.usefixtures("in_workers")
 def test_a_loop_that_kills_its_worker_costs_that_loop(
     made: Path, prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = prepared(made)
     monkeypatch.setattr(encoded_dataset, "task", deadly)
     lost: list[int] = []
-    found = prepared(tmp_path / "loops", on_lost=lost.append)
+    found = prepared(tmp_path / "loops", engine=Processes(1), on_lost=lost.append)
     assert lost == [4]
     assert same(found[: N - 1], [*whole[:4], *whole[5:]])
     assert len(found) == N  # the next one is of the last shard
@@ -350,20 +343,20 @@ def test_a_loop_that_kills_its_worker_costs_that_loop(
 # Folders that hold something else.
 
 
-OTHERS: dict[str, dict[str, Any]] = {
-    "another seed": {"seed": SEED + 1},
-    "another split": {"split": "valid"},
-    "another variety": {"variety": Augmentation()},
-    "the codec that ships": {"codec": None},
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "another seed": ({"seed": SEED + 1}, f"seed {SEED}, not {SEED + 1}"),
+    "another split": ({"split": "valid"}, "split 'train', not 'valid'"),
+    "another variety": ({"variety": Augmentation()}, "variety .* alone 0.04, not 0.08, .*"),
+    "the codec that ships": ({"codec": None}, "another codec"),
 }
 
 
-@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize(("other", "says"), OTHERS.values(), ids=OTHERS)
 def test_loops_that_were_coded_otherwise_are_not_mixed(
-    other: dict[str, Any], made: Path, prepared: Prepare
+    other: dict[str, Any], says: str, made: Path, prepared: Prepare
 ) -> None:
     before = contents(made)
-    with pytest.raises(CallError, match="coded otherwise; give another folder") as bad:
+    with pytest.raises(CallError, match=f"coded with {says}; give another folder") as bad:
         prepared(made, **other)
     assert "\n" not in str(bad.value)
     assert contents(made) == before
@@ -374,8 +367,11 @@ def test_another_soundfont_and_weights_of_the_same_shape_are_other_loops(
 ) -> None:
     font = tmp_path / "other.sf2"
     font.symlink_to(bundled())
-    for other in ({"soundfont": font}, {"codec": saved(tmp_path / "codec", 9)}):
-        with pytest.raises(CallError, match="coded otherwise"):
+    for says, other in (
+        ("SoundFont", {"soundfont": font}),
+        ("codec", {"codec": saved(tmp_path / "codec", 9)}),
+    ):
+        with pytest.raises(CallError, match=f"coded with another {says};"):
             prepared(made, **other)
 
 
@@ -389,15 +385,18 @@ def test_a_codec_is_known_by_what_its_codes_mean(codec: Path) -> None:
 
 def test_a_record_that_is_no_text_is_of_others(copied: Path, prepared: Prepare) -> None:
     (copied / encoded_dataset.RECORD).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(CallError, match="coded otherwise"):
+    with pytest.raises(CallError, match=r"coded with what coded\.json does not say; give"):
         prepared(copied)
 
 
 def test_nothing_is_written_among_other_things(prepared: Prepare, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "empty").mkdir()
-    for place in (tmp_path, tmp_path / "file"):
-        with pytest.raises(CallError, match="holds something else; give another folder") as bad:
+    for place, says in (
+        (tmp_path, "holds something else; give another folder"),
+        (tmp_path / "file", "is a file; give a folder"),
+    ):
+        with pytest.raises(CallError, match=says) as bad:
             prepared(place)
         assert "\n" not in str(bad.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -30,6 +32,8 @@ from audioloop.rendering.augment import (
 )
 from audioloop.rendering.synth import SoundFont
 from handmade import groove, random_rolls
+from midiloop.common.engine import Engine, Inline
+from midiloop.common.processes import Processes
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP
@@ -71,12 +75,92 @@ def test_a_render_is_the_same_whoever_makes_it_and_whatever_was_asked_before(
 ) -> None:
     here = [render_circle(source, number, SEED, [font], VARIETY) for number in range(8)]
     assert same(making.take([5, 2, 3, 0, 7]), [here[n] for n in (5, 2, 3, 0, 7)])
-    both = Renders(source, [bundled()], VARIETY, seed=SEED, n_workers=2, ahead=3)
+    both = Renders(source, [bundled()], VARIETY, seed=SEED, engine=Processes(2), ahead=3)
     try:
         assert same(both.take(range(4)), here[:4])
         assert same(both.take(range(4, 8)), here[4:])
     finally:
         both.close()
+
+
+@pytest.mark.parametrize("engine", [Inline(), Processes(2)])
+def test_no_more_is_rendered_than_is_asked_for_and_wanted_ahead(
+    engine: Engine, source: PackedLoops, font: SoundFont
+) -> None:
+    begun: list[int] = []
+
+    class Counting:
+        n_workers = engine.n_workers
+
+        def map(self, task: Any, jobs: Iterable[Any], *how: Any) -> Generator[Any, None, None]:
+            for job, found in engine.map(task, jobs, *how):
+                begun.append(job.number)
+                yield job, found
+
+    made = Renders(source, [bundled()], VARIETY, seed=SEED, engine=Counting(), ahead=4)
+    assert not begun
+    expected = [render_circle(source, number, SEED, [font], VARIETY) for number in range(3)]
+    assert same(made.take(range(3)), expected)
+    deadline_s = time.monotonic() + 30
+    while len(begun) < 3 + 4 and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    made.close()
+    assert 3 + 4 <= len(begun) <= 3 + 4 + 2 * engine.n_workers
+    assert len({*begun}) == len(begun)
+
+
+class Failing:
+    """An engine that finds no disk."""
+
+    n_workers = 1
+
+    def map(self, *_: Any) -> Generator[Any, None, None]:
+        yield from ()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_an_engine_fails_of_is_said_to_whoever_asks(source: PackedLoops) -> None:
+    made = Renders(source, [bundled()], VARIETY, seed=SEED, engine=Failing())
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            made.take([0])
+    made.close()
+
+
+def test_closing_stops_what_is_begun_and_can_be_done_twice(
+    source: PackedLoops, making: Renders
+) -> None:
+    Renders(source, [bundled()], VARIETY, seed=SEED).close()  # of which nothing was taken
+    making.take([0])
+    (worker,) = workers(psutil.Process())
+    making.close()
+    worker.wait(10)
+    making.close()
+
+
+def test_a_render_that_ends_its_worker_each_time_is_silence(
+    source: PackedLoops, font: SoundFont, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(augment, "task", deadly)
+    made = Renders(source, [bundled()], VARIETY, seed=SEED, ahead=2)
+    first, second, third = made.take(range(3))
+    made.close()
+    assert not second.any()
+    assert second.dtype == np.float32
+    expected = (render_circle(source, number, SEED, [font], VARIETY) for number in (0, 2))
+    assert same([first, third], list(expected))
+
+
+REAL_TASK = augment.task
+
+
+def deadly(*given: Any) -> Samples:
+    """As the task is, but render 1 ends its process."""
+    job, turn_to = given[-2:]
+    if job.number == 1 and not job.lost:
+        turn_to(0)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return REAL_TASK(*given)
 
 
 def test_no_two_renders_and_no_two_seeds_are_alike(source: PackedLoops, font: SoundFont) -> None:
@@ -127,15 +211,13 @@ def test_a_worker_that_is_killed_costs_no_render(
 ) -> None:
     expected = [render_circle(source, number, SEED, [font], VARIETY) for number in range(6)]
     assert same(making.take([0]), expected[:1])
-    (worker,) = making._pool._processes
+    (worker,) = workers(psutil.Process())
     if busy:  # killed while the run waits for it
-        os.kill(worker, signal.SIGSTOP)
-        threading.Timer(0.2, os.kill, (worker, signal.SIGKILL)).start()
-    else:  # killed while the run does something else, and noticed
-        os.kill(worker, signal.SIGKILL)
-        deadline_s = time.monotonic() + 10
-        while not making._pool._broken and time.monotonic() < deadline_s:
-            time.sleep(0.01)
+        worker.suspend()
+        threading.Timer(0.2, worker.kill).start()
+    else:  # killed while the run does something else
+        worker.kill()
+        worker.wait(10)
     assert same(making.take(range(1, 6)), expected[1:])
 
 
@@ -230,7 +312,7 @@ def test_a_split_without_songs(tmp_path: Path) -> None:
     (tmp_path / "songs").mkdir()
     (tmp_path / "songs" / "one.mid").write_bytes(score.to_bytes(groove(8)))
     settings = extract.Settings(rules.preset("open"))
-    extract.run([tmp_path / "songs"], tmp_path / "loops", settings, n_workers=1)
+    extract.run([tmp_path / "songs"], tmp_path / "loops", settings, engine=Inline())
     found = LoopDataset(tmp_path / "loops")
     empty = [split for split in ("train", "valid", "test") if not list(found.select(split=split))]
     assert len(empty) == 2
@@ -282,6 +364,11 @@ def test_noise_is_as_loud_in_the_fade_as_elsewhere(rng: np.random.Generator) -> 
     np.testing.assert_allclose(by_place, 1, rtol=0.1)
 
 
+def workers(parent: psutil.Process) -> list[psutil.Process]:
+    """Not the process that workers are copies of, nor the one that counts what they share."""
+    return [child for child in parent.children(recursive=True) if child.ppid() != parent.pid]
+
+
 CHILD = """
 import sys, time
 from pathlib import Path
@@ -290,7 +377,7 @@ from midiloop.dataset.parquet import LoopDataset
 source = augment.loops(LoopDataset(Path(sys.argv[1])), "train")
 making = augment.Renders(source, [Path(sys.argv[2])], augment.Augmentation(), seed=0)
 making.take([0])
-print(*making._pool._processes, flush=True)
+print(flush=True)
 time.sleep(60)
 """
 
@@ -299,11 +386,12 @@ def test_workers_leave_with_a_parent_that_is_killed(dataset: LoopDataset) -> Non
     parent = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(dataset.path), str(bundled())],
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
     assert parent.stdout is not None
-    with parent.stdout:
-        worker = psutil.Process(int(parent.stdout.readline()))
+    assert parent.stdout.readline()
+    (worker,) = workers(psutil.Process(parent.pid))
     parent.kill()
-    parent.wait()
+    assert parent.communicate(timeout=30) == ("", "")
     worker.wait(30)

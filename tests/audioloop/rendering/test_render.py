@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from engines import Elsewhere
 
 from audioloop.io import wave
 from audioloop.io.wave import Format, Wave
@@ -23,6 +24,8 @@ from audioloop.rendering.synth import BLOCK, NOTE_OFF, NOTE_ON, SoundFont
 from audioloop.signal import effects, seam
 from handmade import BAR, HAT, KICK, SNARE, STEP, TPQ, track
 from midiloop.common import files
+from midiloop.common.engine import Inline
+from midiloop.common.processes import Processes
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
 from midiloop.midi import pianoroll, score
@@ -427,13 +430,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != batch.RECORD}
 
 
-def test_any_number_of_workers_gives_the_same_bytes(midis: Path, tmp_path: Path) -> None:
+def test_any_engine_gives_the_same_bytes(midis: Path, tmp_path: Path) -> None:
     found = batch.items([midis])
     seen: list[int] = []
-    one = batch.run(found, tmp_path / "one", settings(), n_workers=1, on_progress=seen.append)
-    two = batch.run(found, tmp_path / "two", settings(), n_workers=2)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert one == two
+    one = batch.run(found, tmp_path / "one", settings(), engine=Inline(), on_progress=seen.append)
+    two = batch.run(found, tmp_path / "two", settings(), engine=Processes(2))
+    far = batch.run(found, tmp_path / "far", settings(), engine=Elsewhere())
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "far")
+    assert one == two == far
     assert seen[-1] == 12
     assert [made.files for made in one.made][1] == ("l01_97bpm.wav", "l01_97bpm.mid")
 
@@ -451,7 +455,7 @@ def test_a_run_goes_on_where_it_was_stopped(midis: Path, tmp_path: Path) -> None
     assert contents(out) == before
     assert again.made == whole.made
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in old.items())
-    with pytest.raises(CallError, match="other settings"):
+    with pytest.raises(CallError, match="begun with sound stems True, not False; resume it as"):
         batch.run(found, out, settings(), resume=True)
     with pytest.raises(CallError, match="exists already"):
         batch.run(found, out, settings())
@@ -483,7 +487,7 @@ def test_a_crash_takes_its_own_loop_and_no_other(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(batch, "task", crashing)
-        result = batch.run(batch.items([midis]), tmp_path / "out", settings(), n_workers=2)
+        result = batch.run(batch.items([midis]), tmp_path / "out", settings(), engine=Processes(2))
     assert len(result.made) == 11
     assert [(Path(f.source).name[:3], f.cause[:17]) for f in result.failed] == [
         ("l05", "its process ended")

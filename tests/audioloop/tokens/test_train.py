@@ -30,12 +30,13 @@ from audioloop.tokens.train import (
     with_masks,
 )
 from handmade import random_rolls
-from midiloop.common import checkpoint, engine
+from midiloop.common import checkpoint
+from midiloop.common.engine import Inline
 from midiloop.common.train_config import Budget, TrainConfig
 from midiloop.common.trainer import Result, Trainer
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
-from small_codecs import here, saved
+from small_codecs import saved
 from soundfonts import bundled
 
 CONFIG = TokenConfig(
@@ -456,13 +457,12 @@ def codec(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def _few_and_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "run", here)
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoded_dataset, "LOOPS_A_SHARD", 2)
     monkeypatch.setattr(token_train, "N_VALID", 1)
 
 
-@pytest.mark.usefixtures("_few_and_no_workers")
+@pytest.mark.usefixtures("_few")
 def test_both_kinds_are_trained_from_a_dataset_on_the_same_loops(
     dataset: LoopDataset, codec: Path, tmp_path: Path
 ) -> None:
@@ -472,7 +472,7 @@ def test_both_kinds_are_trained_from_a_dataset_on_the_same_loops(
         seen: list[int] = []
         result = token_train.tokens(
             kind, dataset, tmp_path / kind, budget, bundled(), training=SETTINGS, n_loops=3,
-            folder=name, codec=codec, config=CONFIG, recipe=RECIPE, device=CPU,
+            folder=name, codec=codec, config=CONFIG, recipe=RECIPE, device=CPU, engine=Inline(),
             on_encoded=seen.append,
         )  # fmt: skip
         assert (result.steps, len(result.history)) == (2, 1)
@@ -494,7 +494,7 @@ def test_both_kinds_are_trained_from_a_dataset_on_the_same_loops(
     assert {path.parent.name for path in folders[0]} == {"train", "valid"}
 
 
-@pytest.mark.usefixtures("_few_and_no_workers")
+@pytest.mark.usefixtures("_few")
 def test_what_is_kept_is_of_the_dataset_and_the_soundfont_that_were_asked_for(
     dataset: LoopDataset, reordered: LoopDataset, codec: Path, tmp_path: Path
 ) -> None:
@@ -503,13 +503,14 @@ def test_what_is_kept_is_of_the_dataset_and_the_soundfont_that_were_asked_for(
         "codec": codec,
         "config": CONFIG,
         "device": CPU,
+        "engine": Inline(),
         "training": SETTINGS,
     }
     token_train.tokens("causal", dataset, tmp_path / "run", ONCE, bundled(), **given)
     about = checkpoint.read_config(tmp_path / "run")
     assert about["data"]["fingerprint"] == dataset.fingerprint
     again = {**given, "resume": True}
-    with pytest.raises(CallError, match="holds loops that were coded otherwise"):
+    with pytest.raises(CallError, match="holds loops that were coded with another dataset"):
         token_train.tokens("causal", reordered, tmp_path / "run", ONCE, bundled(), **again)
     elsewhere = {**again, "folder": tmp_path / "coded"}
     with pytest.raises(CallError, match="the run was begun with another dataset; resume it"):
@@ -518,7 +519,7 @@ def test_what_is_kept_is_of_the_dataset_and_the_soundfont_that_were_asked_for(
     data = bytearray(bundled().read_bytes())
     data[data.index(b"INAM") + 8] ^= 1
     font.write_bytes(data)
-    with pytest.raises(CallError, match="holds loops that were coded otherwise"):
+    with pytest.raises(CallError, match="holds loops that were coded with another SoundFont"):
         token_train.tokens("causal", dataset, tmp_path / "run", ONCE, font, **again)
     token_train.tokens("causal", dataset, tmp_path / "run", ONCE, bundled(), **again)
 
@@ -532,16 +533,17 @@ def test_an_empty_split_is_seen_before_anything_is_rendered(
     def less(self: LoopDataset, **asked: Any) -> Iterator[Any]:
         return iter(()) if asked.get("split") == empty else select(self, **asked)
 
-    def rendered(*_: Any, **__: Any) -> None:
+    def rendered(*_: Any) -> None:
         raise AssertionError("rendered")
 
     monkeypatch.setattr(LoopDataset, "select", less)
-    monkeypatch.setattr(engine, "run", rendered)
+    monkeypatch.setattr(encoded_dataset, "task", rendered)
     given: dict[str, Any] = {
         "n_loops": 2,
         "codec": codec,
         "config": CONFIG,
         "device": CPU,
+        "engine": Inline(),
         "training": SETTINGS,
     }
     with pytest.raises(LoopError, match=f"no loop is in the {empty} split"):
@@ -552,7 +554,7 @@ def test_an_empty_split_is_seen_before_anything_is_rendered(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.usefixtures("_few_and_no_workers")
+@pytest.mark.usefixtures("_few")
 def test_loops_are_kept_beside_the_run_unless_said_otherwise(
     dataset: LoopDataset, codec: Path, tmp_path: Path
 ) -> None:
@@ -561,6 +563,7 @@ def test_loops_are_kept_beside_the_run_unless_said_otherwise(
         "codec": codec,
         "config": CONFIG,
         "device": CPU,
+        "engine": Inline(),
         "training": SETTINGS,
     }
     token_train.tokens("causal", dataset, tmp_path / "run", ONCE, bundled(), **given)
@@ -570,13 +573,13 @@ def test_loops_are_kept_beside_the_run_unless_said_otherwise(
         token_train.tokens("causal", dataset, tmp_path / "run", ONCE, bundled(), **given)
 
 
-@pytest.mark.usefixtures("_few_and_no_workers")
+@pytest.mark.usefixtures("_few")
 def test_a_model_that_learns_more_begins_as_it_was(
     dataset: LoopDataset, codec: Path, tmp_path: Path
 ) -> None:
     given: dict[str, Any] = {
         "n_loops": 2, "folder": tmp_path / "loops", "codec": codec, "config": CONFIG, "device": CPU,
-        "training": SETTINGS,
+        "training": SETTINGS, "engine": Inline(),
     }  # fmt: skip
     token_train.tokens("causal", dataset, tmp_path / "run", ONCE, bundled(), **given)
     # So small a rate moves no weight: what comes out is what it began with.
@@ -599,6 +602,7 @@ def test_a_model_begins_with_what_it_has_in_common_with_one_of_the_other_kind(
 ) -> None:
     given: dict[str, Any] = {
         "n_loops": 2, "folder": tmp_path / "loops", "codec": codec, "device": CPU,
+        "engine": Inline(),
         "training": replace(SETTINGS, learning_rate=1e-30),
     }  # fmt: skip
     deep = replace(CONFIG, layers=CONFIG.layers + 1)

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from midiloop.common import engine
+from midiloop.common import processes
+from midiloop.common.engine import Engine, Inline, Task, usable_cores
+from midiloop.common.processes import Processes
 from midiloop.errors import LoopError
 
 
@@ -60,16 +62,32 @@ def die_at_once(job: Numbers, turn_to: Callable[[int], None]) -> None:
 def run(
     jobs: list[Numbers], n_workers: int, timeout_s: float = 5
 ) -> dict[int, tuple[list[int], tuple[str, ...]]]:
-    done = engine.run(
-        double, iter(jobs), workers=n_workers, item_timeout_s=timeout_s, on_tick=lambda _: None
-    )
+    done = Processes(n_workers).map(Task(double, timeout_s), jobs)
     return {job.number: (result, job.lost) for job, result in done}
 
 
-@pytest.mark.parametrize("n_workers", [1, 2, 5])
-def test_every_job_is_done_once(n_workers: int) -> None:
+@pytest.mark.parametrize("engine", [Inline(), Processes(1), Processes(2), Processes(5)])
+def test_every_job_is_done_once_by_any_engine(engine: Engine) -> None:
     jobs = [Numbers(n, (n, n + 1)) for n in range(23)]
-    assert run(jobs, n_workers) == {n: ([2 * n, 2 * n + 2], ()) for n in range(23)}
+    done = list(engine.map(Task(double, 5), iter(jobs)))
+    assert sorted(job.number for job, _ in done) == [*range(23)]
+    assert all(result == [2 * job.number, 2 * job.number + 2] for job, result in done)
+
+
+@pytest.mark.parametrize("engine", [Inline(), Processes(2)])
+def test_items_that_are_done_are_counted(engine: Engine) -> None:
+    seen: list[int] = []
+    assert len(list(engine.map(Task(double, 5), [Numbers(0, (1, 2, 3))], seen.append))) == 1
+    assert seen
+    assert {*seen} <= {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("engine", [Inline(), Processes(2)])
+def test_whoever_closes_the_map_ends_the_work(engine: Engine) -> None:
+    began = engine.map(Task(double, 5), [Numbers(0, (1,)), Numbers(1, (FULL_DISK,))])
+    assert next(began)[1] == [2]
+    began.close()
+    assert list(began) == []
 
 
 def test_no_jobs_end_at_once() -> None:
@@ -102,10 +120,7 @@ def test_what_befell_a_worker_once_is_no_item_s_fault(
     how: signal.Signals, n_workers: int, tmp_path: Path
 ) -> None:
     jobs = [Numbers(n, (n, n, n)) for n in range(7)]
-    done = engine.run(
-        partial(once, tmp_path, how), iter(jobs), workers=n_workers, item_timeout_s=5,
-        on_tick=lambda _: None,
-    )  # fmt: skip
+    done = Processes(n_workers).map(Task(partial(once, tmp_path, how), 5), jobs)
     assert {job.number: (result, job.lost) for job, result in done} == {
         n: ([2 * n] * 3, ()) for n in range(7)
     }
@@ -135,7 +150,7 @@ def count_others(job: Numbers, turn_to: Callable[[int], None]) -> int:
 def test_what_ended_a_worker_is_tried_while_no_other_works(tmp_path: Path) -> None:
     """Else one that takes all the memory would cost its neighbours their items."""
     jobs = [Numbers(n, (SEGFAULT if n in (3, 4, 9) else n,), (), tmp_path) for n in range(16)]
-    done = engine.run(count_others, iter(jobs), workers=3, item_timeout_s=5, on_tick=lambda _: None)
+    done = Processes(3).map(Task(count_others, 5), jobs)
     others = {job.number: n for job, n in done}
     assert [others[n] for n in (3, 4, 9)] == [0, 0, 0]
     assert max(others.values()) > 0
@@ -168,7 +183,7 @@ def test_jobs_are_drawn_as_they_are_needed() -> None:
             drawn += 1
             yield Numbers(drawn, (drawn,))
 
-    done = engine.run(double, endless(), workers=2, item_timeout_s=5, on_tick=lambda _: None)
+    done = Processes(2).map(Task(double, 5), endless())
     for ended, _ in enumerate(done, 1):
         assert drawn <= ended + 5
         if ended == 50:
@@ -182,12 +197,7 @@ def test_what_the_task_raises_reaches_the_caller() -> None:
 
 def test_workers_that_cannot_begin_end_the_run() -> None:
     with pytest.raises(LoopError, match=r"end again and again \(exit code 3\)"):
-        list(
-            engine.run(
-                die_at_once, iter([Numbers(0, ())]), workers=1, item_timeout_s=5,
-                on_tick=lambda _: None,
-            )
-        )  # fmt: skip
+        list(Processes(1).map(Task(die_at_once, 5), [Numbers(0, ())]))
 
 
 def test_no_process_is_left_behind() -> None:
@@ -202,7 +212,8 @@ def test_no_process_is_left_behind() -> None:
 
 
 def test_usable_cores_are_those_of_this_process() -> None:
-    assert 1 <= engine.usable_cores() <= (os.cpu_count() or 1)
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+    assert Processes().n_workers == usable_cores()
     assert Path(__file__).exists()
 
 
@@ -238,13 +249,13 @@ def no_module(path: Path) -> None:
 
 
 def test_work_beside_a_block_is_another_process_s(tmp_path: Path) -> None:
-    with engine.beside(partial(note_process, tmp_path / "pid")):
+    with processes.beside(partial(note_process, tmp_path / "pid")):
         pass
     assert int((tmp_path / "pid").read_text()) != os.getpid()
 
 
 def test_work_that_lost_its_process_is_done_here(tmp_path: Path) -> None:
-    with engine.beside(partial(note_process_or_die, tmp_path / "pid", os.getpid())):
+    with processes.beside(partial(note_process_or_die, tmp_path / "pid", os.getpid())):
         pass
     assert int((tmp_path / "pid").read_text()) == os.getpid()
 
@@ -255,8 +266,8 @@ def test_work_that_finds_no_process_is_done_here(
     def no_process(*_: object) -> None:
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(engine, "_started", no_process)
-    with engine.beside(partial(note_process, tmp_path / "pid")):
+    monkeypatch.setattr(processes, "_started", no_process)
+    with processes.beside(partial(note_process, tmp_path / "pid")):
         pass
     assert int((tmp_path / "pid").read_text()) == os.getpid()
 
@@ -266,7 +277,7 @@ def test_work_that_fails_fails_here_and_says_it_once(
 ) -> None:
     with (
         pytest.raises(ImportError, match="broken"),
-        engine.beside(partial(no_module, tmp_path)),
+        processes.beside(partial(no_module, tmp_path)),
     ):
         pass
     assert capfd.readouterr().err == ""
@@ -277,17 +288,22 @@ def test_a_block_that_fails_ends_the_work_beside_it() -> None:
 
     run([], 1)  # starts the process that workers are copies of, which stays
     before = psutil.Process().children(recursive=True)
-    with pytest.raises(ValueError, match="block"), engine.beside(partial(time.sleep, 60)):
+    with pytest.raises(ValueError, match="block"), processes.beside(partial(time.sleep, 60)):
         raise ValueError("the block's own")
     after = psutil.Process().children(recursive=True)
     left = [p for p in after if p not in before and p.status() != psutil.STATUS_ZOMBIE]
     assert left == []
 
 
-LOAD = "import time; from midiloop.common import engine; engine.warm_up(['slow']); time.sleep(60)"
+LOAD = """
+import time
+from midiloop.common import processes
+processes.warm_up(['slow'])
+time.sleep(60)
+"""
 
 
-@pytest.mark.skipif(not engine.FORKSERVER, reason="processes cannot be copied here")
+@pytest.mark.skipif(not processes.FORKSERVER, reason="processes cannot be copied here")
 def test_an_interrupt_while_modules_load_is_the_caller_s_alone(tmp_path: Path) -> None:
     """It reaches all processes of a terminal, and one traceback is enough."""
     (tmp_path / "slow.py").write_text(

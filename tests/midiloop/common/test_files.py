@@ -71,6 +71,19 @@ def test_a_folder_made_meanwhile_is_left_alone(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_folder_takes_the_place_of_one_that_steps_aside(tmp_path: Path) -> None:
+    new, out, aside = (tmp_path / name for name in ("new", "out", "aside"))
+    for folder in (new, out):
+        folder.mkdir()
+        (folder / folder.name).touch()
+    with pytest.raises(CallError, match="exists already"):
+        files.put(new, out)
+    files.put(new, out, aside)
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")} == {
+        "out", "out/new", "aside", "aside/out",
+    }  # fmt: skip
+
+
 def test_a_folder_is_as_readable_as_one_made_by_hand(tmp_path: Path) -> None:
     (tmp_path / "by hand").mkdir()
     with files.new_folder(tmp_path / "ours"):

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from midiloop.common.engine import Inline
 from midiloop.dataset import parquet, tensors
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import LoopError
@@ -354,7 +355,7 @@ def test_a_dataset_without_loops_is_looked_at_and_else_refused_in_a_line(tmp_pat
     from midiloop.mining import extract
 
     (tmp_path / "x.mid").write_bytes(b"")
-    extract.run([tmp_path / "x.mid"], tmp_path / "none", n_workers=1)
+    extract.run([tmp_path / "x.mid"], tmp_path / "none", engine=Inline())
     assert refusal("inspect", tmp_path / "none") == ""
     for command in ("export", "plot", "evaluate"):
         assert "no loop" in refusal(command, tmp_path / "none")

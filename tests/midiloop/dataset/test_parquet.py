@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 
 from handmade import groove
+from midiloop.common.engine import Inline
 from midiloop.dataset import parquet, splits
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP
@@ -33,7 +34,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> parquet.LoopDataset:
     shutil.copy(folder / "s05.mid", folder / "same.mid")
     (folder / "no.mid").write_bytes(b"")
     out = tmp_path_factory.mktemp("out") / "loops"
-    extract.run([folder], out, OPEN, n_workers=1)
+    extract.run([folder], out, OPEN, engine=Inline())
     return parquet.LoopDataset(out)
 
 
@@ -204,7 +205,7 @@ def test_a_fingerprint_is_that_of_the_loops_and_older_datasets_have_it_too(
     assert parquet.LoopDataset(copy).fingerprint == dataset.fingerprint
     song = score.to_bytes(groove(8, pitches=[30, 31, 32, 33]))
     (tmp_path / "one.mid").write_bytes(song)
-    extract.run([tmp_path / "one.mid"], tmp_path / "other", OPEN, n_workers=1)
+    extract.run([tmp_path / "one.mid"], tmp_path / "other", OPEN, engine=Inline())
     assert parquet.LoopDataset(tmp_path / "other").fingerprint != dataset.fingerprint
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from handmade import groove, random_rolls
+from midiloop.common.engine import Inline
 from midiloop.dataset import tensors
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.dataset.tensors import PackedLoops, transpose_bass
@@ -31,7 +32,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> LoopDataset:
         song = groove(8 + 8 * (number % 2), pitches=[28 + number % 30, 35, 40, 30])
         (folder / f"s{number:02d}.mid").write_bytes(score.to_bytes(song))
     out = tmp_path_factory.mktemp("out") / "loops"
-    extract.run([folder], out, OPEN, n_workers=1)
+    extract.run([folder], out, OPEN, engine=Inline())
     return LoopDataset(out)
 
 
@@ -114,7 +115,7 @@ def test_loops_of_another_grid_are_loaded_on_it(tmp_path: Path) -> None:
     grid = Grid(steps_per_beat=3, lowest_pitch=28, highest_pitch=60)
     (tmp_path / "one.mid").write_bytes(score.to_bytes(groove(8)))
     settings = extract.Settings(rules.preset("open"), grid=grid)
-    extract.run([tmp_path / "one.mid"], tmp_path / "loops", settings, n_workers=1)
+    extract.run([tmp_path / "one.mid"], tmp_path / "loops", settings, engine=Inline())
     found = LoopDataset(tmp_path / "loops")
     assert found.grid == grid
     batch = next(found.batches())
@@ -126,7 +127,7 @@ def test_loops_of_another_grid_are_loaded_on_it(tmp_path: Path) -> None:
 
 def test_a_split_without_loops_is_named_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "one.mid").write_bytes(score.to_bytes(groove(8)))
-    extract.run([tmp_path / "one.mid"], tmp_path / "loops", OPEN, n_workers=1)
+    extract.run([tmp_path / "one.mid"], tmp_path / "loops", OPEN, engine=Inline())
     dataset = LoopDataset(tmp_path / "loops")
     there = next(dataset.batches()).splits[0]
     assert len(tensors.load(dataset, there, CPU)) == 1

@@ -16,7 +16,8 @@ import pytest
 from handmade import groove, random_rolls
 from midiloop.errors import LoopError
 from midiloop.evaluation import evaluate
-from midiloop.evaluation.evaluate import LoopSet, Points, Profile
+from midiloop.evaluation.evaluate import Points
+from midiloop.evaluation.profile import LoopSet, profile
 from midiloop.grid import LOOP, Roll
 from midiloop.metrics import features
 from midiloop.midi import pianoroll
@@ -252,7 +253,7 @@ def test_mmd2_is_unbiased_whatever_the_copies(rng: np.random.Generator) -> None:
 def test_a_move_by_a_deviation_is_a_distance_of_one(
     deviations: float, rng: np.random.Generator
 ) -> None:
-    reference = evaluate.profile([songs_of_copies(rng, 30, 2)])
+    reference = profile([songs_of_copies(rng, 30, 2)])
     moved = reference._replace(
         values={name: v + deviations * v.std() for name, v in reference.values.items()}
     )
@@ -312,7 +313,7 @@ def test_the_interval_of_a_mean_covers_the_truth(rng: np.random.Generator) -> No
     for _ in range(60):
         rolls = silent(80)
         rolls[:, 0, 9] = rng.integers(2, size=40).repeat(2)
-        of = evaluate.profile([LoopSet(rolls, np.arange(40).repeat(2))])
+        of = profile([LoopSet(rolls, np.arange(40).repeat(2))])
         low, high = evaluate.compare_profiles(of, of, rng).metrics["FNB"].loops[1:]
         inside += low <= 0.5 <= high
     assert inside >= 51  # 57 are expected, give or take 1.7
@@ -352,19 +353,6 @@ def test_the_seed_decides_all(rng: np.random.Generator, monkeypatch: pytest.Monk
     assert other["distances"]["ND"]["value"] == one["distances"]["ND"]["value"]
 
 
-def test_a_profile_does_not_depend_on_the_pieces(
-    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rolls = random_rolls(rng, 20)
-    songs = np.array([f"song {n % 6}" for n in range(20)])
-    whole = evaluate.profile([LoopSet(rolls, songs)])
-    monkeypatch.setattr(evaluate, "LOOPS_AT_A_TIME", 3)
-    pieces = evaluate.profile([LoopSet(rolls[:7], songs[:7]), LoopSet(rolls[7:], songs[7:])])
-    assert whole.n_songs == 6
-    assert whole.by_song
-    _same(whole, pieces)
-
-
 def test_few_songs_and_other_shapes_are_errors(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,13 +374,6 @@ def test_few_songs_and_other_shapes_are_errors(
     monkeypatch.setattr(evaluate, "MMD_LOOPS", 3)
     with pytest.raises(LoopError, match="nearly all loops"):
         compared(enough, enough)
-
-
-def _same(one: Profile, other: Profile) -> None:
-    np.testing.assert_array_equal(one.songs, other.songs)
-    np.testing.assert_array_equal(one.fingerprints, other.fingerprints)
-    for name, values in one.values.items():
-        np.testing.assert_array_equal(values, other.values[name])
 
 
 def _flat(tree: dict[str, Any], at: str = "") -> dict[str, float]:

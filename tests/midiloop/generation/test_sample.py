@@ -17,11 +17,11 @@ from midiloop.common import checkpoint
 from midiloop.dataset import parquet
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
-from midiloop.evaluation import sources
 from midiloop.generation import publish, sample
 from midiloop.generation.sample import GenerationRequest, Generator
 from midiloop.grid import LOOP
 from midiloop.metrics import paper
+from midiloop.mining import midi_loop
 from midiloop.models.cnn_vae import CNNVAE, CNNVAEConfig
 from midiloop.models.form_prior import FormPrior, FormPriorConfig
 from midiloop.models.layers import RollModel
@@ -235,7 +235,7 @@ def test_what_is_published_reads_back(tmp_path: Path) -> None:
     batch = next(parquet.LoopDataset(found.dataset).batches())
     assert np.array_equal(batch.rolls, rolls)
     assert (batch.tempos_bpm == 97).all()
-    read = [sources.first_loop(path) for path in sorted(found.midi.iterdir())]
+    read = [midi_loop.read(path).roll for path in sorted(found.midi.iterdir())]
     assert np.array_equal(np.stack(read), rolls)
     assert found.picture
     assert found.picture.stat().st_size > 1000

@@ -14,9 +14,8 @@ from audioloop.rendering import piece
 from handmade import BAR, END_OF_TRACK, FOUR_FOUR, STEP, TPQ, groove, smf, vlq
 from midiloop.errors import LoopError, MidiError
 from midiloop.midi import channels, score
-from midiloop.mining import extract, rules
+from midiloop.mining import extract, midi_loop, rules
 from midiloop.mining.corpus import walk
-from midiloop.plotting import gallery
 
 OPEN = extract.Settings(rules.preset("open"))
 XG = b"\0\xf0\x08\x43\x10\x4c\0\0\x7e\0\xf7"
@@ -248,7 +247,7 @@ def test_eight_bars_are_a_loop_to_vary_whatever_they_hold(tmp_path: Path) -> Non
     path.write_bytes(smf(*tracks_of()[:2], playing(1, odd, b"\0\xc1\x21")))
     with pytest.raises(MidiError, match="no_loop"):
         extract.mine("x", path.read_bytes(), OPEN)
-    assert gallery.loop_of_midi(path).any()
+    assert midi_loop.read(path, search=True).roll.any()
 
 
 def test_an_archive_in_a_folder_is_read_and_one_in_an_archive_is_named(tmp_path: Path) -> None:

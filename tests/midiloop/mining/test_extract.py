@@ -19,8 +19,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from engines import Elsewhere
 
 from handmade import BAR, TPQ, groove, note, score, smf, track
+from midiloop.common.engine import Engine, Inline
+from midiloop.common.processes import Processes
 from midiloop.dataset import parquet
 from midiloop.errors import CallError, LoopError, MidiError
 from midiloop.midi import pianoroll
@@ -63,7 +66,7 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mined(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dataset that one undisturbed worker makes of them."""
     out = tmp_path_factory.mktemp("mined") / "loops"
-    extract.run([songs], out, n_workers=1)
+    extract.run([songs], out, engine=Inline())
     return out
 
 
@@ -148,11 +151,11 @@ def test_loops_lie_in_order_with_what_they_are(songs: Path, mined: Path) -> None
     assert len(rows) == len(parquet.LoopDataset(mined))
 
 
-@pytest.mark.parametrize("n_workers", [2, 3])
-def test_any_number_of_workers_gives_the_same_bytes(
-    n_workers: int, songs: Path, mined: Path, tmp_path: Path
+@pytest.mark.parametrize("engine", [Processes(2), Processes(3), Elsewhere()])
+def test_any_engine_gives_the_same_bytes(
+    engine: Engine, songs: Path, mined: Path, tmp_path: Path
 ) -> None:
-    extract.run([songs], tmp_path / "loops", n_workers=n_workers)
+    extract.run([songs], tmp_path / "loops", engine=engine)
     assert digest(tmp_path / "loops") == digest(mined)
     assert [path.name for path in tmp_path.iterdir()] == ["loops"]
 
@@ -160,7 +163,7 @@ def test_any_number_of_workers_gives_the_same_bytes(
 def test_an_archive_gives_what_its_folder_gives(songs: Path, mined: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "songs.tar.gz", "w:gz") as archive:
         archive.add(songs, arcname=".", filter=None)
-    extract.run([tmp_path / "songs.tar.gz"], tmp_path / "loops", n_workers=2)
+    extract.run([tmp_path / "songs.tar.gz"], tmp_path / "loops", engine=Processes(2))
 
     def loops(folder: Path) -> list[tuple[str, int, str, str, bytes]]:
         batches = parquet.LoopDataset(folder).batches()
@@ -204,7 +207,7 @@ def interrupt(songs: Path, out: Path, after_files: int) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        extract.run([songs], out, n_workers=1, on_progress=stop)
+        extract.run([songs], out, engine=Processes(1), on_progress=stop)
 
 
 @pytest.mark.parametrize("n_parts", [0, 1, 2, 4])
@@ -218,7 +221,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
     process.send_signal(how)
     process.communicate(timeout=30)
     assert not out.exists() or digest(out) == digest(mined)
-    extract.run([songs], out, n_workers=1, resume=True)
+    extract.run([songs], out, engine=Processes(1), resume=True)
     assert digest(out) == digest(mined)
     assert [path.name for path in tmp_path.iterdir()] == ["loops"]
 
@@ -229,7 +232,7 @@ def test_resuming_does_not_mine_again(songs: Path, mined: Path, tmp_path: Path) 
     extract.run(
         [songs],
         tmp_path / "loops",
-        n_workers=1,
+        engine=Processes(1),
         resume=True,
         on_progress=lambda p, _: reports.append((p.files, p.resumed_files)),
     )
@@ -247,7 +250,7 @@ def test_a_part_of_other_files_is_not_taken_for_ours(
     (corpus / "0" / "aaa.mid").write_bytes(b"new")
     interrupt(corpus, tmp_path / "loops", 128)
     (corpus / "0" / "aaa.mid").unlink()
-    extract.run([corpus], tmp_path / "loops", n_workers=1, resume=True)
+    extract.run([corpus], tmp_path / "loops", engine=Processes(1), resume=True)
     assert digest(tmp_path / "loops") == digest(mined)
 
 
@@ -306,7 +309,7 @@ def test_files_that_kill_hang_or_exhaust_are_rejected_by_name(
                        ("d", b"EXHAUST"), ("e", scores.to_bytes(groove(12)))]:  # fmt: skip
         (folder / f"{name}.mid").write_bytes(data)
     monkeypatch.setattr(extract, "mine_batch", stubborn_batch)
-    result = extract.run([folder], tmp_path / "loops", n_workers=2, item_timeout_s=0.6)
+    result = extract.run([folder], tmp_path / "loops", engine=Processes(2), item_timeout_s=0.6)
     assert result.manifest["counts"]["songs"] == 2
     rejects = {
         r.file: (r.reason, r.detail) for r in parquet.LoopDataset(tmp_path / "loops").rejects()
@@ -357,7 +360,7 @@ def test_resuming_what_is_finished_says_so(songs: Path, mined: Path) -> None:
     before = digest(mined)
     assert extract.run([songs], mined, resume=True).manifest["counts"]["files"] == 601
     assert digest(mined) == before
-    with pytest.raises(CallError, match="other settings"):
+    with pytest.raises(CallError, match="made with rules 'paper', not 'open'; choose another"):
         extract.run([songs], mined, OPEN, resume=True)
 
 
@@ -367,7 +370,7 @@ def test_a_rest_of_an_earlier_run_is_neither_used_nor_lost_unasked(
     interrupt(songs, tmp_path / "loops", 64)
     with pytest.raises(CallError, match="--resume"):
         extract.run([songs], tmp_path / "loops")
-    with pytest.raises(CallError, match="other settings"):
+    with pytest.raises(CallError, match="begun with rules 'paper', not 'open'; use the same"):
         extract.run([songs], tmp_path / "loops", OPEN, resume=True)
     assert list((tmp_path / "loops.partial").glob("*.part"))
 
@@ -381,7 +384,7 @@ def test_two_runs_do_not_work_at_one_place(songs: Path, mined: Path, tmp_path: P
             extract.run([songs], tmp_path / "loops", resume=True)
         refused += 1
 
-    extract.run([songs], tmp_path / "loops", n_workers=1, on_progress=run_again)
+    extract.run([songs], tmp_path / "loops", engine=Processes(1), on_progress=run_again)
     assert refused
     assert digest(tmp_path / "loops") == digest(mined)
 
@@ -440,7 +443,7 @@ def test_somebody_else_s_folder_is_refused_and_left_as_it_was(
     precious.parent.mkdir(parents=True)
     precious.write_text('{"precious": true}')
     with pytest.raises(CallError, match="is in the way"):
-        extract.run([songs], tmp_path / "loops", n_workers=1, resume=resume)
+        extract.run([songs], tmp_path / "loops", engine=Processes(1), resume=resume)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [precious]
     assert precious.read_text() == '{"precious": true}'
 
@@ -453,8 +456,8 @@ def test_a_file_that_was_written_since_is_mined_anew(songs: Path, tmp_path: Path
     size = first.stat().st_size
     other = scores.to_bytes(groove(20, pitches=[33, 28, 36, 31]))
     first.write_bytes(other[:size].ljust(size, b"\0"))
-    extract.run([changing], tmp_path / "loops", n_workers=1, resume=True)
-    extract.run([changing], tmp_path / "whole", n_workers=1)
+    extract.run([changing], tmp_path / "loops", engine=Processes(1), resume=True)
+    extract.run([changing], tmp_path / "whole", engine=Processes(1))
     assert digest(tmp_path / "loops") == digest(tmp_path / "whole")
 
 
@@ -481,9 +484,9 @@ def test_what_a_worker_was_lost_on_is_said_and_tried_again(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(extract, "mine_batch", deadly)
-        result = extract.run([songs], tmp_path / "loops", n_workers=2)
+        result = extract.run([songs], tmp_path / "loops", engine=Processes(2))
     assert [(reject.file, reject.reason) for reject in result.lost] == [("0/003.mid", "crashed")]
-    again = extract.run([songs], tmp_path / "loops", n_workers=2, resume=True)
+    again = extract.run([songs], tmp_path / "loops", engine=Processes(2), resume=True)
     assert again.lost == []
     assert digest(tmp_path / "loops") == digest(mined)
     assert [path.name for path in tmp_path.iterdir()] == ["loops"]
@@ -517,10 +520,12 @@ def test_archives_that_are_not_opened_are_named_where_there_is_nothing_else(tmp_
         (folder / name).write_bytes(b"")
     named = "a.7z, more/b.LZH, outer.zip/inner.zip and 1 more; unpack them"
     with pytest.raises(LoopError, match=f"in: no MIDI file inside, but archives .*: {named}"):
-        extract.run([folder], tmp_path / "loops", n_workers=1)
+        extract.run([folder], tmp_path / "loops", engine=Processes(1))
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
     (folder / "z.mid").write_bytes(smf(note(0, 60) + END))
-    rejects = extract.run([folder], tmp_path / "loops", n_workers=1).manifest["counts"]["rejects"]
+    rejects = extract.run([folder], tmp_path / "loops", engine=Processes(1)).manifest["counts"][
+        "rejects"
+    ]
     assert rejects == {"unread_archive": 3, "nested_archive": 1, "no_meter": 1}
     with pytest.raises(CallError, match=r"a\.7z: an archive .* unpack it"):
         extract.run([folder / "a.7z"], tmp_path / "more")

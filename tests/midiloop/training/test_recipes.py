@@ -18,6 +18,7 @@ import torch
 from handmade import groove
 from midiloop import models
 from midiloop.common import checkpoint
+from midiloop.common.engine import Inline
 from midiloop.common.train_config import Budget
 from midiloop.dataset import tensors
 from midiloop.dataset.parquet import LoopDataset
@@ -415,7 +416,7 @@ def test_loops_on_another_grid_are_refused_before_anything_is_learned(
     for song in songs:
         song.write_bytes(score.to_bytes(groove(8)))
     settings = extract.Settings(rules.preset("open"), grid=Grid(bars=4))
-    extract.run(songs, other, settings, n_workers=1)
+    extract.run(songs, other, settings, engine=Inline())
     done = call("vq-vae", other, "-o", tmp_path / "run")
     assert done.exit_code == 1
     assert done.output.count("\n") == 1
@@ -478,7 +479,7 @@ def test_what_the_command_cannot_do_is_one_line(
 
 def test_a_split_without_loops_is_one_line_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "one.mid").write_bytes(score.to_bytes(groove(8)))
-    extract.run([tmp_path / "one.mid"], tmp_path / "loops", n_workers=1)
+    extract.run([tmp_path / "one.mid"], tmp_path / "loops", engine=Inline())
     command = [sys.executable, "-m", "midiloop_cli", "train", "cnn-vae", "loops", "-o", "run"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")

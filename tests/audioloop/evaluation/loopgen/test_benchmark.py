@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from audioloop.evaluation.loopgen import (
     tables,
     test_set,
 )
-from audioloop.evaluation.loopgen.benchmark import Job, Settings
+from audioloop.evaluation.loopgen.benchmark import Settings
 from audioloop.evaluation.loopgen.methods import (
     ALIGNED,
     CODES,
@@ -46,7 +46,9 @@ from audioloop.rendering import augment
 from audioloop.rendering.synth import SoundFont
 from audioloop.signal import beats
 from audioloop.tokens.model import Causal, Masked, TokenConfig
-from midiloop.common import checkpoint, engine
+from midiloop.common import checkpoint
+from midiloop.common.engine import CRASHED, Inline
+from midiloop.common.processes import Processes
 from midiloop.common.statistics import Interval, Paired
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
@@ -67,26 +69,13 @@ WANTED = Settings(
     seed=3,
 )
 SAMPLES, FRAME = 640 * 100, 640
-run_workers = engine.run
-
-
-def here(
-    task: Callable[[Job, Callable[[int], None]], None], jobs: Iterator[Job], **how: Any
-) -> Iterator[tuple[Job, None]]:
-    """What workers do, without any."""
-    for job in jobs:
-        task(job, how["on_tick"])
-        yield job, None
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread_and_no_workers(dataset: LoopDataset) -> Iterator[None]:
-    assert dataset  # which takes workers to mine
+def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "run", here)
-        yield
+    yield
     torch.set_num_threads(before)
 
 
@@ -111,7 +100,7 @@ def run(dataset: LoopDataset, models: dict[str, Path]) -> Run:
     """`benchmark.run`, but for what a test says."""
 
     def compared(out: Path, wanted: Settings = WANTED, **other: Any) -> BenchmarkResult:
-        said = {"codec": None, **models, **other}
+        said = {"codec": None, "engine": Inline(), **models, **other}
         return benchmark.run(said.pop("dataset", dataset), out, wanted, bundled(), **said)
 
     return compared
@@ -167,23 +156,22 @@ def test_a_run_that_goes_on_finds_what_one_in_a_piece_does(
     assert timeless(again) == timeless(whole[1])
 
 
-def test_any_number_of_workers_finds_the_same(
-    run: Run, whole: tuple[Path, BenchmarkResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_any_engine_finds_the_same(
+    run: Run, whole: tuple[Path, BenchmarkResult], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(engine, "run", run_workers)
-    assert timeless(run(tmp_path / "out", n_workers=2)) == timeless(whole[1])
+    assert timeless(run(tmp_path / "out", engine=Processes(2))) == timeless(whole[1])
 
 
 def test_items_are_added_and_one_that_kills_its_worker_is_left_out_and_named(
-    run: Run, whole: tuple[Path, BenchmarkResult], copied: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, whole: tuple[Path, BenchmarkResult], copied: Path
 ) -> None:
-    def lossy(task: Any, jobs: Iterator[Job], **how: Any) -> Iterator[tuple[Job, None]]:
-        lost = (job.without(0, "crashed") if job.number == 0 else job for job in jobs)
-        return here(task, lost, **how)
+    class Lossy(Inline):
+        def map(self, task: Any, jobs: Iterable[Any], *how: Any) -> Generator[Any, None, None]:
+            lost = (job.without(0, CRASHED) if job.number == 0 else job for job in jobs)
+            return super().map(task, lost, *how)
 
-    monkeypatch.setattr(engine, "run", lossy)
     (copied / "items" / "00000.json").unlink()
-    found = run(copied, replace(WANTED, num_loops=3), resume=True)
+    found = run(copied, replace(WANTED, num_loops=3), resume=True, engine=Lossy())
     assert found.about["lost"] == [0]
     assert [item["number"] for item in found.items] == [1, 2]
     assert found.items[0] == whole[1].items[1]
@@ -246,6 +234,7 @@ def test_pictures_are_drawn(whole: tuple[Path, BenchmarkResult], tmp_path: Path)
     assert [path.name for path in drawn] == ["seam_nats.png", "perplexity.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
     assert plots.STYLES.keys() == METHODS.keys()
+    assert [row for group in plots.GROUPS for row in group] == list(plots.STYLES)
     assert len(set(plots.STYLES.values())) == len(METHODS)
 
 
@@ -465,7 +454,7 @@ def test_a_folder_of_other_settings_is_left_alone(
     out, _ = whole
     with pytest.raises(CallError, match="exists already; go on with --resume"):
         run(out)
-    with pytest.raises(CallError, match=r"of other settings \(decode_steps\)"):
+    with pytest.raises(CallError, match=r"begun with steps .* \[2, 1, 1, 1\], not \[1,"):
         run(out, replace(WANTED, decode_steps=(1, 1, 1, 1)), resume=True)
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(CallError, match="holds something else"):

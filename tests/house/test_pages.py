@@ -1,4 +1,4 @@
-"""Every line of the README that a reader may type works as it stands, on example songs."""
+"""Every line of the README and of the guides works as it stands, on example songs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ from audioloop.tokens import pretrained
 from midiloop.generation import sample
 from paths import ROOT
 
-TEXT = (ROOT / "README.md").read_text()
+PAGES = {
+    "README": ROOT / "README.md",
+    **{path.stem: path for path in sorted((ROOT / "docs").glob("*.md"))},
+}
 # Lines that are not run, and why.
 LONG = "trains for minutes or hours"
 NOT_RUN = {
     "midiloop train": LONG,
     "midiloop reproduce": LONG,
     "midiloop evaluate loops": "the example songs are too few for intervals",
+    "midiloop evaluate run": "the same",
     "audioloop train": LONG,
     "audioloop benchmark": LONG,
     "audioloop generate --text": "downloads published models",
+    "python tests/benchmarks": "measures, and takes long",
 }
 
 # The models that ship are such runs.
@@ -35,17 +40,27 @@ RUNS = {
 }
 
 
-def blocks(language: str) -> list[str]:
+def blocks(page: Path, language: str) -> list[str]:
     """Fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-COMMANDS = [
-    line.removeprefix("$ ").partition("  #")[0].strip()
-    for block in blocks("")
-    for line in block.splitlines()
-    if line.startswith("$ ")
-]
+def commands(page: Path) -> list[str]:
+    """What stands behind a prompt."""
+    return [
+        line.removeprefix("$ ").partition("  #")[0].strip()
+        for block in blocks(page, "")
+        for line in block.splitlines()
+        if line.startswith("$ ")
+    ]
+
+
+def is_run(line: str) -> bool:
+    return not line.startswith(tuple(NOT_RUN))
+
+
+TYPED = [name for name, page in PAGES.items() if any(map(is_run, commands(page)))]
+PYTHON = [name for name, page in PAGES.items() if blocks(page, "python")]
 
 
 def sh(line: str, folder: Path) -> str:
@@ -64,9 +79,9 @@ def sh(line: str, folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the README takes as given: songs, and loops that were made of them."""
-    folder = tmp_path_factory.mktemp("desk")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what pages take as given: songs, and loops that were made of them."""
+    folder = tmp_path_factory.mktemp("songs")
     prepare = ROOT / "datasets" / "songbook" / "prepare.py"
     subprocess.run(
         [sys.executable, str(prepare), str(folder / "midi")], check=True, capture_output=True
@@ -78,17 +93,25 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def desk(songs: Path, tmp_path: Path) -> Path:
+    """A copy of that folder for one page."""
+    return shutil.copytree(songs, tmp_path / "desk")
+
+
 def test_the_lines_that_are_left_out_are_there() -> None:
-    assert len(COMMANDS) > 20
+    every = [line for page in PAGES.values() for line in commands(page)]
+    assert len(list(filter(is_run, every))) > 20
     for start in NOT_RUN:
-        assert any(line.startswith(start) for line in COMMANDS), start
+        assert any(line.startswith(start) for line in every), start
+    for start in RUNS:
+        assert any(start in line for line in every), start
 
 
-def test_every_command_runs_as_it_stands(desk: Path) -> None:
+@pytest.mark.parametrize("name", TYPED)
+def test_every_command_runs_as_it_stands(name: str, desk: Path) -> None:
     failed = []
-    for line in COMMANDS:
-        if line.startswith(tuple(NOT_RUN)):
-            continue
+    for line in filter(is_run, commands(PAGES[name])):
         if line == "audioloop refine new/midi -o refined":  # eight take a minute more than one
             for path in sorted((desk / "new" / "midi").iterdir())[1:]:
                 path.unlink()
@@ -100,11 +123,11 @@ def test_every_command_runs_as_it_stands(desk: Path) -> None:
     assert not any(failed), "\n\n".join(filter(None, failed))
 
 
-def test_every_python_line_runs_as_it_stands(desk: Path) -> None:
+@pytest.mark.parametrize("name", PYTHON)
+def test_every_python_line_runs_as_it_stands(name: str, desk: Path) -> None:
     imports = "import datasets, duckdb\nimport pandas as pd\nimport polars as pl\n"
     env = {**os.environ, "HF_HOME": str(desk / "hub"), "HF_HUB_OFFLINE": "1"}
-    assert len(blocks("python")) >= 2
-    for block in blocks("python"):
+    for block in blocks(PAGES[name], "python"):
         done = subprocess.run(
             [sys.executable, "-c", imports + block],
             cwd=desk, env=env, capture_output=True, text=True, timeout=1800,

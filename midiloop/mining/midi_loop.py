@@ -1,0 +1,106 @@
+"""The one loop that a MIDI file stands for: its first bars, or the first loop of a song.
+
+Bars and bass are those of the rules `open`: a pickup is no bar, and where no program says which
+track is the bass, its name does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from midiloop.common import files
+from midiloop.errors import CallError, LoopError, MidiError
+from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
+from midiloop.midi import pianoroll, score
+from midiloop.midi.score import Score
+from midiloop.mining import extract, rules
+from midiloop.mining.rules import Run
+
+OPEN = extract.Settings(rules.PRESETS["open"])
+
+
+class MidiLoop(NamedTuple):
+    """A loop of a MIDI file.
+
+    Attributes:
+        roll: bool (steps, columns).
+        start_bar: that it begins with, counted from 0.
+        tempo_bpm: median over its steps.
+    """
+
+    roll: Roll
+    start_bar: int
+    tempo_bpm: float
+
+
+def read(path: Path, grid: Grid = LOOP, *, search: bool = False, shorter: bool = False) -> MidiLoop:
+    """The loop of a MIDI file: the first bars of it, as many as a loop has.
+
+    Args:
+        search: in a file of any other length than a loop's, take the first loop by the rules
+            `open`.
+        shorter: where it has none, or ends before, take what there is of its first bars; otherwise
+            only a last bar may lack, or a rest that the file itself says is silent.
+
+    Raises:
+        CallError: there is no such file.
+        LoopError: it cannot be read, or has no loop.
+    """
+    name = files.printable(path)
+    if not path.is_file():
+        raise CallError(f"{name}: no such file; give a MIDI file")
+    try:
+        song = score.read(path)
+        run = _first_run(song)
+        if search and _bars_begun(song, run) != grid.bars:
+            try:
+                return _mined(path, grid)
+            except MidiError:
+                if not shorter:
+                    raise
+    except MidiError as error:
+        raise LoopError(f"{name}: {error.reason}, {error.detail}; give another file") from error
+    span = run.start_tick, song.length_ticks
+    roll = pianoroll.encode(song, grid, by_name=OPEN.rules.bass_by_name, span=span)[: grid.steps]
+    if not shorter:
+        roll = _filled_up(roll, path, run.start_tick / song.ticks_per_quarter, grid)
+    elif not len(roll):
+        raise LoopError(f"{name}: shorter than half a step; give a longer file")
+    ticks = np.arange(len(roll)) * song.ticks_per_quarter // grid.steps_per_beat + run.start_tick
+    return MidiLoop(roll, run.first_bar, float(np.median(song.tempo_bpm_at(ticks))))
+
+
+def _first_run(song: Score) -> Run:
+    """Where its first bar begins; at tick 0 in a song without bars of four quarters."""
+    found = rules.runs(song.meters, song.length_ticks, song.ticks_per_quarter, OPEN.rules)
+    return found[0] if found else Run(0, song.length_ticks, 0)
+
+
+def _bars_begun(song: Score, run: Run) -> int:
+    """How many bars it is to the last note that begins."""
+    last = max(int(track.onsets.max()) for track in song.tracks)
+    return (last - run.start_tick) // (BEATS_PER_BAR * song.ticks_per_quarter) + 1
+
+
+def _mined(path: Path, grid: Grid) -> MidiLoop:
+    """The first loop by the rules, or `MidiError`."""
+    song = extract.mine(path.name, path.read_bytes(), replace(OPEN, grid=grid))
+    roll = grid.unpack(song.rolls[0])
+    return MidiLoop(roll, int(song.start_bars[0]), float(song.tempos_bpm[0]))
+
+
+def _filled_up(roll: Roll, path: Path, start_quarters: float, grid: Grid) -> Roll:
+    """The roll with the silence that its file ends in, which a parser cuts off."""
+    n_bars, wanted = len(roll) // grid.steps_per_bar, grid.bars - 1
+    if n_bars < wanted:
+        quarters = score.end_of_tracks_quarters(path) - start_quarters
+        if quarters < BEATS_PER_BAR * wanted:
+            raise LoopError(
+                f"{files.printable(path)}: ends in bar {n_bars}, a loop has {grid.bars}; "
+                "take it out of the folder, or make it longer"
+            )
+    return np.pad(roll, ((0, grid.steps - len(roll)), (0, 0)))
