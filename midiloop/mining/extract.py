@@ -27,7 +27,7 @@ from midiloop.common import files
 from midiloop.common.engine import BETWEEN_ITEMS, CRASHED, TIMEOUT, Engine, Task, TurnTo
 from midiloop.common.processes import Processes
 from midiloop.common.resume import RunRecord
-from midiloop.dataset.records import Counts, MinedSong, Reject
+from midiloop.dataset.records import Counts, Reject, SongRecord
 from midiloop.errors import CallError, LoopError, MidiError, counted
 from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
 from midiloop.midi import pianoroll, score
@@ -136,7 +136,7 @@ def _windows(song: Score, settings: Settings) -> list[tuple[Run, Roll, NDArray[n
     return found
 
 
-def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
+def mine(file: str, data: bytes, settings: Settings) -> SongRecord:
     """The loops of one file, as the dataset stores them.
 
     Raises:
@@ -161,7 +161,7 @@ def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
         for _, roll, starts in windows
         for start in starts.tolist()
     ]
-    return MinedSong(
+    return SongRecord(
         file,
         hashlib.md5(data, usedforsecurity=False).hexdigest(),
         np.concatenate([starts + run.first_bar for run, _, starts in windows]),
@@ -192,7 +192,7 @@ class Batch:
         ruled_out = self.items[item]._replace(data=None, problem=Problem(cause, REASONS[cause]))
         return replace(self, items=(*self.items[:item], ruled_out, *self.items[item + 1 :]))
 
-    def covers(self) -> str:
+    def digest(self) -> str:
         """What the batch holds, to recognise it by: a file that was written since is another."""
         digest = hashlib.blake2b(digest_size=16)
         for item in self.items:
@@ -232,7 +232,7 @@ def mine_batch(batch: Batch, turn_to: TurnTo, *, settings: Settings, folder: Pat
             detail = f"{type(error).__name__}: {error}"
             rejects.append(Reject(item.name, "internal_error", detail))
     turn_to(BETWEEN_ITEMS)
-    partials.write(batch.part(folder), songs, rejects, batch.covers(), settings.grid)
+    partials.write(batch.part(folder), songs, rejects, batch.digest(), settings.grid)
     n_loops = sum(len(song.start_bars) for song in songs)
     return Counts(len(songs), n_loops, Counter(reject.reason for reject in rejects))
 
@@ -359,7 +359,7 @@ def _mine(
         raise LoopError(_no_midi(sources, archives))
     threads = min(engine.n_workers, MAX_SEALING_THREADS)
     whole = folder / WHOLE
-    if whole.parent.exists():  # of a run that was killed as it sealed
+    if whole.parent.exists():  # of a run that was killed as it assembled the dataset
         shutil.rmtree(whole.parent)
     whole.parent.mkdir()
     provenance = _provenance(sources, settings)
@@ -385,10 +385,10 @@ def _seal(
     grid: Grid,
     threads: int,
 ) -> dict[str, Any]:
-    from midiloop.mining.assemble import seal
+    from midiloop.mining.assemble import assemble
 
     counts = Counts(progress.songs, progress.loops, progress.rejects)
-    return seal(paths, out, provenance, counts, grid=grid, threads=threads)
+    return assemble(paths, out, provenance, counts, grid=grid, threads=threads)
 
 
 def _counts_of_part(path: Path, batch: Batch) -> Counts | None:
@@ -396,7 +396,7 @@ def _counts_of_part(path: Path, batch: Batch) -> Counts | None:
     if not path.exists():
         return None
     part = partials.read(path, 1)
-    if part.covers != batch.covers() or any(reject.reason in LOST for reject in part.rejects):
+    if part.digest != batch.digest() or any(reject.reason in LOST for reject in part.rejects):
         return None
     return part.counts()
 

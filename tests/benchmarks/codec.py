@@ -70,7 +70,7 @@ def unseen(dataset: Path, font: Path, n_loops: int) -> Iterator[Wave]:
     source = augment.loops(LoopDataset(dataset), "test")
     fonts = [synth.SoundFont(font, VARIETY.rate)]
     for number in range(n_loops):
-        samples = augment.render_circle(source, number, 0, fonts, VARIETY)
+        samples = augment.render_circular(source, number, 0, fonts, VARIETY)
         if samples.any():
             yield Wave(samples[None], VARIETY.rate)
 

@@ -17,7 +17,7 @@ from midiloop.common import checkpoint
 from midiloop.dataset import parquet
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
-from midiloop.generation import publish, sample
+from midiloop.generation import outputs, sample
 from midiloop.generation.sample import GenerationRequest, Generator
 from midiloop.grid import LOOP
 from midiloop.metrics import paper
@@ -231,7 +231,7 @@ def test_wishes_that_a_generator_cannot_fulfil() -> None:
 def test_what_is_published_reads_back(tmp_path: Path) -> None:
     rolls = sample.sample(bars_generator(), GenerationRequest(6, must=("bass",))).rolls
     rolls[:, -1, 0] = True  # so that the last bar is not silent: a parser would cut it off
-    found = publish.write(rolls, tmp_path / "out", tempo_bpm=97, seed=4, about={"run": "here"})
+    found = outputs.write(rolls, tmp_path / "out", tempo_bpm=97, seed=4, about={"run": "here"})
     batch = next(parquet.LoopDataset(found.dataset).batches())
     assert np.array_equal(batch.rolls, rolls)
     assert (batch.tempos_bpm == 97).all()
@@ -243,7 +243,7 @@ def test_what_is_published_reads_back(tmp_path: Path) -> None:
         "dataset", "loops.png", "midi",
     ]  # fmt: skip
     with pytest.raises(CallError, match="exists already"):
-        publish.write(rolls, tmp_path / "out", tempo_bpm=97, seed=4, about={"run": "here"})
+        outputs.write(rolls, tmp_path / "out", tempo_bpm=97, seed=4, about={"run": "here"})
 
 
 def save(made: Generator, folder: Path) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 from midiloop import __version__
 from midiloop.common import files, processes
 from midiloop.dataset import export
-from midiloop.dataset.records import Counts, MinedSong
+from midiloop.dataset.records import Counts, SongRecord
 from midiloop.grid import LOOP, Roll
 from midiloop.metrics import paper
 from midiloop.midi import pianoroll, score
@@ -98,11 +98,11 @@ def _write_loops(
     }
     counts = Counts(len(songs), len(songs), Counter())
     dataset = building / "dataset"
-    assemble.seal([part], dataset, provenance, counts, grid=LOOP, threads=1, by_split=False)
+    assemble.assemble([part], dataset, provenance, counts, grid=LOOP, threads=1, by_split=False)
     shutil.rmtree(building / "parts")
 
 
-def _songs(rolls: Roll, folder: Path, tempo_bpm: float, seed: int) -> list[MinedSong]:
+def _songs(rolls: Roll, folder: Path, tempo_bpm: float, seed: int) -> list[SongRecord]:
     """Write a MIDI file of each loop into a new folder, and return records for the dataset."""
     folder.mkdir()
     distances = (paper.bar_distance(rolls) * LOOP.cells_per_bar).round().astype(np.int64)
@@ -112,7 +112,7 @@ def _songs(rolls: Roll, folder: Path, tempo_bpm: float, seed: int) -> list[Mined
         midi = score.to_bytes(pianoroll.decode(roll, tempo_bpm))
         (folder / export.file_name(number, name, 0, tempo_bpm)).write_bytes(midi)
         songs.append(
-            MinedSong(
+            SongRecord(
                 name,
                 hashlib.md5(midi).hexdigest(),
                 np.zeros(1, dtype=np.int64),
