@@ -154,7 +154,7 @@ class Inpainter:
 
         Args:
             codes: int64 (1, K, T), or (n, K, T) where each way begins with other ones.
-            opened: bool (T,): frames to be made anew; or (K, T), codebook by codebook.
+            inpaint_mask: bool (T,): frames to be made anew; or (K, T), codebook by codebook.
             condition: of one loop.
 
         Returns:

@@ -84,7 +84,7 @@ def test_items_that_are_done_are_counted(engine: Engine) -> None:
 
 @pytest.mark.parametrize("engine", [Inline(), Processes(2)])
 def test_whoever_closes_the_map_ends_the_work(engine: Engine) -> None:
-    began = engine.map(Task(double, 5), [Numbers(0, (1,)), Numbers(1, (FULL_DISK,))])
+    began = engine.map(Task(double, 5), [Numbers(0, (1,)), Numbers(1, (HANG,))])
     assert next(began)[1] == [2]
     began.close()
     assert list(began) == []
