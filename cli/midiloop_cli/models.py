@@ -370,7 +370,7 @@ def evaluate(
         options.refuse("is for what a run writes, and the source is no run", "n")
     error, grid = None, parquet.LoopDataset(reference).grid
     if source and not of_run:
-        loops = sources.opened(source, split, grid)
+        loops = sources.open_source(source, split, grid)
     else:
         from midiloop.generation import sample
 

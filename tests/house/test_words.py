@@ -38,8 +38,7 @@ NAMES = {
 PROSE = {
     "told": "conditioned on", "untold": "unconditional", "unsaid": "null condition",
     "anew": "regenerated", "gaps": "masked tokens", "filler": "inpainting model",
-    "taste": "settings of sampling", "lesson": "loss weights",
-    "(?<!private )study": "training settings",
+    "taste": "settings of sampling", "lesson": "loss weights", "study": "training settings",
     "shuffling": "choice temperature", "candidates": "best of N", "doubts": "uncertainty",
     "priming": "prefix", "primed": "prefix", "played in": "warm-up frames",
     "listener": "condition embedding", "trunk": "backbone", "coder": "codec",
@@ -47,8 +46,11 @@ PROSE = {
     "takes over": "init from", "seal": "assemble", "covers": "digest", "mended": "fixed",
     "described": "metadata", "stated": "tag", "gallery": "contact sheet", "touch": "velocity",
     "goes round": "wraps around", "go round": "wrap around", "what is said": "logits",
-    "rescoring(?! weight)": "rescoring weight",
+    "rescoring": "rescoring weight",
 }  # fmt: skip
+
+# Phrases in which such a word is no jargon: a law's, and the term itself.
+PLAIN = re.compile(r"private\s+study|rescoring[\s_-]+weight", re.IGNORECASE)
 
 # Names in which such a word means something else, by the end of their path, with the reason.
 ALLOWED = {
@@ -118,10 +120,12 @@ def pages() -> list[Path]:
 def jargon(text: str) -> list[str]:
     """Words of a text that `PROSE` has others for, outside of code, links and addresses."""
     plain = re.sub(r"```.*?```|`[^`\n]*`|\]\([^)]*\)|https?://\S+", " ", text, flags=re.DOTALL)
+    plain = PLAIN.sub(" ", plain)
+    plain = " ".join(plain.split())
     return [
         f"{word!r} (say {term})"
         for word, term in PROSE.items()
-        if re.search(rf"\b{word.replace(' ', chr(92) + 's+')}\b", plain, re.IGNORECASE)
+        if re.search(rf"\b{word}\b", plain, re.IGNORECASE)
     ]
 
 

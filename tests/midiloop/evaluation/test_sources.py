@@ -29,7 +29,7 @@ def test_a_dataset_is_judged_as_the_midi_files_it_is_exported_as(
     reference = LoopSet(random_rolls(rng, 20))
     sets = [
         [LoopSet(batch.rolls) for batch in dataset.batches()],
-        sources.opened(tmp_path / "files", None),
+        sources.open_source(tmp_path / "files", None),
     ]
     of_dataset, of_files = (
         evaluate.compare_sets(loops, [reference], np.random.default_rng(0)) for loops in sets
