@@ -105,9 +105,10 @@ def train(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Train on renders of a loop dataset, each of them played otherwise.
+    """Train on renders of a loop dataset, each with a performance of its own.
 
-    codec turns sound into codes and back, masked fills gaps in codes, causal goes on with them.
+    codec encodes sound as tokens and decodes it, masked regenerates masked tokens, causal continues
+    them.
     Start it under torchrun to use several GPUs or machines.
     """
     from audioloop.codec import train as codec_train

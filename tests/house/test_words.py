@@ -43,8 +43,8 @@ PROSE = {
     "priming": "prefix", "primed": "prefix", "played in": "warm-up frames",
     "listener": "condition embedding", "trunk": "backbone", "coder": "codec",
     "coded": "encoded", "begin with": "init from", "take over": "init from",
-    "takes over": "init from", "seal": "assemble", "covers": "digest", "mended": "fixed",
-    "described": "metadata", "stated": "tag", "gallery": "contact sheet", "touch": "velocity",
+    "seal": "assemble", "covers": "digest", "mended": "fixed",
+    "described": "metadata", "gallery": "contact sheet", "touch": "velocity",
     "goes round": "wraps around", "go round": "wrap around", "what is said": "logits",
     "rescoring": "rescoring weight",
 }  # fmt: skip

@@ -400,7 +400,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "another seed": ({"settings": replace(SETTINGS, seed=1)}, "seed 0, not 1"),
     "another recipe": (
         {"recipe": replace(RECIPE, without_program=0.5)},
-        "without program 0.12, not 0.5",
+        "without_program 0.12, not 0.5",
     ),
     "another precision": (
         {"settings": replace(SETTINGS, precision="bfloat16")},

@@ -493,7 +493,7 @@ def test_finer_codebooks_may_be_cooler() -> None:
         (DecodeConfig(steps=(3, 3)), "steps of 4 codebooks"),
         (DecodeConfig(steps=(3, 3, 0, 3)), "steps of 4 codebooks"),
         (DecodeConfig(span=51), "in spans of 51"),
-        (DecodeConfig(span=0), "by spans of 0"),
+        (DecodeConfig(span=0), "in spans of 0"),
         (DecodeConfig(spans="both"), "there are nonoverlap and stride1"),  # type: ignore[arg-type]
         (DecodeConfig(top_p=1.1), "top-p 1.1"),
         (DecodeConfig(temperature=-1), "temperature -1"),
