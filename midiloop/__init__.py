@@ -1,4 +1,4 @@
-"""midiloop: mine loops out of MIDI, learn to write new ones.
+"""midiloop: mine loops from MIDI files, train models on them, generate new ones.
 
 The pipeline is one module a stop: `corpus`, `score`, `pianoroll`, `rules`, `extract`, `store`;
 `metrics` and `plot` look at what came out. Import them by name::

@@ -172,11 +172,11 @@ def load(name: str, device: torch.device | None = None) -> EnCodec:
         sizes = hub.sizes(Sizes, about, name, "EnCodec", FITTING)
         values = {field.name: getattr(sizes, field.name) for field in fields(sizes)}
         values = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
-        with hub.made_of_config(name, "EnCodec", FITTING):
+        with hub.building_from_config(name, "EnCodec", FITTING):
             config = transformers.EncodecConfig(**values)
             _check_fits(config, name)
         _check_room(config, weights, name)
-        with hub.made_of_config(name, "EnCodec", FITTING):
+        with hub.building_from_config(name, "EnCodec", FITTING):
             codec = EnCodec(transformers.EncodecModel(config))
             _probe(codec)
         _fill(codec.model, weights)
@@ -234,7 +234,7 @@ def _check_room(config: Any, path: Path, name: str) -> None:
     Names are not compared, as normed weights have two; `_fill` compares what is in them.
     """
     transformers = hub.transformers("EnCodec needs")
-    with hub.made_of_config(name, "EnCodec", FITTING):
+    with hub.building_from_config(name, "EnCodec", FITTING):
         if config.num_quantizers > MAX_CODEBOOKS:
             raise ValueError(f"more than {MAX_CODEBOOKS} codebooks")
         with checkpoint.shapes_alone():

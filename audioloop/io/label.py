@@ -1,4 +1,4 @@
-"""What a loop's file says of it: one record, of which chunks, tags and file names are made."""
+"""The label of a loop: one record, from which chunks, tags and file names are made."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def _plain(text: str) -> str:
 
 
 def decimal(value: float) -> str:
-    """As short as it can be said: "120", "98.5", "122.99995"."""
+    """The shortest decimal of a number: "120", "98.5", "122.99995"."""
     return f"{value:.6f}".rstrip("0").rstrip(".")
 
 

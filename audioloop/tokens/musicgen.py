@@ -111,12 +111,12 @@ def load(name: str, device: torch.device | None = None) -> MusicGen:
         sizes = hub.sizes(Sizes, about, name, "MusicGen", FITTING)
         if sizes.audio_channels != 1:
             raise LoopError(f"{name}: a MusicGen of more than one channel; {FITTING}")
-        with hub.made_of_config(name, "MusicGen", FITTING):
+        with hub.building_from_config(name, "MusicGen", FITTING):
             config = transformers.MusicgenDecoderConfig(**asdict(sizes))
             with checkpoint.shapes_alone():
                 fresh = transformers.MusicgenForCausalLM(config).state_dict()
         _check(fresh, folder, prefix)
-        with hub.made_of_config(name, "MusicGen", FITTING):
+        with hub.building_from_config(name, "MusicGen", FITTING):
             model = transformers.MusicgenForCausalLM(config)
         _fill(model, folder, prefix)
     return MusicGen(model.to(device or torch.device("cpu")))

@@ -160,7 +160,7 @@ class _NoDraws(TorchFunctionMode):
 
 @contextmanager
 def shapes_alone() -> Iterator[None]:
-    """Models that are built within take no memory, whatever their config says, and hold nothing."""
+    """Within this context, models are built on the meta device: they have shapes and no memory."""
     with torch.device("meta"), _NoDraws():
         yield
 
@@ -194,7 +194,7 @@ def _check_unchanged(path: Path, about: Mapping[str, Any]) -> None:
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor], remedy: str = REMEDY) -> None:
-    """Raise `LoopError` for weights that are infinite, or no numbers."""
+    """Raise `LoopError` for weights that are not finite."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise LoopError(

@@ -56,11 +56,10 @@ class Step(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """What a batch comes to.
+    """Losses of a batch.
 
     Attributes:
-        minimise: what each network is to make small, by its name, (). Networks that are in none
-            stand still.
+        minimise: the loss of each network, by its name, (). Networks without one are not trained.
         terms: name to (), detached, for the log.
     """
 

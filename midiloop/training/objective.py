@@ -24,7 +24,7 @@ ORDER, SHIFTS, NOISE = 1, 2, 3  # what random numbers of a step are for; noise d
 
 
 class Objective(nn.Module):
-    """What is trained: a model of rolls, or one of the codes that a frozen codec makes of them."""
+    """A model and its loss: of rolls, or of their codes by a frozen VQ-VAE."""
 
     def __init__(self, model: Model, codec: VQVAE | None = None) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Piece(NamedTuple):
 
 
 class LoopTask(Task):
-    """A model of loops, as the `Trainer` takes it.
+    """A model of loops as a task of the `Trainer`.
 
     Args:
         kind: of the model, see `models.KINDS`.

@@ -1,4 +1,4 @@
-"""What ``midiloop train`` does: a model, or a VQ-VAE and then the prior of its codes.
+"""Recipes of ``midiloop train``: a model, or a VQ-VAE and then the prior of its codes.
 
 A run is a folder with one checkpoint a stage: ``RUN/vq-vae`` and ``RUN/prior``, or ``RUN/cnn-vae``.
 """
@@ -210,7 +210,7 @@ def run_stages(
 def _check_start(
     chosen: Sequence[Stage], dataset: LoopDataset, out: Path, *, resume: bool, events: bool
 ) -> None:
-    """Raise what would go wrong hours later, while nothing is lost yet."""
+    """Raise errors early that would occur hours later."""
     name = files.printable(out)
     if os.path.lexists(out) and not out.is_dir():
         raise CallError(f"{name}: a file; give the name of a folder")
