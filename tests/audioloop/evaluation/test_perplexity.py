@@ -193,11 +193,11 @@ def test_many_places_are_as_each_by_itself() -> None:
 @pytest.mark.parametrize(
     ("codes", "words"),
     [
-        (drawn(9)[:2], r"expected codes \(3, frames\), got \(2, 9\)"),
+        (drawn(9)[:2], r"expected tokens \(3, frames\), got \(2, 9\)"),
         (drawn(9)[None], r"got \(1, 3, 9\)"),
         (drawn(9)[:, :0], r"got \(3, 0\)"),
         (drawn(9) + SIZE, "the model's are from 0 to 11; they are of another codec"),
-        (drawn(9) - SIZE, "codes from -"),
+        (drawn(9) - SIZE, "tokens from -"),
     ],
     ids=["books", "batch", "empty", "high", "low"],
 )
@@ -441,7 +441,7 @@ def test_without_it_no_torch_is_loaded(folder: Path) -> None:
 def test_a_model_of_another_codec_is_one_line(folder: Path) -> None:
     code, out, err = seam_of(str(folder / "four.wav"), *ears(folder, "stranger"))
     assert (code, out) == (1, "")
-    assert err.startswith("audioloop: error: the model has learned the codes of another codec")
+    assert err.startswith("audioloop: error: the model was trained on the tokens of another codec")
     assert err.count("\n") == 1
 
 

@@ -89,7 +89,7 @@ def test_what_comes_back_is_as_long_as_what_went_in_and_says_its_tempo(
         assert back.tempo_bpm == pytest.approx(123.4, abs=1e-4)
         assert back.bars == 2
     assert "2 channels mixed to one" in done.stdout
-    assert "44,100 Hz, heard at 32,000" in done.stdout
+    assert "44,100 Hz, resampled to 32,000" in done.stdout
     assert "2 kbit/s" not in done.stdout  # that of this codec is another
     assert "1 kbit/s" in done.stdout
 
