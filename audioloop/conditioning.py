@@ -1,7 +1,7 @@
-"""What a model of codes may know of a loop: its notes, its beat, and what plays them.
+"""Conditioning of the token models: a loop's notes, beat, drum kit and bass.
 
-Notes and beat are told frame by frame, and rotate with the loop; drum kit and bass are told once.
-Each of them may be left unsaid.
+Notes and beat are given per frame, and rotate with the loop. Drum kit and bass are given once.
+Each of them may be null (unconditional).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from midiloop.errors import LoopError
 from midiloop.grid import BEATS_PER_BAR, LOOP, Roll
 
 STEPS_PER_BEAT = LOOP.steps_per_bar // BEATS_PER_BAR
-NULL_PROGRAM = 128  # of kits and basses, which are General MIDI programs from 0 to 127
+NULL_PROGRAM = 128  # null condition of kit and bass, which are General MIDI programs from 0 to 127
 PROGRAMS = NULL_PROGRAM + 1
-NOTES = LOOP.columns + 2  # the roll, a bass note's beginning, and that notes are told
-BEAT = 6  # where a frame is within step and beat, the tempo, and that they are told
+NOTES = LOOP.columns + 2  # the roll, onsets of the bass, and a flag: conditioned on notes
+BEAT = 6  # phase within step and beat, time since the step, tempo
 CHANNELS = NOTES + BEAT
 REFERENCE_BPM = 120.0
 
 
 class ConditioningTensors(NamedTuple):
-    """What is told of loops that have as many frames as each other.
+    """Conditioning of a batch of loops of the same number of frames.
 
     Attributes:
-        frames: float32 (B, 101, T): notes and beat; zeros where they are not told.
-        kit, bass: int64 (B,): programs, or `UNSAID`.
+        frames: float32 (B, 101, T): notes and beat; zeros are the null condition.
+        kit, bass: int64 (B,): General MIDI programs, or `NULL_PROGRAM`.
     """
 
     frames: Tensor
@@ -41,35 +41,35 @@ class ConditioningTensors(NamedTuple):
 
     @property
     def notes(self) -> bool:
-        """Whether notes of any of the loops are told, be they rests."""
+        """Whether any of the loops is conditioned on notes, even if they are all rests."""
         return bool(self.frames[:, NOTES - 1].any())
 
     def to(self, device: torch.device) -> ConditioningTensors:
-        """The same on a device."""
+        """Copy to a device."""
         return ConditioningTensors(*(tensor.to(device) for tensor in self))
 
-    def silent(self) -> ConditioningTensors:
-        """Nothing is told."""
-        unsaid = torch.full_like(self.kit, NULL_PROGRAM)
-        return ConditioningTensors(torch.zeros_like(self.frames), unsaid, unsaid)
+    def null(self) -> ConditioningTensors:
+        """The null condition of as many loops and frames."""
+        programs = torch.full_like(self.kit, NULL_PROGRAM)
+        return ConditioningTensors(torch.zeros_like(self.frames), programs, programs)
 
     def repeated(self, n: int) -> ConditioningTensors:
-        """Each of the loops ``n`` times in a row."""
+        """Repeat each of the loops ``n`` times in a row."""
         return ConditioningTensors(*(tensor.repeat_interleave(n, 0) for tensor in self))
 
-    def taken(self, places: Tensor) -> ConditioningTensors:
-        """At some frames (T,), modulo the loop."""
-        return self._replace(frames=self.frames[..., places % self.frames.shape[-1]])
+    def at(self, frames: Tensor) -> ConditioningTensors:
+        """Select frames by their indices (T,), modulo the loop."""
+        return self._replace(frames=self.frames[..., frames % self.frames.shape[-1]])
 
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What is told of one loop.
+    """Conditioning of one loop. None is the null condition.
 
     Attributes:
-        roll: bool (steps, 93); None says nothing of notes.
-        steps: sixteenths of the loop; None says nothing of the beat.
-        kit, bass: programs, from 0.
+        roll: bool (steps, 93): the notes.
+        steps: length of the loop in sixteenths; it gives the beat and the tempo.
+        kit, bass: General MIDI programs, from 0 to 127.
     """
 
     roll: Roll | None = None
@@ -78,7 +78,7 @@ class Conditioning:
     bass: int | None = None
 
     def __post_init__(self) -> None:
-        """Raise `LoopError` unless all fit together."""
+        """Raise `LoopError` for values out of range, or a roll that is not as long as its steps."""
         if self.steps is not None and self.steps < 1:
             raise LoopError(f"a loop of {self.steps} sixteenths; give 1 or more")
         if self.roll is not None and (
@@ -93,7 +93,7 @@ class Conditioning:
                 raise LoopError(f"program {program} is not from 0 to {NULL_PROGRAM - 1}")
 
     def on(self, n_frames: int, frames_per_s: float) -> ConditioningTensors:
-        """For a ring of so many frames."""
+        """Tensors for one loop of ``n_frames`` frames, as a batch of 1."""
         frames = np.zeros((CHANNELS, n_frames), np.float32)
         if self.steps is not None:
             place = (np.arange(n_frames) + 0.5) * (self.steps / n_frames)  # in sixteenths
@@ -121,5 +121,5 @@ def _beat(place: NDArray[np.floating[Any]], step_s: float) -> NDArray[Any]:
 
 
 def stack(conditions: list[ConditioningTensors]) -> ConditioningTensors:
-    """Several of as many frames as one."""
+    """Concatenate batches whose loops have the same number of frames."""
     return ConditioningTensors(*(torch.cat(tensors) for tensors in zip(*conditions, strict=True)))

@@ -1,4 +1,4 @@
-"""What published models have in common: transformers, and files in a folder or on Hugging Face.
+"""Access to published models: transformers, and files in a folder or on Hugging Face.
 
 A name there may say which revision is meant, as in ``facebook/encodec_32khz@COMMIT``.
 """
@@ -32,8 +32,8 @@ def transformers(who: str) -> ModuleType:
 
 
 @contextmanager
-def made_of_config(name: str, kind: str, fitting: str) -> Iterator[None]:
-    """Whatever goes wrong with what a ``config.json`` says, within, is a `LoopError`."""
+def building_from_config(name: str, kind: str, fitting: str) -> Iterator[None]:
+    """Turn errors of building a model from ``config.json`` into a `LoopError`."""
     errors = importlib.import_module("huggingface_hub.errors")
     try:
         yield
@@ -98,7 +98,7 @@ def at(name: str) -> tuple[str, str | None]:
 
 @contextmanager
 def _reached(name: str, wanted: str, fitting: str) -> Iterator[ModuleType]:
-    """Hugging Face's library; whatever goes wrong within is told in one line."""
+    """Hugging Face's library; its errors become one line."""
     try:
         hub = importlib.import_module("huggingface_hub")
         errors = importlib.import_module("huggingface_hub.errors")

@@ -1,4 +1,4 @@
-"""midiloop: mine loops out of MIDI, learn to write new ones.
+"""midiloop: mine loops from MIDI files, train models on them, generate new ones.
 
 What is used most stands at the top, and is loaded as it is first used:
 

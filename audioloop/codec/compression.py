@@ -1,9 +1,9 @@
-"""Loops as codes and back, whatever the codec: the way between a wave and a ring of frames.
+"""Encoding and decoding of loops, with any codec.
 
-A loop is seldom a whole number of codec frames long. So its one round is resampled to the nearest
-whole number of them before it is coded, under half a frame (0.06 % of 16 s), and back to its own
-number of samples after it was decoded: any tempo and any number of bars come out exact. Nothing
-else in the package rounds frames.
+A loop is seldom a whole number of codec frames long. So it is resampled to the nearest whole number
+of frames before encoding: a change of under half a frame, 0.06 % of 16 s. After decoding it is
+resampled to its own number of samples, so any tempo and any number of bars come out exact. No other
+module rounds frames.
 """
 
 from __future__ import annotations
@@ -28,56 +28,56 @@ KINDS = {KIND: Kind(Codec, CodecConfig)}
 
 
 class TokenFormat(Protocol):
-    """What a coder's codes look like."""
+    """The shape of a codec's tokens."""
 
     @property
     def rate(self) -> int:
-        """Samples a second."""
+        """Sample rate, in Hz."""
 
     @property
     def frame(self) -> int:
-        """Samples of a code."""
+        """Samples of a frame."""
 
     @property
     def codebooks(self) -> int:
-        """Codes of a frame."""
+        """Tokens of a frame."""
 
     @property
     def codebook_size(self) -> int:
-        """Codes are from 0 to one less."""
+        """Number of different tokens; they are from 0 to one less."""
 
 
 class CompressionModel(Protocol):
-    """A codec: `codec_model.Codec`, or a published one."""
+    """A codec: `audioloop.codec.model.Codec`, or a published one."""
 
     @property
     def config(self) -> TokenFormat:
-        """What its codes look like."""
+        """The shape of its tokens."""
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors have to be."""
+        """The device that its inputs have to be on."""
 
     def encode(self, wave: Tensor, *, circular: bool) -> Tensor:
-        """Waves (B, 1, frame · T) to latents (B, L, T)."""
+        """Encode waves (B, 1, frame · T) as latents (B, L, T)."""
 
     def quantize(self, latent: Tensor) -> Tensor:
-        """Latents (B, L, T) to codes int64 (B, K, T)."""
+        """Quantise latents (B, L, T) to tokens, int64 (B, K, T)."""
 
     def dequantize(self, codes: Tensor) -> Tensor:
-        """Codes (B, K, T) to latents (B, L, T)."""
+        """Look up the latents (B, L, T) of tokens (B, K, T)."""
 
     def decode(self, latent: Tensor, *, circular: bool) -> Tensor:
-        """Latents (B, L, T) to waves (B, 1, frame · T)."""
+        """Decode latents (B, L, T) to waves (B, 1, frame · T)."""
 
 
 class EncodedWave(NamedTuple):
-    """A wave as a coder sees it.
+    """An encoded wave.
 
     Attributes:
         latent: float32 (1, L, T).
-        codes: int64 (1, K, T).
-        n_samples, rate: of the wave itself.
+        codes: int64 (1, K, T) tokens.
+        n_samples, rate: of the wave before it was resampled.
     """
 
     latent: Tensor
@@ -87,14 +87,14 @@ class EncodedWave(NamedTuple):
 
 
 def load(folder: Path | None = None, device: torch.device | None = None) -> Codec:
-    """The codec of a run, or the one that ships.
+    """Load the codec of a run; None: the one that ships.
 
     >>> import audioloop
     >>> audioloop.load_codec().config.rate
     32000
 
     Raises:
-        LoopError: the folder holds no codec, or a damaged one.
+        LoopError: the folder has no codec, or a damaged one.
     """
     codec, _, _ = checkpoint.load_any(folder or SHIPPED, KINDS, device)
     assert isinstance(codec, Codec)  # the only kind there is
@@ -102,16 +102,16 @@ def load(folder: Path | None = None, device: torch.device | None = None) -> Code
 
 
 def fingerprint(*modules: nn.Module) -> str:
-    """A short name for the weights of some modules."""
+    """Digest of the weights of some modules, as hexadecimal digits."""
     weights = (tensor for module in modules for tensor in module.state_dict().values())
     return hashlib.md5(b"".join(tensor.cpu().numpy().tobytes() for tensor in weights)).hexdigest()
 
 
 def n_frames(n_samples: int, rate: int, shape: TokenFormat) -> int:
-    """Frames of a loop: the nearest whole number of them.
+    """Frames of a loop, rounded to the nearest whole number.
 
     Raises:
-        LoopError: it is shorter than a frame.
+        LoopError: the loop is shorter than a frame.
     """
     frames = n_samples / rate * shape.rate / shape.frame
     if frames < 1:
@@ -123,57 +123,57 @@ def n_frames(n_samples: int, rate: int, shape: TokenFormat) -> int:
 
 
 def to_frames(wave: Wave, shape: TokenFormat) -> Tensor:
-    """A loop as a coder hears it: float32 (1, 1, frame · T), its channels mixed to one.
+    """Resample a loop to whole frames, in mono: float32 (1, 1, frame · T).
 
     Raises:
-        LoopError: it is shorter than a frame, or has samples that are no numbers.
+        LoopError: the loop is shorter than a frame, or has samples that are not finite.
     """
     frames = n_frames(len(wave), wave.rate, shape)
     if not np.isfinite(wave.samples).all():
-        raise LoopError("samples that are no numbers; export it again")
+        raise LoopError("samples that are not finite; export it again")
     mono = wave.samples.mean(0, keepdims=True, dtype=np.float32)
     return torch.from_numpy(stretch(mono, frames * shape.frame))[None]
 
 
 def from_frames(samples: Tensor, n_samples: int, rate: int) -> Wave:
-    """Undo `onto_ring`: (1, 1, frame · T) to a mono wave of exactly ``n_samples``."""
+    """Undo `to_frames`: resample (1, 1, frame · T) to a mono wave of exactly ``n_samples``."""
     return Wave(stretch(samples[0].detach().cpu().float().numpy(), n_samples), rate)
 
 
 @torch.inference_mode()
-def encode(wave: Wave, coder: CompressionModel, *, circular: bool = True) -> EncodedWave:
-    """The latent and the codes of a loop, or of a wave with ends.
+def encode(wave: Wave, codec: CompressionModel, *, circular: bool = True) -> EncodedWave:
+    """Encode a loop, or a wave with ends (``circular=False``).
 
     Raises:
-        LoopError: see `onto_ring`.
+        LoopError: see `to_frames`.
     """
-    ring = to_frames(wave, coder.config).to(coder.device)
-    latent = coder.encode(ring, circular=circular)
-    return EncodedWave(latent, coder.quantize(latent), len(wave), wave.rate)
+    ring = to_frames(wave, codec.config).to(codec.device)
+    latent = codec.encode(ring, circular=circular)
+    return EncodedWave(latent, codec.quantize(latent), len(wave), wave.rate)
 
 
 @torch.inference_mode()
-def decode(latent: Tensor, coder: CompressionModel, n_samples: int, rate: int) -> Wave:
-    """The wave (1, ``n_samples``) of a ring's latent (1, L, T)."""
-    return from_frames(coder.decode(latent.to(coder.device), circular=True), n_samples, rate)
+def decode(latent: Tensor, codec: CompressionModel, n_samples: int, rate: int) -> Wave:
+    """Decode the latent (1, L, T) of a loop to a mono wave of ``n_samples``."""
+    return from_frames(codec.decode(latent.to(codec.device), circular=True), n_samples, rate)
 
 
 @torch.inference_mode()
-def dequantize(codes: Tensor, coder: CompressionModel) -> Tensor:
-    """The latent (1, L, T) of codes (1, K, T), of the first K codebooks.
+def dequantize(codes: Tensor, codec: CompressionModel) -> Tensor:
+    """Latent (1, L, T) of the tokens (1, K, T) of the first K codebooks.
 
     Raises:
-        CallError: there are more rows than codebooks, or codes that are in none.
+        CallError: there are more rows than codebooks, or tokens out of range.
     """
-    shape = coder.config
+    shape = codec.config
     if codes.dim() != 3 or not 1 <= codes.shape[1] <= shape.codebooks or not codes.shape[2]:
         raise CallError(
-            f"expected codes (1, up to {shape.codebooks}, frames), got {tuple(codes.shape)}"
+            f"expected tokens (1, up to {shape.codebooks}, frames), got {tuple(codes.shape)}"
         )
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= shape.codebook_size:
         raise CallError(
-            f"codes from {low} to {high}, and this codec's are from 0 to "
+            f"tokens from {low} to {high}, but this codec's are from 0 to "
             f"{shape.codebook_size - 1}; they are of another codec"
         )
-    return coder.dequantize(codes.to(coder.device))
+    return codec.dequantize(codes.to(codec.device))

@@ -1,7 +1,7 @@
-"""Critics of sound: small networks that tell decoded spectra from real ones.
+"""Discriminators of decoded and real spectra, at several resolutions.
 
-Those of EnCodec (Défossez et al. 2022, section 3.4) look at complex spectra of several resolutions;
-these are smaller, and their spectra are compressed so that what is soft counts as well.
+As those of EnCodec (Défossez et al. 2022, section 3.4) they see complex spectra. They are smaller,
+and magnitudes are compressed so that soft parts count as well.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ LEAK = 0.2
 
 
 class DiscriminatorOutput(NamedTuple):
-    """What one critic finds.
+    """Output of one discriminator.
 
     Attributes:
-        score: (B, 1, bins, places), above 0 for real.
-        features: activations on the way there.
+        score: (B, 1, bins, frames), above 0 for real.
+        features: activations of its layers.
     """
 
     score: Tensor
@@ -47,7 +47,7 @@ class Discriminator(nn.Module):
         self.out = nn.Conv2d(2 * channels, 1, 3, padding=(1, 0))
 
     def forward(self, wave: Tensor, *, circular: bool) -> DiscriminatorOutput:
-        """Waves (B, 1, samples)."""
+        """Score waves (B, 1, samples)."""
         x = compressed(wave.squeeze(1), self.window, circular=circular)
         features = []
         for layer in self.layers:
@@ -57,7 +57,7 @@ class Discriminator(nn.Module):
 
 
 def compressed(x: Tensor, window: int, *, circular: bool) -> Tensor:
-    """Spectra of waves (B, samples), magnitudes to the power of 0.3: (B, 2, bins, places)."""
+    """Spectra of waves (B, samples), magnitudes to the power of 0.3: (B, 2, bins, frames)."""
     spectra = transform(x, window, circular=circular)
     parts = torch.stack([spectra.real, spectra.imag], 1)
     power = parts.square().sum(1, keepdim=True) + 1e-8
@@ -65,19 +65,19 @@ def compressed(x: Tensor, window: int, *, circular: bool) -> Tensor:
 
 
 class MultiResolutionDiscriminator(nn.Module):
-    """One critic for each resolution."""
+    """One discriminator for each resolution."""
 
     def __init__(self, channels: int = 16) -> None:
         super().__init__()
         self.critics = nn.ModuleList(Discriminator(window, channels) for window in WINDOWS)
 
     def forward(self, wave: Tensor, *, circular: bool) -> list[DiscriminatorOutput]:
-        """Waves (B, 1, samples), to what each critic finds."""
+        """Score waves (B, 1, samples) by each discriminator."""
         return [critic(wave, circular=circular) for critic in self.critics]
 
 
 def discriminator_loss(real: list[DiscriminatorOutput], fake: list[DiscriminatorOutput]) -> Tensor:
-    """Hinge loss, (): 0 where real scores at least 1 and fake at most −1."""
+    """Hinge loss of the discriminators, (): 0 where real scores at least 1 and fake at most −1."""
     losses = [
         F.relu(1 - r.score).mean() + F.relu(1 + f.score).mean()
         for r, f in zip(real, fake, strict=True)
@@ -86,17 +86,17 @@ def discriminator_loss(real: list[DiscriminatorOutput], fake: list[Discriminator
 
 
 def generator_loss(fake: list[DiscriminatorOutput]) -> Tensor:
-    """What a decoder lowers to be taken for real, ()."""
+    """Hinge loss of the decoder, (): 0 where fake scores at least 1."""
     return torch.stack([F.relu(1 - f.score).mean() for f in fake]).mean()
 
 
 def feature_matching_loss(
     real: list[DiscriminatorOutput], fake: list[DiscriminatorOutput]
 ) -> Tensor:
-    """Mean difference of activations over their own size, (): 0 for equal waves."""
-    gaps = [
+    """Relative mean difference of activations, (): 0 for equal waves."""
+    distances = [
         (a - b).abs().mean() / a.abs().mean().clamp(min=1e-3)
         for r, f in zip(real, fake, strict=True)
         for a, b in zip(r.features, f.features, strict=True)
     ]
-    return torch.stack(gaps).mean()
+    return torch.stack(distances).mean()

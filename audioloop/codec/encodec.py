@@ -1,16 +1,15 @@
-"""A published EnCodec to compare with, by way of transformers: a `CompressionModel`.
+"""Published EnCodecs as a `CompressionModel`, by transformers.
 
-EnCodec (Défossez et al. 2022, *High Fidelity Neural Audio Compression*, section 3) is a ladder of
-strided convolutions with an LSTM at its end, a residual quantiser, and the same ladder back. An
-LSTM has to start somewhere, so none of it can be closed to a circle. A loop is tiled and cropped
-instead::
+EnCodec (Défossez et al. 2022, *High Fidelity Neural Audio Compression*, section 3) is a stack of
+strided convolutions with an LSTM at its end, a residual quantiser, and a mirrored decoder. An LSTM
+has a first step, so the network cannot be circular. A loop is tiled and cropped instead::
 
-    … g h | a b c d e f g h | a b …     tile: the loop goes on as it would, on both sides
-    run it as a line
-          | a b c d e f g h |           crop: what heard the ends of the line is dropped
+    … g h | a b c d e f g h | a b …     tile: repeat the loop on both sides
+    run the network, with ends
+          | a b c d e f g h |           crop: drop what is near the ends
 
-What is kept has heard at least `CONTEXT_S` of the loop around it, more than one round if the loop
-is shorter. So it commutes with rotation as far as the LSTM has forgotten what was before that.
+The kept frames have at least `CONTEXT_S` of context on either side, more than one pass if the loop
+is shorter. So it commutes with rotation as far as the LSTM has forgotten what was before.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ class EnCodecConfig:
 
     @property
     def context_frames(self) -> int:
-        """How far a loop goes on at each side before it is run: 100 frames at 32 kHz."""
+        """Frames of padding on each side: 100 at 32 kHz."""
         return math.ceil(CONTEXT_S * self.rate / self.frame)
 
 
@@ -156,7 +155,7 @@ def load(name: str, device: torch.device | None = None) -> EnCodec:
     """A published EnCodec, in evaluation mode.
 
     Its two files are read here and not by ``from_pretrained``, which a config can lead to a
-    pickle even where it was told to use safetensors, and which fills in weights that are missing.
+    pickle even with ``use_safetensors``, and which initialises missing weights at random.
 
     Args:
         name: a folder with ``config.json`` and ``model.safetensors``, or a name on Hugging Face.
@@ -173,11 +172,11 @@ def load(name: str, device: torch.device | None = None) -> EnCodec:
         sizes = hub.sizes(Sizes, about, name, "EnCodec", FITTING)
         values = {field.name: getattr(sizes, field.name) for field in fields(sizes)}
         values = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
-        with hub.made_of_config(name, "EnCodec", FITTING):
+        with hub.building_from_config(name, "EnCodec", FITTING):
             config = transformers.EncodecConfig(**values)
             _check_fits(config, name)
         _check_room(config, weights, name)
-        with hub.made_of_config(name, "EnCodec", FITTING):
+        with hub.building_from_config(name, "EnCodec", FITTING):
             codec = EnCodec(transformers.EncodecModel(config))
             _probe(codec)
         _fill(codec.model, weights)
@@ -214,7 +213,7 @@ def _check_fits(config: Any, name: str) -> None:
     """Raise `LoopError` for what cannot be tiled and cropped as one channel."""
     odd = {
         "of more than one channel": config.audio_channels != 1,
-        "that levels what it hears": config.normalize or config.norm_type != "weight_norm",
+        "that normalises its input": config.normalize or config.norm_type != "weight_norm",
         "that works in chunks": config.chunk_length_s is not None,
     }
     found = [what for what, there in odd.items() if there]
@@ -235,7 +234,7 @@ def _check_room(config: Any, path: Path, name: str) -> None:
     Names are not compared, as normed weights have two; `_fill` compares what is in them.
     """
     transformers = hub.transformers("EnCodec needs")
-    with hub.made_of_config(name, "EnCodec", FITTING):
+    with hub.building_from_config(name, "EnCodec", FITTING):
         if config.num_quantizers > MAX_CODEBOOKS:
             raise ValueError(f"more than {MAX_CODEBOOKS} codebooks")
         with checkpoint.shapes_alone():

@@ -52,7 +52,7 @@ class EncodedLoop(NamedTuple):
 
     Attributes:
         codes: int64 (K, T).
-        told: its notes and what plays them.
+        conditioning: its notes and what plays them.
     """
 
     codes: Tensor

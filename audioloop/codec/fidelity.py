@@ -1,8 +1,8 @@
-"""How near a decoded wave is to the original, by the measures that papers print.
+"""Metrics of a decoded wave against the original.
 
-All take mono waves of one length. `si_sdr_db`, `stft_distance` and `mel_distance` are those of
-Table 5 of the Stable Audio paper (Evans et al. 2024): what the library auraloss (Steinmetz and
-Reiss 2020) gives with its defaults.
+All take mono waves of the same length. `si_sdr_db`, `stft_distance` and `mel_distance` are those of
+Table 5 of the Stable Audio paper (Evans et al. 2024), equal to the library auraloss (Steinmetz and
+Reiss 2020) with its defaults.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ def stft_distance(found: Mono, wanted: Mono) -> float:
     0 for equal waves, without upper bound. Yamamoto et al. 2020, equations 4 to 6.
     """
     ours, theirs = torch.from_numpy(found), torch.from_numpy(wanted)
-    gaps = [
-        _gap(_magnitudes(ours, *resolution), _magnitudes(theirs, *resolution))
+    distances = [
+        _distance(_magnitudes(ours, *resolution), _magnitudes(theirs, *resolution))
         for resolution in RESOLUTIONS
     ]
-    return float(np.mean(gaps))
+    return float(np.mean(distances))
 
 
 def mel_distance(found: Mono, wanted: Mono, rate: int) -> float:
-    """The same of 128 mel bands at one resolution: 0 for equal waves, without upper bound."""
+    """The distance of 128 mel bands at one resolution: 0 for equal waves, without upper bound."""
     bands = _mel(rate)
     ours, theirs = (
         bands @ _magnitudes(torch.from_numpy(wave), *MEL_RESOLUTION) for wave in (found, wanted)
     )
-    return _gap(ours, theirs)
+    return _distance(ours, theirs)
 
 
 def high_gap_db(found: Mono, wanted: Mono, rate: int) -> float:
-    """Energy above 8 kHz, where cymbals are, in dB of what there was; 0 for as much."""
+    """Energy above 8 kHz (cymbals) relative to the original, in dB; 0 for as much."""
     energies = []
     for wave in (found, wanted):
         spectrum = np.fft.rfft(wave.astype(np.float64))
@@ -71,12 +71,12 @@ def high_gap_db(found: Mono, wanted: Mono, rate: int) -> float:
 
 
 def _magnitudes(wave: Tensor, window: int, hop: int, points: int) -> Tensor:
-    """(samples,) to (bins, places)."""
+    """Magnitudes of a wave (samples,): (bins, frames)."""
     spectra = torch.stft(wave, points, hop, window, torch.hann_window(window), return_complex=True)
     return (spectra.real.square() + spectra.imag.square()).clamp(min=QUIETEST).sqrt()
 
 
-def _gap(ours: Tensor, theirs: Tensor) -> float:
+def _distance(ours: Tensor, theirs: Tensor) -> float:
     convergence = (theirs - ours).norm() / theirs.norm()
     return float(convergence + (ours.log() - theirs.log()).abs().mean())
 

@@ -1,15 +1,14 @@
-"""Waves as latents and codes, and back: a codec that works on a circle.
+"""The codec: waves to latents and tokens, and back, on circular sequences.
 
 ::
 
     wave (B, 1, 640 · T) -> 100 frames a second -> 50 a second -> latent (B, 64, T)
-    latent (B, 64, T)    -> codes (B, 4, T)     -> latent (B, 64, T)
+    latent (B, 64, T)    -> tokens (B, 4, T)    -> latent (B, 64, T)
     latent (B, 64, T)    -> 50 frames a second  -> 100 a second -> wave (B, 1, 640 · T)
 
-Frames of a learned basis take the place of a ladder of strided convolutions: nearly all of the work
-is done at 50 and 100 places a second, and there in matrix products. The blocks are those of
-ConvNeXt (Liu et al. 2022, section 2) in one dimension, as Vocos has them (Siuzdak 2023, section
-3.1).
+Frames of a learned basis replace a stack of strided convolutions: nearly all of the computation is
+matrix products at 50 and 100 frames a second. The blocks are those of ConvNeXt (Liu et al. 2022,
+section 2) in one dimension, as in Vocos (Siuzdak 2023, section 3.1).
 """
 
 from __future__ import annotations
@@ -42,16 +41,17 @@ class CodecConfig:
     """Sizes of a codec.
 
     Attributes:
-        rate: samples a second.
-        frame: samples of a code; each is made of two hops.
-        window: samples that the learned basis sees at a hop.
-        fine, coarse: channels at 100 and at 50 places a second.
-        encoder_blocks, decoder_blocks: at 100 places a second, and as many at 50.
-        latent_dim: numbers of a frame.
-        codebooks, codebook_size: of a frame's codes.
-        decay: of the averages that codebooks follow.
-        rare: share of an even count below which a vector starts anew.
-        commitment: weight of the latent's distance from its codes.
+        rate: sample rate, in Hz.
+        frame: samples of a frame; a frame is two hops.
+        window: samples of a window of the learned basis.
+        fine, coarse: channels at 100 and at 50 frames a second.
+        encoder_blocks, decoder_blocks: at 100 frames a second, and as many at 50.
+        expansion: factor of the hidden channels of a block.
+        latent_dim: channels of the latent.
+        codebooks, codebook_size: of a frame's tokens.
+        decay: of the exponential moving averages of the codebooks.
+        rare: a vector used less than this share of an even count is replaced.
+        commitment: weight of the latent's distance from its quantised version.
     """
 
     rate: SampleRate = 32_000
@@ -71,17 +71,17 @@ class CodecConfig:
 
     @property
     def hop(self) -> int:
-        """Samples of a place of the finer of the two."""
+        """Samples of a hop: half a frame."""
         return self.frame // 2
 
     @property
     def frames_per_s(self) -> float:
-        """Codes a second, of each codebook."""
+        """Frames a second."""
         return self.rate / self.frame
 
 
 class Block(nn.Module):
-    """Mix places channel by channel, then channels place by place, and add: (B, C, T)."""
+    """A residual block: depthwise convolution, then a pointwise MLP, (B, C, T) to the same."""
 
     def __init__(self, channels: int, expansion: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.widen = nn.Linear(channels, expansion * channels)
         self.narrow = nn.Linear(expansion * channels, channels)
-        nn.init.zeros_(self.narrow.weight)  # at first, a block adds nothing
+        nn.init.zeros_(self.narrow.weight)  # a block starts as the identity
         nn.init.zeros_(self.narrow.bias)
 
     def forward(self, x: Tensor, *, circular: bool) -> Tensor:
@@ -101,7 +101,7 @@ class Block(nn.Module):
 
 
 class Blocks(nn.ModuleList):
-    """One block after the other."""
+    """Blocks, one after the other."""
 
     def __init__(self, n: int, channels: int, expansion: int) -> None:
         super().__init__(Block(channels, expansion) for _ in range(n))
@@ -115,9 +115,9 @@ class Blocks(nn.ModuleList):
 
 @torch.no_grad()
 def _pass_lowest(weight: Tensor, wide: int, narrow: int) -> None:
-    """Let a map (narrow, wide) pass the lowest channels of both of its hops, and little else.
+    """Initialise a map (narrow, wide) to pass the lowest channels of both hops, and little else.
 
-    So the codec is a transform codec of the lowest bands before it has learned anything.
+    Before training, the codec is thus a transform codec of the lowest bands.
     """
     weight.mul_(0.05)
     rows = torch.arange(narrow // 2)
@@ -126,7 +126,7 @@ def _pass_lowest(weight: Tensor, wide: int, narrow: int) -> None:
 
 
 class Encoder(nn.Module):
-    """Wave to latent."""
+    """Waves to latents."""
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent to wave."""
+    """Latents to waves."""
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class Decoder(nn.Module):
         self.split = nn.Linear(coarse, 2 * fine)
         self.fine = Blocks(config.decoder_blocks, fine, config.expansion)
         self.frames = OverlapAdd(fine, config.window, config.hop)
-        nn.init.zeros_(self.inward.conv.weight)  # of neighbours nothing, at first
+        nn.init.zeros_(self.inward.conv.weight)  # neighbours start with no weight
         _pass_lowest(self.inward.conv.weight[..., 1].T, coarse, config.latent_dim)
         _pass_lowest(self.split.weight.T, 2 * fine, coarse)
 
@@ -175,12 +175,12 @@ class Decoder(nn.Module):
 
 
 class CodecOutput(NamedTuple):
-    """A wave that went through the codec.
+    """Output of the codec in training.
 
     Attributes:
-        wave: (B, 1, samples).
+        wave: (B, 1, samples), decoded.
         latent: (B, L, T), before the quantiser.
-        quantized: what the quantiser made of it.
+        quantized: output of the quantiser.
     """
 
     wave: Tensor
@@ -189,7 +189,7 @@ class CodecOutput(NamedTuple):
 
 
 class Codec(nn.Module):
-    """Waves (B, 1, 640 · T) to latents (B, 64, T) or codes (B, 4, T), and back."""
+    """Waves (B, 1, 640 · T) to latents (B, 64, T) or tokens (B, 4, T), and back."""
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -208,15 +208,16 @@ class Codec(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the weights."""
         return self.quantizer.vectors.device
 
     def forward(self, wave: Tensor, continuous: Tensor, *, circular: bool) -> CodecOutput:
-        """There and back.
+        """Encode and decode.
 
         Args:
             wave: (B, 1, 640 · T).
-            continuous: bool (B,): which are decoded from the latent, and not from codes.
+            continuous: bool (B,): True to decode from the latent, False from the tokens.
+            circular: whether the first frame follows the last.
         """
         latent = self.encoder(wave, circular=circular)
         quantized = self.quantizer(latent)
@@ -224,20 +225,20 @@ class Codec(nn.Module):
         return CodecOutput(self.decoder(chosen, circular=circular), latent, quantized)
 
     def encode(self, wave: Tensor, *, circular: bool) -> Tensor:
-        """(B, 1, 640 · T) to latents (B, L, T)."""
+        """Encode waves (B, 1, 640 · T) as latents (B, L, T)."""
         latent: Tensor = self.encoder(wave, circular=circular)
         return latent
 
     def quantize(self, latent: Tensor) -> Tensor:
-        """Latents (B, L, T) to codes int64 (B, K, T)."""
+        """Quantise latents (B, L, T) to tokens, int64 (B, K, T)."""
         codes: Tensor = self.quantizer(latent).codes
         return codes
 
     def dequantize(self, codes: Tensor) -> Tensor:
-        """Codes (B, K, T), of the first K codebooks, to latents (B, L, T)."""
+        """Look up the latents (B, L, T) of the tokens (B, K, T) of the first K codebooks."""
         return self.quantizer.lookup(codes)
 
     def decode(self, latent: Tensor, *, circular: bool) -> Tensor:
-        """Latents (B, L, T) to (B, 1, 640 · T)."""
+        """Decode latents (B, L, T) to waves (B, 1, 640 · T)."""
         wave: Tensor = self.decoder(latent, circular=circular)
         return wave

@@ -1,12 +1,12 @@
-"""What ``audioloop train`` does: the codec, on renders of a loop dataset.
+"""Training of the codec (``audioloop train codec``), on renders of a loop dataset.
 
-First the codec learns to give back the wave and its spectra. Then the encoder and its codes stand
-still, and the decoder goes on against critics, which want what an average of all likely sounds
-lacks: the noise of a cymbal. What it lacks even then of their energy, `balance` gives it back in
-every checkpoint that a run writes; the state that it resumes from has none of that.
+In the first stage the whole codec is trained on losses of the wave and its spectra. In the second
+stage the encoder and the codebooks are frozen, and the decoder is trained against discriminators:
+they ask for what the average of all likely sounds lacks, as the noise of a cymbal. `balance` then
+restores the energy of the highs in every checkpoint. The state for resuming is without it.
 
-A decoder may also learn alone, from a codec that is there: what its codes mean stays as it was, so
-models that learned them need not learn anew.
+A decoder can also be trained alone, from a pretrained codec. Its tokens keep their meaning, so
+token models need not be trained again.
 """
 
 from __future__ import annotations
@@ -49,24 +49,24 @@ from midiloop.errors import CallError, LoopError
 
 @dataclass(frozen=True)
 class CodecRecipe:
-    """What the codec is to learn from an excerpt, and how much each thing counts.
+    """Excerpts and loss weights.
 
     Attributes:
         frames: of an excerpt.
-        excerpts: of each render.
-        fade_s: how long an excerpt takes to go over into its beginning, see `augment.circles`.
-        open_every: every so many steps, excerpts have ends instead.
-        continuous: share of excerpts that are decoded from the latent, and not from codes.
+        excerpts: number per render.
+        fade_s: crossfade of an excerpt's end into its beginning, in seconds, see `augment.circles`.
+        line_every: excerpts are not circular every so many steps; 0: never.
+        continuous: share of excerpts that are decoded from the latent instead of the tokens.
         waveform, convergence, magnitude, mel, level, change: weights, see `losses.Distances`.
-        deceit, features: weights against the critics.
-        adversarial: where in the run their stage begins; 1: never.
-        adversarial_rate: its share of the learning rate.
+        deceit, features: weights of the adversarial and the feature matching loss.
+        adversarial: share of the run before the adversarial stage starts, from 0 to 1; 1: never.
+        adversarial_rate: factor of the learning rate in the adversarial stage.
     """
 
     frames: int = 40
     excerpts: int = 2
     fade_s: float = 0.02
-    open_every: int = 4
+    line_every: int = 4
     continuous: float = 1 / 3
     waveform: float = 4.0
     convergence: float = 0.3
@@ -88,10 +88,10 @@ N_VALID = 24
 
 
 def with_loss_weights(changes: Sequence[str]) -> CodecRecipe:
-    """The default recipe with changes, as in "waveform=1".
+    """The default recipe with changed loss weights, as in "waveform=1".
 
     Raises:
-        CallError: there is no such thing to change, or not to that.
+        CallError: there is no such weight, or the value is out of range.
     """
     names = (*WEIGHTS, *SHARES)
     found: dict[str, Any] = {}
@@ -111,11 +111,16 @@ def with_loss_weights(changes: Sequence[str]) -> CodecRecipe:
 
 
 class CodecTask(Task):
-    """A codec and its critics, as the `Trainer` takes them.
+    """A codec and its discriminators as a task of the `Trainer`.
 
     Args:
+        config: sizes of the codec.
+        recipe: excerpts and loss weights.
+        seed: of the initial weights.
         sounds: gives renders by their numbers.
-        valid: gives renders of songs that nothing is learned from.
+        valid: gives renders of the validation songs.
+        device: of the networks and of the batches.
+        decoder_only: keep the encoder and the codebooks.
         also_begun_with: what else must be the same when a run resumes.
     """
 
@@ -156,15 +161,15 @@ class CodecTask(Task):
         }
 
     def losses(self, batch: Tensor, step: Step) -> Losses:
-        """The codec's loss on excerpts (B, 1, samples), and in the second stage that of critics."""
+        """Losses on excerpts (B, 1, samples): of the codec, in stage 2 of discriminators too."""
         recipe, wanted = self.recipe, batch
-        circular = recipe.open_every == 0 or step.number % recipe.open_every != 0
+        circular = recipe.line_every == 0 or step.number % recipe.line_every != 0
         continuous = torch.rand(len(wanted), device=self.device) < recipe.continuous
         if step.stage == 0 and not self.decoder_only:
-            coded = self.model(wanted, continuous, circular=circular)
-            found, commitment = coded.wave, coded.quantized.commitment
+            output = self.model(wanted, continuous, circular=circular)
+            found, commitment = output.wave, output.quantized.commitment
         else:
-            # What codes mean stands still. Codebooks settle on it, or else keep every code.
+            # The encoder is frozen. Codebooks still follow it, or keep every vector.
             self.model.quantizer.train(not self.decoder_only)
             with torch.no_grad():
                 latent = self.model.encode(wanted, circular=circular)
@@ -186,7 +191,7 @@ class CodecTask(Task):
         terms = {**apart._asdict(), "commitment": commitment}
         minimise = {"codec": loss}
         if step.stage == 1:
-            # Convolutions over spectra cost most; what critics say need not be exact.
+            # Convolutions over spectra cost most, and discriminators need no exact products.
             with torch.autocast(self.device.type, torch.bfloat16):
                 real = self.adversary(wanted, circular=circular)
                 fake = self.adversary(found, circular=circular)
@@ -194,14 +199,14 @@ class CodecTask(Task):
                 "deceit": generator_loss(fake),
                 "features": feature_matching_loss(real, fake),
             }
-            deceived = recipe.deceit * against["deceit"] + recipe.features * against["features"]
-            # The codec comes last: its graph is what the critics' is a part of.
-            minimise = {"adversary": discriminator_loss(real, fake), "codec": loss + deceived}
+            adversarial = recipe.deceit * against["deceit"] + recipe.features * against["features"]
+            # The codec comes last: the discriminators' graph is a part of its graph.
+            minimise = {"adversary": discriminator_loss(real, fake), "codec": loss + adversarial}
             terms |= {**against, "critics": minimise["adversary"]}
         return Losses(minimise, {name: term.detach() for name, term in terms.items()})
 
     def micro_batches(self, step: Step) -> Iterator[tuple[Tensor, float]]:
-        """Excerpts (B, 1, samples) of renders."""
+        """Yield excerpts (B, 1, samples) of renders with their weights."""
         recipe, config = self.recipe, self.model.config
         length, fade = recipe.frames * config.frame, round(recipe.fade_s * config.rate)
         n_renders = -(-step.micro_batch_size // recipe.excerpts)
@@ -213,33 +218,33 @@ class CodecTask(Task):
             yield torch.from_numpy(batch).to(self.device), weight
 
     def compile(self) -> None:
-        """Compile the codec; critics are convolutions, which would gain nothing."""
+        """Compile the codec; discriminators are convolutions and gain nothing."""
         self.model.encoder.compile()
         self.model.decoder.compile()
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """SI-SDR, from the latent and from codes, and the mel distance of the latter."""
+        """SI-SDR in dB from latents and from tokens, and the mel distance from tokens."""
         assert isinstance(model, Codec)
         continuous: list[float] = []
-        coded: list[float] = []
+        quantized: list[float] = []
         mel: list[float] = []
         for samples in self.valid():
             wanted = torch.from_numpy(samples).to(self.device)[None, None]
             latent = model.encode(wanted, circular=True)
             codes = model.quantize(latent)
-            for into, what in ((continuous, latent), (coded, model.dequantize(codes))):
+            for into, what in ((continuous, latent), (quantized, model.dequantize(codes))):
                 found = model.decode(what, circular=True)
                 into.append(si_sdr_db(found[0, 0].cpu().numpy(), samples))
             apart = codec_losses.distances(found, wanted, model.config.rate, circular=True)
             mel.append(float(apart.mel))
         return {
             "si_sdr_db": float(np.median(continuous)),
-            "si_sdr_codes_db": float(np.median(coded)),
+            "si_sdr_codes_db": float(np.median(quantized)),
             "mel_codes": float(np.mean(mel)),
         }
 
     def save(self, folder: Path, model: nn.Module, about: dict[str, Any]) -> None:
-        """Write the checkpoint, its highs as strong as they should be, see `balance`."""
+        """Write the checkpoint, with the energy of the highs restored, see `balance`."""
         assert isinstance(model, Codec)
         checkpoint.save_model(folder, KIND, balance.balanced(model, self.valid()), about)
 
@@ -264,11 +269,20 @@ def codec(
     """Train a codec on renders of the training songs of a dataset.
 
     Args:
-        soundfonts: renders take turns with them.
-        init_from: a run whose codec is to learn more; its sizes are kept.
-        decoder_only: keep its encoder and codebooks bit for bit.
-        engine: who renders; one process unless told otherwise.
+        dataset: the loops.
+        out: folder of the run.
+        budget: how long to train.
+        soundfonts: to render with, in turn.
+        training: settings of the trainer.
+        config: sizes of the codec.
+        recipe: excerpts and loss weights.
+        init_from: a run whose codec gives the first weights and the sizes.
+        decoder_only: keep the encoder and the codebooks bit for bit.
+        engine: runs the rendering, see `midiloop.common.engine`.
+        device: to train on.
+        resume: go on with the run in ``out``.
         events: write TensorBoard event files into ``out/events``.
+        on_progress: called after each epoch of the trainer.
 
     Raises:
         CallError, LoopError: see `Trainer.fit`; or a split is empty, or a SoundFont cannot be
@@ -277,16 +291,16 @@ def codec(
     check_folder(out, resume=resume)
     if events:
         trainer.event_writer()
-    begun = None if init_from is None else compression.load(init_from)
-    config = config if begun is None else begun.config
+    initial = None if init_from is None else compression.load(init_from)
+    config = config if initial is None else initial.config
     variety = Augmentation(rate=config.rate)
     for path in soundfonts:
         SoundFont(path, variety.rate)  # one that cannot be loaded is an error here
     source, others = (augment.loops(dataset, split) for split in ("train", "valid"))
     seed = process_seed(training.seed)
-    making = Renders(source, soundfonts, variety, seed=seed, engine=engine)
-    first = None if begun is None else compression.fingerprint(begun)
-    data = {**augment.provenance(dataset, soundfonts), "begun_with": first}
+    renders = Renders(source, soundfonts, variety, seed=seed, engine=engine)
+    first = None if initial is None else compression.fingerprint(initial)
+    data = {**augment.provenance(dataset, soundfonts), "init_from": first}
     about = {
         "settings": {**asdict(budget), **asdict(training)},
         "recipe": asdict(recipe),
@@ -298,14 +312,14 @@ def codec(
             config,
             recipe,
             training.seed,
-            making.take,
+            renders.take,
             lambda: _valid(Renders(others, soundfonts, variety, seed=training.seed), config),
             device,
-            {**augment.identity(data), "model to begin with": first},
+            {**augment.identity(data), "initial model": first},
             decoder_only=decoder_only,
         )
-        if begun is not None:
-            task.model.load_state_dict(begun.state_dict())
+        if initial is not None:
+            task.model.load_state_dict(initial.state_dict())
         return Trainer(task, budget, training).fit(
             out,
             about=about,
@@ -314,16 +328,16 @@ def codec(
             on_progress=on_progress,
         )
     finally:
-        making.close()
+        renders.close()
 
 
-def _valid(making: Renders, config: CodecConfig) -> list[Samples]:
-    """Renders of songs that nothing is learned from, cut to whole frames."""
+def _valid(renders: Renders, config: CodecConfig) -> list[Samples]:
+    """Renders of the validation songs, cut to whole frames."""
     try:
-        found = making.take(range(2 * N_VALID))
+        found = renders.take(range(2 * N_VALID))
     finally:
-        making.close()
-    heard = [s[: len(s) // config.frame * config.frame] for s in found if s.any()]
-    if not heard:
+        renders.close()
+    audible = [s[: len(s) // config.frame * config.frame] for s in found if s.any()]
+    if not audible:
         raise LoopError("all of the validation loops are silent with this SoundFont; give another")
-    return heard[:N_VALID]
+    return audible[:N_VALID]

@@ -1,17 +1,16 @@
-"""Seam perplexity: how much a model that knows music is surprised by what follows a loop's seam.
+"""Seam perplexity: how unlikely a causal language model finds the frames after a loop's seam.
 
-As LoopGen measures it (Marincione et al. 2025, arXiv:2504.04466, section 5.1 and appendix A): a
-model of codes hears what comes before a join, and the mean cross-entropy of the first `WINDOW`
-frames after it is how unlikely they are, in nats. e to that is the perplexity: among how many codes
-the model might as well have drawn. It hears the loop once, and then its seam for the first time::
+As in LoopGen (Marincione et al. 2025, arXiv:2504.04466, section 5.1 and appendix A): a token model
+gets the loop up to the seam as context. The mean cross-entropy of the first `WINDOW` frames after
+it, in nats, is how unlikely they are; its exponential is the perplexity::
 
     a b c d e f g h | a b c d e …
-    heard             WINDOW
+    context           WINDOW
 
-In a second round it would have heard the seam before it is asked how likely that is.
+The context is one pass of the loop: in a second pass, it would already contain the seam.
 
-A bar line is a surprise by nature. So the same is measured at the loop's other bar lines, where
-nothing was cut, and the difference counts, not the figure alone.
+Bar lines are less predictable by nature. So the same is measured at the loop's other bar lines,
+where nothing was cut. What counts is the difference, not the figure alone.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ from midiloop.errors import CallError, counted
 
 MEANING = {
     "perplexity": "e to the mean cross-entropy of the 5 frames after the seam, of the first "
-    "codebook, under a model that hears the loop up to there, coded at several places within a "
-    "frame; 1 or more, lower is better, the codebook's size: no better than a guess",
+    "codebook, under a model whose context is the loop up to there, encoded at several offsets "
+    "within a frame; 1 or more, lower is better, the codebook's size: no better than a guess",
     "perplexity_all": "the same, of all codebooks",
     "bar_perplexity": "the same as perplexity, at the loop's other bar lines (their geometric "
     "mean)",
     "bar_perplexity_all": "the same, of all codebooks",
     "difference_nats": "cross-entropy at the seam less its mean at the other bar lines, of the "
-    "first codebook; 0: the seam is a bar line like any other, above: it surprises more",
+    "first codebook; 0: the seam is as any other bar line, above: it is less predictable",
     "difference_nats_all": "the same, of all codebooks",
 }
 
@@ -56,44 +55,43 @@ SUMMARY = {
     "file, and its 95 % interval (Student's t); indistinguishable where 0 is inside",
 }
 
-WINDOW = 5  # frames after a join, as LoopGen counts
-CONTEXT = 400  # frames before it that the model hears at most
-# Frames after the window: notes are told a little ahead, and some models know the later codebooks
-# of a frame only when they have heard the first ones of the next frames.
+WINDOW = 5  # frames after a join, as in LoopGen
+CONTEXT = 400  # frames of context before it, at most
+# Frames after the window: conditioning looks a little ahead, and some models predict the later
+# codebooks of a frame only after the first ones of the next frames (a delay pattern).
 AHEAD = 8
-LINES = 8  # that are heard at once, so that many bars need no more memory than eight
-SHIFTS = 4  # places within a frame at which loops are coded at least; twice as many at most
+LINES = 8  # sequences of a batch, so that many bars need no more memory than eight
+SHIFTS = 4  # offsets within a frame at which loops are encoded at least; twice as many at most
 
 
 class TokenFormat(Protocol):
-    """What a model's codes look like."""
+    """The shape of a model's tokens."""
 
     @property
     def codebooks(self) -> int:
-        """Codes of a frame."""
+        """Tokens of a frame."""
 
     @property
     def codebook_size(self) -> int:
-        """Codes are from 0 to one less."""
+        """Number of different tokens; they are from 0 to one less."""
 
 
 class LanguageModel(Protocol):
-    """A model that says what it expects: `token_models.Causal`, or a published one."""
+    """A causal language model: `audioloop.tokens.model.Causal`, or a published one."""
 
     @property
     def config(self) -> TokenFormat:
-        """What its codes look like."""
+        """The shape of its tokens."""
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors have to be."""
+        """The device that its inputs have to be on."""
 
     def __call__(self, codes: Tensor, condition: ConditioningTensors, first: int, /) -> Any:
-        """Of codes (B, K, T) and what is told, the logits (B, K, T - first, size) of each code.
+        """Logits (B, K, T - first, size) of tokens (B, K, T), given all before each of them.
 
-        Those of the first frames are left out, as logits of many codes take time.
-        They may depend on what comes before the code, and on the `AHEAD` frames after it that the
-        model hears before it writes that code.
+        Logits before frame ``first`` are left out to save time. Logits may also depend on up to
+        `AHEAD` later frames, if the model decodes those before the token.
         """
 
 
@@ -107,21 +105,22 @@ def nats_at(
     window: int = WINDOW,
     context: int | None = None,
 ) -> NDArray[np.float64]:
-    """Mean cross-entropy of the frames from each place on, knowing those before (Eq. 4).
+    """Mean cross-entropy of the ``window`` frames from each place on, given those before (Eq. 4).
 
     Args:
-        codes: int64 (K, T), of a ring.
-        places: frames of the ring, modulo T.
-        condition: what is told of the ring's T frames; None tells nothing.
+        codes: int64 (K, T) tokens of a loop, a circular sequence.
+        places: indices of frames, modulo T.
+        model: the language model.
+        condition: conditioning of the T frames; None is the null condition.
         window: frames that are counted.
-        context: frames that are heard before, more than one round if the ring is shorter; None is
-            `heard_before`.
+        context: frames of context, more than one pass if the loop is shorter; None is
+            `context_frames`.
 
     Returns:
-        Nats, float64 (places, K).
+        Nats a token, float64 (places, K).
 
     Raises:
-        CallError: the codes are not the model's, or a number of frames cannot be.
+        CallError: the tokens are not the model's, or a number of frames is out of range.
     """
     n_frames = codes.shape[-1]
     context = context_frames(n_frames) if context is None else context
@@ -132,29 +131,29 @@ def nats_at(
     for first in range(0, len(spans), LINES):
         some = spans[first : first + LINES]
         lines = torch.stack([codes[:, span % n_frames] for span in some]).to(model.device)
-        heard = stack([tensors.taken(span) for span in some]).to(model.device)
+        conditioning = stack([tensors.at(span) for span in some]).to(model.device)
         counted = lines[:, :, context : context + window]
-        logits = model(lines, heard, context)[:, :, :window].float()
+        logits = model(lines, conditioning, context)[:, :, :window].float()
         nats = F.cross_entropy(logits.flatten(0, 2), counted.flatten(), reduction="none")
         found.append(nats.reshape(len(some), len(codes), window).mean(-1).double().cpu().numpy())
     return np.concatenate(found)
 
 
 def context_frames(n_frames: int) -> int:
-    """How many frames of a ring of ``n_frames`` a model hears before a seam: one round at most."""
+    """Frames of context before the seam of a loop of ``n_frames``: at most one pass."""
     return min(CONTEXT, n_frames)
 
 
 def _check(codes: Tensor, shape: TokenFormat, window: int, context: int) -> None:
     if codes.dim() != 2 or len(codes) != shape.codebooks or not codes.shape[1]:
         raise CallError(
-            f"expected codes ({shape.codebooks}, frames), got {tuple(codes.shape)}; give those of "
-            "one ring"
+            f"expected tokens ({shape.codebooks}, frames), got {tuple(codes.shape)}; give those "
+            "of one loop"
         )
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= shape.codebook_size:
         raise CallError(
-            f"codes from {low} to {high}, and the model's are from 0 to "
+            f"tokens from {low} to {high}, but the model's are from 0 to "
             f"{shape.codebook_size - 1}; they are of another codec"
         )
     if window < 1 or context < 0:
@@ -165,7 +164,7 @@ def _check(codes: Tensor, shape: TokenFormat, window: int, context: int) -> None
 
 @dataclass(frozen=True)
 class SeamPerplexity:
-    """What a model makes of a loop's seam, and of its other bar lines.
+    """Cross-entropy at a loop's seam and at its other bar lines, in nats a token.
 
     Attributes:
         nats, nats_all: mean cross-entropy at the seam, of the first codebook (LoopGen's) and of
@@ -180,12 +179,12 @@ class SeamPerplexity:
 
     @property
     def difference(self) -> float | None:
-        """Nats at the seam less their mean at the other bar lines; None where there are none."""
+        """Nats at the seam less their mean at the other bar lines; None without any."""
         return self.nats - _mean(self.bars) if self.bars else None
 
     @property
     def difference_all(self) -> float | None:
-        """The same, of all codebooks."""
+        """`difference` of all codebooks."""
         return self.nats_all - _mean(self.bars_all) if self.bars_all else None
 
     @property
@@ -209,16 +208,18 @@ class SeamPerplexity:
 def of_wave(
     wave: Wave, codec: CompressionModel, model: LanguageModel, bars: int | None
 ) -> SeamPerplexity:
-    """Of a loop, of which the model is told nothing.
+    """Seam perplexity of a loop, unconditional.
 
-    What a model made is easier to foresee in the frames that it was made of than where it is coded
-    between them, and a bar line may fall anywhere into those. So the loop is coded several times,
-    its frames moved on by a part of one each time, and the mean counts: where the frames of a loop
-    were, if it has any, does not matter. The parts are such that all bar lines fall alike into
-    frames, taken together; of more than eight bars, nearly so.
+    Generated audio is more predictable in the frames that it was decoded from than at an offset
+    from them, and a bar line may be at any offset. So the loop is encoded several times, each time
+    shifted by a part of a frame, and the mean is used. The shifts are such that, together, all bar
+    lines have the same offsets; with more than eight bars, nearly so.
 
     Args:
-        bars: of equal length, that the loop has; None where they are not known.
+        wave: the loop.
+        codec: encodes it.
+        model: the language model of the codec's tokens.
+        bars: number of bars of equal length; None if it is not known.
 
     Raises:
         CallError: see `nats_at`; or there are more bars than frames.
@@ -243,22 +244,22 @@ def of_wave(
 
 
 def _nearest(place: Fraction) -> int:
-    """The frame that begins nearest to it, the later of two."""
+    """The frame that starts nearest to a place; of two, the later one."""
     return math.floor(place + Fraction(1, 2))
 
 
 def _of_nats(nats: NDArray[np.float64]) -> SeamPerplexity:
-    """Of nats (bar lines, K), the first of them those of the seam."""
+    """From nats (bar lines, K), of which the first row is the seam."""
     (seam, *others), (seam_all, *others_all) = nats[:, 0].tolist(), nats.mean(1).tolist()
     return SeamPerplexity(seam, seam_all, tuple(others), tuple(others_all))
 
 
 class Summary(NamedTuple):
-    """Of several loops; figures of fewer than two are None.
+    """Figures of several loops; those of fewer than two loops are None.
 
     Attributes:
         seam, seam_all: perplexity at the seams, of the first codebook and of all.
-        bars, bars_all: at the other bar lines, each loop's mean counting as one.
+        bars, bars_all: perplexity at the other bar lines, one mean per loop.
         difference, difference_all: nats at a seam less those at the loop's other bar lines.
     """
 
@@ -270,7 +271,7 @@ class Summary(NamedTuple):
     difference_all: Paired | None
 
     def as_json(self) -> dict[str, Any]:
-        """Numbers, truths and None only."""
+        """Numbers, booleans and None only."""
         found: dict[str, Any] = {
             name: figures and figures._asdict() for name, figures in self._asdict().items()
         }
@@ -284,7 +285,7 @@ class Summary(NamedTuple):
 
 
 def summary(found: Sequence[SeamPerplexity]) -> Summary:
-    """Of several loops; of those without other bar lines, the seams only."""
+    """Summarise several loops; those without other bar lines count at the seam only."""
     barred = [one for one in found if one.bars]
     return Summary(
         _interval([one.nats for one in found]),

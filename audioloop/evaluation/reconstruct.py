@@ -1,4 +1,4 @@
-"""Loops through a codec and back, to be heard and measured."""
+"""Reconstruction of loops by a codec, from latents and from tokens, with metrics."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from audioloop.signal import seam
 from midiloop.common.files import printable, working_in, write
 from midiloop.errors import LoopError, counted
 
-WAYS = ("latent", "codes")
+DECODED_FROM = ("latent", "codes")
 RECORD = "reconstruct.json"
 SILENCE_DB = -200.0
-CONTEXT_S = 4.0  # on each side of a line, which is more than any codec hears
+CONTEXT_S = 4.0  # on each side, more than the receptive field of any codec
 MEANING = {
     "si_sdr_db": "scale-invariant signal-to-distortion ratio, dB; higher is better",
     "stft_distance": "spectral distance at three resolutions (auraloss); 0: equal",
     "mel_distance": "the same of 128 mel bands (auraloss); 0: equal",
-    "high_gap_db": "energy above 8 kHz, dB of what there was; 0: as much",
+    "high_gap_db": "energy above 8 kHz, dB relative to the original; 0: as much",
     "wrap_error_db": "difference from the loop decoded as a part of its own endless repetition, dB",
-    "jump": "step at the seam over the median step nearby; about 1 cannot be heard",
-    "flux_percentile": "change of spectrum at the seam among all places; 50 is chance",
+    "jump": "sample discontinuity at the seam over the median step nearby; about 1 cannot be heard",
+    "flux_percentile": "percentile of the spectral flux at the seam among all places; 50 is chance",
 }
 
 
 class Figures(NamedTuple):
-    """Of one loop that came back, see `MEANING`; None where the loop is silent or too short."""
+    """Metrics of one reconstruction, see `MEANING`; None for silent or very short loops."""
 
     si_sdr_db: float | None
     stft_distance: float | None
@@ -54,14 +54,14 @@ class Figures(NamedTuple):
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """One file, there and back.
+    """One reconstructed file.
 
     Attributes:
         source: the file.
-        files: that were written, by way ("latent", "codes") and "picture".
-        figures: by way.
-        codes: int64 (K, T).
-        notes: what was converted, and what is odd about it.
+        files: names of the written files, by `DECODED_FROM` and "picture".
+        figures: by `DECODED_FROM`.
+        codes: int64 (K, T) tokens.
+        notes: conversions and warnings.
     """
 
     source: Path
@@ -75,9 +75,9 @@ class Summary(NamedTuple):
     """All files together.
 
     Attributes:
-        median: of each figure, by way.
+        median: of each figure, by `DECODED_FROM`.
         use: share of each codebook's entries that occur.
-        kilobits_per_s: of the codes.
+        kilobits_per_s: bit rate of the tokens.
     """
 
     median: dict[str, Figures]
@@ -88,15 +88,15 @@ class Summary(NamedTuple):
 def measure(
     loop: Wave, codec: CompressionModel
 ) -> tuple[dict[str, Figures], dict[str, Wave], Tensor]:
-    """Figures, waves (at the codec's rate) and codes (K, T) of a loop.
+    """Figures, waves (at the codec's rate) and tokens (K, T) of a loop.
 
     Raises:
         LoopError: see `compression.to_frames`.
     """
-    coded = compression.encode(loop, codec)
+    encoded = compression.encode(loop, codec)
     shape = codec.config
     ring = compression.to_frames(loop, shape)
-    latents = {"latent": coded.latent, "codes": compression.dequantize(coded.codes, codec)}
+    latents = {"latent": encoded.latent, "codes": compression.dequantize(encoded.codes, codec)}
     figures, waves = {}, {"original": Wave(ring[0].numpy(), shape.rate)}
     with torch.inference_mode():
         for way, latent in latents.items():
@@ -104,11 +104,11 @@ def measure(
             waves[way] = Wave(found[0].numpy(), shape.rate)
             error = wrap_error_db(latent, found, codec)
             figures[way] = _figures(waves[way], waves["original"], error)
-    return figures, waves, coded.codes[0]
+    return figures, waves, encoded.codes[0]
 
 
 def wrap_error_db(latent: Tensor, found: Tensor, codec: CompressionModel) -> float:
-    """Level of the difference between a decoded ring and the same round of a long line, in dB."""
+    """Error of circular decoding against the middle of a long repetition, in dB of the loop."""
     context = math.ceil(CONTEXT_S * codec.config.rate / codec.config.frame)
     line = codec.decode(pad(latent, context, context, circular=True), circular=False)
     start = context * codec.config.frame
@@ -142,9 +142,9 @@ def run(
     *,
     on_file: Callable[[Reconstructed | LoopError], None] = lambda _: None,
 ) -> tuple[list[Reconstructed], list[LoopError]]:
-    """Write each loop as it comes back from its latent and from its codes, pictures and a record.
+    """Write each loop decoded from its latent and from its tokens, pictures and a record.
 
-    What comes back is mono, as long as the file to the sample, and at its rate.
+    Reconstructions are mono, with the file's sample rate and exact number of samples.
 
     Args:
         on_file: called with each file's outcome.
@@ -179,7 +179,7 @@ def _one(path: Path, out: Path, name: str, codec: CompressionModel) -> Reconstru
     notes = [*found.remarks, *_notes(loop, codec.config)]
     label = _label(found, name)
     written: dict[str, str] = {}
-    for way in WAYS:
+    for way in DECODED_FROM:
         back = compression.from_frames(
             torch.from_numpy(waves[way].samples)[None], len(loop), loop.rate
         )
@@ -188,7 +188,7 @@ def _one(path: Path, out: Path, name: str, codec: CompressionModel) -> Reconstru
             back = Wave(back.samples / np.float32(back.peak), back.rate)
         written[way] = f"{name}_{way}.wav"
         wave.write(out / written[way], back, label, Format())
-    headings = {way: reconstruct_plot.heading(figures[way]) for way in WAYS}
+    headings = {way: reconstruct_plot.heading(figures[way]) for way in DECODED_FROM}
     try:
         reconstruct_plot.draw(waves, headings, out / f"{name}.png", name)
         written["picture"] = f"{name}.png"
@@ -202,7 +202,7 @@ def _notes(loop: Wave, shape: TokenFormat) -> list[str]:
     if len(loop.samples) > 1:
         notes.append(f"{len(loop.samples)} channels mixed to one")
     if loop.rate != shape.rate:
-        notes.append(f"{loop.rate:,} Hz, heard at {shape.rate:,}")
+        notes.append(f"{loop.rate:,} Hz, resampled to {shape.rate:,}")
     if loop.peak < SILENT:
         notes.append("silent")
     clipped = int((np.abs(loop.samples) >= 1).sum())
@@ -212,7 +212,7 @@ def _notes(loop: Wave, shape: TokenFormat) -> list[str]:
 
 
 def _label(found: Metadata, name: str) -> Label | None:
-    """What the file says of its tempo and bars, where that is its length."""
+    """The file's tempo and bars, if they agree with its length."""
     if found.tempo_bpm is None or found.bars is None:
         return None
     try:
@@ -223,9 +223,9 @@ def _label(found: Metadata, name: str) -> Label | None:
 
 
 def summary(done: Sequence[Reconstructed], shape: TokenFormat) -> Summary:
-    """Medians of all figures, and how the codebooks were used."""
+    """Medians of all figures, and use of the codebooks."""
     median = {}
-    for way in WAYS:
+    for way in DECODED_FROM:
         columns = zip(*(one.figures[way] for one in done), strict=True)
         median[way] = Figures(*(_median(column) for column in columns))
     rows = np.concatenate([one.codes for one in done], axis=1)
@@ -240,7 +240,7 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 
 def as_json(done: Sequence[Reconstructed], failed: Sequence[LoopError], shape: TokenFormat) -> Any:
-    """All of it, as JSON holds it."""
+    """Files, failures and summary as JSON values."""
     files = [
         {
             "file": printable(one.source),

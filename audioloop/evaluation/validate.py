@@ -1,6 +1,6 @@
-"""Where an audio file's header, tags, name and samples disagree.
+"""Checks whether an audio file's header, tags, name and samples agree.
 
-What a file does not say is not held against it.
+Missing metadata is not a fault.
 """
 
 from __future__ import annotations
@@ -21,37 +21,38 @@ from audioloop.signal.verdict import Verdict
 from midiloop.common import files
 from midiloop.errors import CallError, LoopError, counted
 
-# Full scale of what libsndfile calls a file's samples; all others are decoded to floats.
+# Full scale by libsndfile's subtype; all other subtypes are decoded to floats.
 FULL_SCALE = {
     "PCM_S8": 2**7, "PCM_U8": 2**7, "PCM_16": 2**15, "PCM_24": 2**23, "PCM_32": 2**31,
 }  # fmt: skip
 
-CLIPPED_SAMPLES = 3  # in a row at full scale: one or two are a peak that was brought to it
+CLIPPED_SAMPLES = 3  # in a row at full scale; one or two are a normalised peak
 OFFSET = 0.01  # of full scale
 
 
 class Report(NamedTuple):
-    """What was found in a file.
+    """Report on one file.
 
     Attributes:
-        findings: what disagrees; empty for a file that is all right.
-        notes: what is worth knowing, and no fault.
-        seam: the verdict on it; None where it cannot be measured.
+        metadata: header, tags and samples.
+        findings: contradictions and faults; empty for a good file.
+        notes: remarks that are no faults.
+        seam: the verdict on the seam; None where it cannot be measured.
     """
 
-    described: Metadata
+    metadata: Metadata
     findings: list[Finding]
     notes: list[str]
     seam: Verdict | None
 
     @property
     def jump(self) -> float | None:
-        """At the seam, over the local median."""
+        """Sample discontinuity at the seam over its local median."""
         return self.seam.jump if self.seam else None
 
 
 def check(path: Path) -> list[Finding]:
-    """What disagrees in a file; see `examined`."""
+    """Faults of a file, see `examine`."""
     return examine(path).findings
 
 
@@ -68,8 +69,8 @@ def examine(path: Path) -> Report:
     []
 
     Raises:
-        LoopError: it is no audio.
-        OSError: it cannot be read.
+        LoopError: the file is not audio.
+        OSError: the file cannot be read.
     """
     found = metadata.read(path)
     findings = list(found.damage)
@@ -84,8 +85,8 @@ def examine(path: Path) -> Report:
 
 
 def _judged(found: Metadata) -> Verdict | None:
-    """The verdict on the seam; none on what is too short, silent or damaged to be measured."""
-    for bars in (found.bars, None):  # the header's beats may be no number for so few samples
+    """The verdict on the seam; None if the loop is too short, silent or damaged."""
+    for bars in (found.bars, None):  # the header's beats may be out of range for so few samples
         try:
             return verdict.of(found.repeats, bars)
         except CallError:
@@ -141,7 +142,7 @@ def _length_findings(found: Metadata) -> Iterator[Finding]:
 
 
 def _point_findings(found: Metadata) -> Iterator[Finding]:
-    """Tags of loop points that say no part of the file, or two."""
+    """Tags of loop points that are outside of the file, or contradict each other."""
     n_samples, tags = len(found.wave), found.tags
     for key in metadata.POINTS:
         if key in tags and metadata.whole(tags[key]) is None:
@@ -156,7 +157,9 @@ def _point_findings(found: Metadata) -> Iterator[Finding]:
         yield Finding(f"{key} tag", f"an end up to {n_samples:,}", f"{tagged.end:,}")
     elif tagged.end <= tagged.start:
         yield Finding(f"{key} tag", "a number of samples", f"{tagged.end - tagged.start:,}")
-    elif end is not None and abs(end - tagged.end) > 1:  # some count the last sample, some the next
+    elif (
+        end is not None and abs(end - tagged.end) > 1
+    ):  # some tags count the last sample, some the next
         yield Finding("LOOPEND tag", f"an end at {tagged.end:,}", f"{end:,}")
 
 
@@ -173,7 +176,7 @@ def _sample_findings(found: Metadata) -> Iterator[Finding]:
     if scale is None and peak > 1:
         yield Finding("level", "a peak up to full scale", f"{_decibels(peak)} above it")
     elif scale is not None:
-        # Nothing within half a step of the largest value but that and the two most negative.
+        # Within half a step of the largest value are only that and the two most negative values.
         longest = max(_longest_run(channel, (scale - 1.5) / scale) for channel in samples)
         if longest >= CLIPPED_SAMPLES:
             yield Finding(
@@ -186,7 +189,7 @@ def _decibels(peak: float) -> str:
 
 
 def _longest_run(channel: Samples, full: float) -> int:
-    """Samples in a row at one end of the scale."""
+    """The longest run of samples at either end of the scale."""
     longest = 0
     for signed in (channel, -channel):
         edges = np.flatnonzero(np.diff(signed >= full, prepend=False, append=False))

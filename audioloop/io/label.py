@@ -1,4 +1,4 @@
-"""What a loop's file says of it: one record, of which chunks, tags and file names are made."""
+"""The label of a loop: one record, from which chunks, tags and file names are made."""
 
 from __future__ import annotations
 
@@ -179,15 +179,15 @@ def _plain(text: str) -> str:
 
 
 def decimal(value: float) -> str:
-    """As short as it can be said: "120", "98.5", "122.99995"."""
+    """The shortest decimal of a number: "120", "98.5", "122.99995"."""
     return f"{value:.6f}".rstrip("0").rstrip(".")
 
 
 def tempo_in_name(name: str) -> float | None:
-    """The tempo that a file's name states, as in "groove_120bpm", "bpm120" or "[120]"; else None.
+    """The tempo in a file's name, as in "groove_120bpm", "bpm120" or "[120]"; else None.
 
     It is from 30 to 300, and from 60 to 200 where nothing but brackets says that it is one: "(2)"
-    and "[16]" are of copies and bars. Where a name states several, the last beside "bpm" counts, as
+    and "[16]" are of copies and bars. Where a name has several, the last beside "bpm" counts, as
     for Audacity.
     """
     stated = {}

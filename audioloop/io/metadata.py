@@ -1,6 +1,6 @@
-"""What an audio file says of itself: header, tags and name, and the samples that it says it of.
+"""Metadata of an audio file: header, tags and name, with the samples they describe.
 
-Made for other people's loops as well. What a file says is trusted in the order header, tags, name.
+It reads loops of any origin. Header, tags and name are trusted in this order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from audioloop.io.wave import Wave
 from midiloop.common import files
 from midiloop.errors import LoopError
 
-MAX_BPM = 10_000.0  # more is no tempo
+MAX_BPM = 10_000.0  # a larger number is not a tempo
 POINTS = ("LOOPSTART", "LOOPLENGTH", "LOOPEND")
 TAGS = ("BPM", "METER", *POINTS)
 SHOWN_CUES = 3
@@ -28,12 +28,12 @@ _METER = re.compile(r"([0-9]{1,3})/([0-9]{1,3})")
 
 
 class TempoTag(NamedTuple):
-    """A tempo, and who says so.
+    """A tempo and its source.
 
     Attributes:
-        source: as in "the name".
+        source: as in "name" or "BPM tag".
         bpm: quarter notes a minute.
-        within_bpm: half a unit of the last digit that it is said with.
+        within_bpm: half a unit of its last digit.
     """
 
     source: str
@@ -44,23 +44,25 @@ class TempoTag(NamedTuple):
         return f"{label.decimal(self.bpm)} bpm ({self.source})"
 
     def agrees(self, other: TempoTag) -> bool:
-        """Whether the rougher of both can be the other one, rounded."""
+        """Whether the less exact one can be the other one, rounded."""
         return abs(self.bpm - other.bpm) <= max(self.within_bpm, other.within_bpm) + 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Metadata:
-    """A file's samples, and what it says of them.
+    """Samples and metadata of a file.
 
     Attributes:
-        subtype: how samples are stored, in libsndfile's words.
+        path: the file.
+        wave: all of its samples.
+        subtype: libsndfile's name of the sample format.
         acids: contents of ``acid`` chunks, in their order.
         loops: of ``smpl`` chunks.
-        cues: samples at which the points of ``cue`` chunks are.
-        damage: what is wrong with the header's sizes and chunks.
+        cues: positions of ``cue`` points, in samples.
+        damage: faults in the header's sizes and chunks.
         tags: those of `TAGS` that a FLAC or OGG file has.
-        tempi: what states a tempo, the most trusted first.
-        beats: quarter notes, None where they are not known.
+        tempi: all tempi found, the most trusted first.
+        beats: quarter notes; None if the number is not known.
     """
 
     path: Path
@@ -81,7 +83,7 @@ class Metadata:
 
     @property
     def meter(self) -> tuple[int, int]:
-        """Numerator and denominator; 4/4 where nothing is said."""
+        """Numerator and denominator; 4/4 by default."""
         tagged = _METER.fullmatch(self.tags.get("METER", ""))
         meters = [acid.meter for acid in self.acids]
         meters += [(int(tagged[1]), int(tagged[2]))] if tagged else []
@@ -89,7 +91,7 @@ class Metadata:
 
     @property
     def bars(self) -> int | None:
-        """Whole bars, None where they are not known."""
+        """Whole bars; None if the number is not known."""
         if self.beats is None:
             return None
         bars = self.beats / Fraction(4 * self.meter[0], self.meter[1])
@@ -97,9 +99,9 @@ class Metadata:
 
     @property
     def tagged(self) -> Loop | None:
-        """The loop that LOOPSTART, and LOOPLENGTH or LOOPEND, tell, if they do.
+        """The loop by the tags LOOPSTART, and LOOPLENGTH or LOOPEND; None without them.
 
-        A start alone goes on to the end of the file; an end is the sample after the last one.
+        A start alone means a loop to the end of the file. An end is the sample after the last.
         """
         start = whole(self.tags.get("LOOPSTART", "0"))
         if start is None or not any(key in self.tags for key in POINTS):
@@ -114,15 +116,15 @@ class Metadata:
 
     @property
     def extent(self) -> Loop:
-        """The part that repeats: what the header's loop points say, else the tags', else all.
+        """The part that repeats: by the header's loop points, else by tags, else all.
 
-        Points beyond the end mean the end; where that leaves nothing they mean nothing.
+        Points beyond the end are moved to the end; if that leaves nothing, they are ignored.
         """
         everything = Loop(0, len(self.wave))
-        said = self.loops[0] if self.loops else self.tagged
-        if said is None:
+        points = self.loops[0] if self.loops else self.tagged
+        if points is None:
             return everything
-        start, end = said.start, min(said.end, everything.end)
+        start, end = points.start, min(points.end, everything.end)
         return Loop(start, end) if end - start > 1 else everything
 
     @property
@@ -132,7 +134,7 @@ class Metadata:
 
     @property
     def notes(self) -> list[str]:
-        """What its loop and cue points say, where that is not that all of it repeats."""
+        """Remarks on loop and cue points, unless all of the file repeats."""
         notes = []
         if not self.whole:
             start, end, _ = self.extent
@@ -148,7 +150,7 @@ class Metadata:
 
     @property
     def remarks(self) -> list[str]:
-        """The notes, and what is wrong with the header: for whoever does not ask about it."""
+        """The notes, and faults of the header."""
         return [*self.notes, *map(str, self.damage)]
 
     @property
@@ -162,8 +164,8 @@ def read(path: Path) -> Metadata:
     """Read a file's samples, header, tags and name.
 
     Raises:
-        LoopError: it is no audio.
-        OSError: it cannot be read.
+        LoopError: the file is not audio.
+        OSError: the file cannot be read.
     """
     header = _header(path)
     damage = list(header.findings)
@@ -180,8 +182,8 @@ def read(path: Path) -> Metadata:
         tempi, None,
     )  # fmt: skip
     # The header counts the beats of the file, and the loop may be less.
-    stated = next((acid.beats for acid in acids if acid.beats), None) if found.whole else None
-    beats = stated or (_counted(found.repeats, tempi[0]) if tempi else None)
+    from_header = next((acid.beats for acid in acids if acid.beats), None) if found.whole else None
+    beats = from_header or (_counted(found.repeats, tempi[0]) if tempi else None)
     return replace(found, beats=beats)
 
 
@@ -193,13 +195,13 @@ def _header(path: Path) -> riff.Header:
         try:
             return riff.read(file)
         except LoopError as error:
-            raise LoopError(f"{files.printable(path)}: {error}; write it anew") from error
+            raise LoopError(f"{files.printable(path)}: {error}; write it again") from error
 
 
 def _contents(
     header: riff.Header, name: bytes, read: Callable[[bytes], Any], damage: list[Finding]
 ) -> Iterator[Any]:
-    """What the chunks of a name say; of one that is cut short, that it is."""
+    """Yield the contents of the chunks of a name; a truncated one becomes a finding."""
     for body in header.bodies(name):
         try:
             yield read(body)
@@ -221,7 +223,7 @@ def _tags(path: Path) -> dict[str, str]:
         file: Any = mutagen.File(path, options=readers)
     except mutagen.MutagenError as error:
         name, cause = files.printable(path), files.shortened(error)
-        raise LoopError(f"{name}: tags that cannot be read ({cause}); write it anew") from error
+        raise LoopError(f"{name}: tags that cannot be read ({cause}); write it again") from error
     values = {} if file is None or file.tags is None else file.tags
     return {key: str(values[key][0]) for key in TAGS if key in values}
 
@@ -230,7 +232,7 @@ def _tempi(path: Path, acids: Sequence[Acid], tags: dict[str, str]) -> Iterator[
     for acid in acids:
         if 0 < acid.tempo_bpm < MAX_BPM:
             single = np.float32(acid.tempo_bpm)
-            # The shortest decimal of a single-precision number is what was put into it.
+            # The shortest decimal of a single-precision number is the tempo as it was entered.
             yield TempoTag("acid chunk", float(str(single)), float(np.spacing(single)) / 2)
     tagged = number(tags.get("BPM", ""))
     if tagged is not None:
@@ -246,7 +248,7 @@ def _last_digit(value: float) -> float:
 
 
 def number(text: str) -> float | None:
-    """The tempo that a tag's text says, if it is one."""
+    """A tag's text as a tempo; None if it is none."""
     try:
         value = float(text)
     except ValueError:
@@ -255,7 +257,7 @@ def number(text: str) -> float | None:
 
 
 def whole(text: str) -> int | None:
-    """The number of samples that a tag's text says, if it is one."""
+    """A tag's text as a number of samples; None if it is none."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
 
 
@@ -265,7 +267,7 @@ def _is_meter(meter: tuple[int, int]) -> bool:
 
 
 def _counted(sound: Wave, tempo: TempoTag) -> int | None:
-    """Quarter notes, if the tempo leaves one whole number of them; to a sample, if several."""
+    """Quarter notes, if the tempo allows one whole number; if several, one exact to a sample."""
     about = nearest(sound, tempo)
     if about is None:
         return None
@@ -274,7 +276,7 @@ def _counted(sound: Wave, tempo: TempoTag) -> int | None:
 
 
 def nearest(sound: Wave, tempo: TempoTag) -> int | None:
-    """The whole number of quarter notes nearest to the tempo, if the tempo leaves one."""
+    """The nearest whole number of quarter notes, if the tempo allows it."""
     about = max(1, round(sound.duration_s / 60 * tempo.bpm))
     low, high = samples_of(about, tempo, sound.rate)
     return about if low <= len(sound) <= high else None

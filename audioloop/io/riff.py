@@ -1,7 +1,7 @@
-"""WAV files as chunks: the loop points and the tempo that samplers and DAWs look for.
+"""WAV files as chunks, with the loop points and the tempo that samplers and DAWs read.
 
 Everything is little-endian; a chunk is four letters, a size, and a body padded to an even size.
-Sizes that others wrote may be wrong: `read` goes by what is in the file, and says what is not.
+Sizes in a header may be wrong: `read` relies on the file itself, and reports what disagrees.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ KNOWN = frozenset(
 
 
 class Finding(NamedTuple):
-    """Two things that disagree.
+    """A contradiction in a file.
 
     Attributes:
-        what: is looked at.
-        expected: by what else the file says.
-        found: instead.
+        what: the checked item.
+        expected: its value by the rest of the file.
+        found: its value.
     """
 
     what: str
@@ -79,7 +79,7 @@ class Loop(NamedTuple):
 
 @dataclass(frozen=True)
 class Acid:
-    """What an ``acid`` chunk says.
+    """Contents of an ``acid`` chunk.
 
     Attributes:
         tempo_bpm: quarter notes a minute.

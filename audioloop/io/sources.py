@@ -1,4 +1,4 @@
-"""Batches of audio files: which they are, and that what goes wrong with one costs that one."""
+"""Batches of audio files: finding them, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def audio(sources: Sequence[Path]) -> Iterator[Path]:
 
 @contextmanager
 def errors_named(path: Path) -> Iterator[None]:
-    """Make whatever goes wrong in the block a `LoopError` that begins with the file's name.
+    """Turn errors in the block into a `LoopError` that starts with the file's name.
 
     An error of the system about another file, as of a disk that is full, names that one. What is
     missing on this machine is no fault of a file: an `ImportError` goes through.

@@ -1,4 +1,4 @@
-"""Samples at a rate: how many a loop has, its level, and files of them.
+"""Waves: samples at a rate, their level, and audio files.
 
 A file is written beside its place and renamed, so it is there whole or not at all. WAV is written
 with the chunks of `riff`, FLAC and OGG with the tags of `Label`; every other format that libsndfile
@@ -42,7 +42,7 @@ SILENT = 1e-4  # of full scale, -80 dB: what has no louder sample counts as sile
 
 @dataclass(frozen=True, eq=False)
 class Wave:
-    """Sound.
+    """A wave.
 
     >>> import audioloop, numpy as np
     >>> audioloop.Wave(np.zeros((2, 44_100), np.float32), rate=44_100).duration_s
@@ -50,7 +50,7 @@ class Wave:
 
     Attributes:
         samples: float32 (channels, samples), full scale is 1.
-        rate: samples a second.
+        rate: sample rate, in Hz.
     """
 
     samples: Samples
@@ -123,13 +123,13 @@ def write(path: Path, wave: Wave, label: Label | None, form: Format) -> None:
     """Write one loop, labelled with its length, tempo, meter and root, as far as they are known.
 
     Raises:
-        LoopError: there are no samples, or they lie beyond full scale, or are no numbers.
+        LoopError: there are no samples, or they exceed full scale, or are not finite.
         OSError: the disk is full, or the folder cannot be written.
     """
     if not wave.samples.size:
         raise LoopError(f"{path}: no samples; nothing was written")
     if not np.isfinite(wave.samples).all():
-        raise LoopError(f"{path}: samples that are no numbers; nothing was written")
+        raise LoopError(f"{path}: samples that are not finite; nothing was written")
     if wave.peak > 1:
         raise LoopError(f"{path}: a peak of {wave.peak:.3f} would clip; lower the gain")
     form.check_rate(wave.rate)
@@ -203,7 +203,7 @@ def read(path: Path) -> Wave:
     """Read the samples of an audio file, at its own rate.
 
     Raises:
-        LoopError: it is no audio, is damaged, or holds more than `MAX_SAMPLES`.
+        LoopError: the file is not audio, is damaged, or has more than `MAX_SAMPLES`.
         OSError: it cannot be read.
     """
     soundfile, name = _soundfile(), files.printable(path)
@@ -242,7 +242,7 @@ def subtype(path: Path) -> str:
 
 
 def _opened(path: Path) -> Any:  # a `soundfile.SoundFile`
-    """An audio file to read; a WAV whose sizes libsndfile cannot make sense of, by what is there.
+    """Open an audio file to read; a WAV with wrong sizes in its header is repaired in memory.
 
     Raises:
         soundfile.LibsndfileError: it is no audio.
@@ -253,16 +253,16 @@ def _opened(path: Path) -> Any:  # a `soundfile.SoundFile`
     try:
         file = soundfile.SoundFile(place)
     except soundfile.LibsndfileError:
-        mended = _mended(path)
-        if mended is None:
+        repaired = _repaired(path)
+        if repaired is None:
             raise
-        return soundfile.SoundFile(mended)
-    mended = None if file.frames else _mended(path)
-    return file if mended is None else soundfile.SoundFile(mended)
+        return soundfile.SoundFile(repaired)
+    repaired = None if file.frames else _repaired(path)
+    return file if repaired is None else soundfile.SoundFile(repaired)
 
 
-def _mended(path: Path) -> io.BytesIO | None:
-    """Format and samples of a WAV under a header whose sizes are right; None of what is none."""
+def _repaired(path: Path) -> io.BytesIO | None:
+    """Format and samples of a WAV under a correct header; None if it is no WAV."""
     with path.open("rb") as file:
         try:
             found = riff.read(file)
@@ -299,10 +299,10 @@ def tile(samples: Samples, times: int) -> Samples:
 
 
 def resample(samples: Samples, length: int) -> Samples:
-    """One pass of a periodic signal, at another number of samples.
+    """Resample one period of a periodic signal to another number of samples.
 
-    libsoxr reads a little of the signal before its start and after its end, where it goes on as it
-    ends and begins, so the seam is like any other place. What lies below 0.8 of the lower Nyquist
+    libsoxr reads the signal a little beyond its ends, where it repeats, so the seam is as any other
+    position. What lies below 0.8 of the lower Nyquist
     frequency is kept to -80 dB and better, and all of it is late by less than a sample.
 
     Args:
@@ -328,9 +328,9 @@ def resample(samples: Samples, length: int) -> Samples:
 
 
 def stretch(samples: Samples, length: int) -> Samples:
-    """The same by a Fourier series: slower than `resampled`, and exact.
+    """Resample one period by a Fourier series: slower than `resample`, and exact.
 
-    A period and back is what it was, but for what lies above the lower Nyquist frequency.
+    A round trip changes nothing below the lower Nyquist frequency.
     """
     spectrum = np.fft.rfft(samples.astype(np.float64))
     found = np.fft.irfft(spectrum[:, : length // 2 + 1], length)

@@ -31,7 +31,7 @@ from midiloop.errors import CallError, LoopError
 
 
 class SamplingDefaults(NamedTuple):
-    """How codes are drawn where nobody says it: see `DecodeConfig`."""
+    """Default settings of decoding, see `DecodeConfig`."""
 
     steps: tuple[int, ...]
     temperature: float
@@ -39,40 +39,40 @@ class SamplingDefaults(NamedTuple):
     cfg_scale: float
 
 
-# Notes say much of what is to come, and which of several drafts is best. Without notes, what is
-# likeliest is silence: beat, kit and bass have to lead further, and what drafts would take goes
-# into smaller steps.
+# Notes determine much of the result, and which of N samples is best. Without notes the likeliest
+# result is silence: guidance by beat, kit and bass has to be stronger, and the time of best of N
+# goes into more steps.
 CONDITIONED = SamplingDefaults(steps=(20, 8, 6, 6), temperature=0.8, top_p=0.9, cfg_scale=1.5)
 UNCONDITIONED = SamplingDefaults(steps=(40, 8, 6, 6), temperature=1.0, top_p=1.0, cfg_scale=4.0)
 # More would need more memory than a laptop has: attention is between all pairs of frames.
 MAX_FRAMES = 4000
 Precision = Literal["auto", "float32", "bfloat16"]
-MEASURED_FRAMES, MEASURED_REPETITIONS = 800, 4  # 8 bars at 120 bpm; turns of each precision
+TIMED_FRAMES, TIMED_REPETITIONS = 800, 4  # 8 bars at 120 bpm; runs of each precision
 BFLOAT16_MARGIN = 1.3  # how many times faster bfloat16 has to be
-FINE_TEMPERATURE = 0.0  # after a first codebook, the likeliest codes of the others are best
-BEST_OF_CFG_SCALE = (
-    1.0  # guidance of several drafts: they differ more without, and are chosen by the notes
-)
+FINE_TEMPERATURE = 0.0  # after the first codebook, the likeliest tokens are best
+# Without guidance, N samples differ more, and the best is chosen by the notes.
+BEST_OF_CFG_SCALE = 1.0
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How codes are drawn.
+    """Settings of sampling.
 
     >>> import audioloop
     >>> tamer = audioloop.SamplingConfig(temperature=0.5, best_of=8, seed=1)
 
     Attributes:
-        steps: of each codebook; None for those of `TOLD` where notes are told, else of `FREE`.
-        temperature, top_p: of the first codebook, see `DecodeConfig`; None as above. The others
-            take the likeliest codes, whatever these are.
-        guidance: how many times the way is gone that what is told shows, at first; at last it is 1.
-            None for `CHOSEN` where notes are told and there are candidates, else as above.
-        shuffling: how much chance decides of what is kept at first, 0 to 1.
-        rescoring_weight: weight of the causal model's say in what is kept, 0 to 1.
-        candidates: how often the first codebook is drawn where notes are told, 1 to 16; what goes
-            on is the one that they say most about, see `loops.mutual_information`.
-        seed: of everything.
+        steps: decoding steps of each codebook; None for those of `CONDITIONED` with notes, of
+            `UNCONDITIONED` without.
+        temperature, top_p: of the first codebook, see `DecodeConfig`; None as above. The other
+            codebooks take the likeliest tokens.
+        cfg_scale: classifier-free guidance scale at the first step; at the last step it is 1. None
+            for `BEST_OF_CFG_SCALE` with notes and best of several, else as above.
+        choice_temperature: share of random noise in the confidence at the first step, 0 to 1.
+        rescoring_weight: the causal model's share of the confidence, 0 to 1.
+        best_of: samples of the first codebook with notes, 1 to 16; the one with the largest
+            `loops.mutual_information` is kept.
+        seed: of all random numbers.
     """
 
     steps: tuple[int, ...] | None = None
@@ -100,15 +100,15 @@ class SamplingConfig:
                 raise CallError(f"{name} {value}: out of range; leave it out for the default")
 
     def config(self, *, conditioned: bool) -> DecodeConfig:
-        """For a ring whose notes are told, or are not."""
+        """Settings of decoding a circular sequence, with or without notes."""
         defaults = CONDITIONED if conditioned else UNCONDITIONED
-        led = BEST_OF_CFG_SCALE if conditioned and self.best_of > 1 else defaults.cfg_scale
+        cfg_scale = BEST_OF_CFG_SCALE if conditioned and self.best_of > 1 else defaults.cfg_scale
         return DecodeConfig(
             steps=defaults.steps if self.steps is None else self.steps,
             temperature=defaults.temperature if self.temperature is None else self.temperature,
             fine_temperature=FINE_TEMPERATURE,
             top_p=defaults.top_p if self.top_p is None else self.top_p,
-            cfg_scale=led if self.cfg_scale is None else self.cfg_scale,
+            cfg_scale=cfg_scale if self.cfg_scale is None else self.cfg_scale,
             choice_temperature=self.choice_temperature,
             spans="stride1",
             ring=True,
@@ -298,11 +298,11 @@ def bfloat16_is_faster(model: Masked) -> bool:
     if model.device.type != "cpu":
         return False
     layer, n_threads = next(iter(model.layers)), torch.get_num_threads()
-    x = torch.zeros(1, MEASURED_FRAMES, model.config.dim)
+    x = torch.zeros(1, TIMED_FRAMES, model.config.dim)
     took: dict[bool, list[float]] = {False: [], True: []}
     torch.set_num_threads(1)
     try:
-        for turn in range(MEASURED_REPETITIONS + 1):
+        for turn in range(TIMED_REPETITIONS + 1):
             for half, times in took.items():
                 with torch.autocast("cpu", torch.bfloat16, enabled=half):
                     began_s = time.thread_time()

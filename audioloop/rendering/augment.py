@@ -153,7 +153,7 @@ def perform(roll: Roll, tempo_bpm: float, rng: np.random.Generator, variety: Aug
     return replace(song, tracks=tuple(map(played, kept)))
 
 
-def render_circle(
+def render_circular(
     source: PackedLoops, number: int, seed: int, fonts: Sequence[SoundFont], variety: Augmentation
 ) -> Samples:
     """Render ``number``: float32 (samples,), one pass of some bars that repeat, mono."""
@@ -214,7 +214,7 @@ def task(
         return np.zeros(variety.rate, np.float32)
     fonts = _fonts(soundfonts, variety.rate)
     turn_to(0)
-    return render_circle(source, job.number, seed, fonts, variety)
+    return render_circular(source, job.number, seed, fonts, variety)
 
 
 @lru_cache(maxsize=1)

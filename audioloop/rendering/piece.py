@@ -17,7 +17,7 @@ from midiloop.midi.score import DEFAULT_BPM, MICROSECONDS_PER_MINUTE, Meter, Sco
 MIN_BPM, MAX_BPM = 20.0, 400.0
 MAX_BARS = 64
 PITCH_CLASSES = 12
-# An exporter that rounds anew at every bar states tempi that differ by so much.
+# Tempi of an exporter that rounds at every bar differ by so much.
 ROUNDING_US = 1
 # Writers end a track up to a quarter note after the bar line or its last note, and a note may ring
 # over: what comes later than that was not meant to end there.
@@ -29,7 +29,7 @@ class Piece:
     """A loop to render.
 
     Attributes:
-        score: ends at its last bar line, and states one tempo and one meter.
+        score: ends at its last bar line, and has one tempo and one meter.
         label: of the mix, for one pass.
     """
 
@@ -194,7 +194,7 @@ def _meter(song: Score) -> tuple[int, int]:
 
 
 def root(song: Score) -> int | None:
-    """Pitch class, 0 for C, that the bass holds longest; of several, the one it begins with.
+    """Pitch class, 0 for C, that the bass holds longest; of several, the one it starts with.
 
     The bass are the tracks of General MIDI's basses; without one there is no root.
     """

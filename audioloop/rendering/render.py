@@ -1,10 +1,10 @@
-"""A loop as sound: what a player hears when it repeats, and exactly as long as its bars.
+"""Renders a loop as a player hears it on repeat, exactly as long as its bars.
 
-FluidSynth lets things happen only every 64 samples, so a loop is a whole number of such blocks for
-it. The loop is played once from silence and then again, because what rings out of the first pass is
-part of the second: a note that starts where its own tail still sounds, a closed hi-hat that chokes
-an open one, a bass held over the bar line. As soon as nothing of the first pass is left, the rest
-of the second is the rest of the first::
+FluidSynth handles events every 64 samples only, so it renders a loop of a whole number of such
+blocks. The loop is played once from silence and then again, because the tail of the first pass is
+part of the second: a note that starts while its own tail sounds, a closed hi-hat that chokes an
+open one, a bass held over the bar line. As soon as nothing of the first pass is left, the rest of
+the second pass equals that of the first::
 
     first     |================================|
     second    |ringing=|
@@ -81,14 +81,14 @@ class Sound:
 
 
 class Rendered(NamedTuple):
-    """A loop as sound.
+    """A rendered loop.
 
     Attributes:
         mix: float32 (2, samples).
-        stems: the same for each part, which add up to the mix; empty where not asked for.
+        stems: a wave for each part, which add up to the mix; empty if not requested.
         label: of the mix.
         score: one pass, as it was played.
-        held_back_db: how much less gain it got than was asked for, so that it does not clip.
+        held_back_db: requested gain that was not applied, to avoid clipping, in dB.
     """
 
     mix: Wave
@@ -159,7 +159,7 @@ def added(parts: Sequence[Samples]) -> Samples:
 
 
 def voiced(song: Score, sound: Sound) -> Score:
-    """The score with another drum kit or bass, where they are asked for."""
+    """The score with another drum kit or bass, if requested."""
 
     def played(track: Track) -> Track:
         if track.is_drum:

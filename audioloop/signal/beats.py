@@ -1,8 +1,8 @@
-"""The even pulse of a piece of audio, and how long a loop of whole bars of it is.
+"""Beat tracking: the even pulse of a wave, and the length of a loop of whole bars.
 
-A beat's length is the slope of a line through *all* tracked beats: exact far below the tracker's
-frames, so that what is a whole number of bars after four of them still is after four hundred. How
-many bars there are follows LoopGen's Algorithm 1 (signature-aware length control).
+The length of a beat is the slope of a line through *all* tracked beats. It is far more exact than
+the tracker's frames, so bar lines stay exact over hundreds of bars. The number of bars follows
+LoopGen's Algorithm 1 (signature-aware length control).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Times = NDArray[np.float64]  # (beats,), seconds
 # of a beat, and of 60 noises of 8 s none was even. In fewer beats noise more often is, by chance.
 MIN_BEATS = 6
 NEAR_BEATS, NEAR_S = 0.03, 0.01  # the larger of the two; beat_this has frames of 20 ms
-FURTHEST = 4  # times more or fewer bars than asked for
+FURTHEST = 4  # factor of more or fewer bars than requested, at most
 
 # librosa's onset strength, and where in it an onset is: it peaks this long after an attack.
 RATE, HOP = 44_100, 512
@@ -46,7 +46,7 @@ class Pulse:
         beat_s: length of a beat, seconds, more than 0.
         first_s: where a beat lies, 0 <= first_s < beat_s; where downbeats are known (as by
             beat_this, or as said), where one of them lies, 0 <= first_s < bar_s. The places are
-            those of a circle: a beat just before 0 is at the far end.
+            circular: a beat just before 0 is at the far end.
         beats_per_bar: at least 1; 4 where it is not known.
         source: who found it: "said", "beat_this" or "librosa".
     """
@@ -88,8 +88,8 @@ def aligned_bars(pulse: Pulse, low_s: float, high_s: float, bars: int = 4) -> in
     """Whole bars that last from ``low_s`` to ``high_s`` seconds, bounds included.
 
     ``bars`` if they do, else the first of twice and four times as many (where they are too short)
-    or a half and a quarter (too long) that does. LoopGen (Algorithm 1) goes on until one does, so
-    it never ends where doubling steps over the bounds; it also cuts a bar in half.
+    or a half and a quarter (too long) that does. LoopGen (Algorithm 1) repeats without a limit, so
+    it never ends where doubling skips the bounds; it also cuts a bar in half.
 
     Args:
         bars: how many are wanted, at least 1.
@@ -98,7 +98,7 @@ def aligned_bars(pulse: Pulse, low_s: float, high_s: float, bars: int = 4) -> in
         The number, or None where none of these lies inside.
 
     Raises:
-        CallError: the bounds are no range, or fewer bars than one are asked for.
+        CallError: the bounds are no range, or fewer bars than one are requested.
     """
     if not 0 <= low_s <= high_s:
         raise CallError(
@@ -115,11 +115,11 @@ def aligned_bars(pulse: Pulse, low_s: float, high_s: float, bars: int = 4) -> in
 
 
 def regressed(times_s: Iterable[float]) -> tuple[float, float]:
-    """The even pulse nearest to beats of which some may be missing, doubled or out of place.
+    """Fit an even pulse to beats, of which some may be missing, doubled or misplaced.
 
-    The beat is first sought where all of them gather best on its circle, within a tenth of the
-    median interval: numbers counted from beat to beat would slip at every doubled one. Then it is
-    fitted by least squares, twice more without what lies far from the line.
+    First a search within a tenth of the median interval finds the period for which the phases of
+    all beats agree best. Counting from beat to beat would slip at every doubled one. Then least
+    squares fit the line, twice more without outliers.
 
     Args:
         times_s: at least two different times, seconds, in any order.
@@ -131,11 +131,11 @@ def regressed(times_s: Iterable[float]) -> tuple[float, float]:
         LoopError: there are no two different times, or some are no numbers.
     """
     times = np.sort(np.asarray([*times_s], np.float64))
-    gaps = np.diff(times)
-    gaps = gaps[gaps > 0]
-    if not gaps.size or not np.isfinite(times).all():
+    intervals = np.diff(times)
+    intervals = intervals[intervals > 0]
+    if not intervals.size or not np.isfinite(times).all():
         raise LoopError("no two beats at different times; give the tempo with --bpm")
-    beat_s, first_s = _gathered(times, float(np.median(gaps)))
+    beat_s, first_s = _gathered(times, float(np.median(intervals)))
     for _ in range(3):
         numbers = np.round((times - first_s) / beat_s)
         off = np.abs(times - first_s - numbers * beat_s)
@@ -148,8 +148,8 @@ def regressed(times_s: Iterable[float]) -> tuple[float, float]:
 
 
 def _gathered(times: Times, about_s: float) -> tuple[float, float]:
-    """The beat within a tenth of ``about_s`` on whose circle the times lie closest, and where."""
-    # A step moves the last beat against the first by a quarter of a circle at most.
+    """The period within a tenth of ``about_s`` for which phases agree best, and a beat's time."""
+    # A step changes the phase of the last beat against the first by a quarter of a turn at most.
     steps = max(1, math.ceil(0.1 * 4 * np.ptp(times) / about_s))
     rates_hz = (1 + np.linspace(-0.1, 0.1, 2 * steps + 1)) / about_s
     turns = 2j * np.pi * (times - times[0])
@@ -177,7 +177,7 @@ def track(wave: Wave) -> Pulse:
         ImportError: neither tracker is installed.
     """
     if not np.isfinite(wave.samples).all():
-        raise LoopError("no beats: samples that are no numbers; give other audio")
+        raise LoopError("no beats: samples that are not finite; give other audio")
     if wave.peak == 0:
         raise _none("it is silent")
     with warnings.catch_warnings():

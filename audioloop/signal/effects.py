@@ -76,7 +76,7 @@ def chorus(wave: Wave, amount: float) -> Wave:
 
 
 def _read(channel: Samples, places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Samples between samples, on the circle, by cubic (Catmull-Rom) interpolation."""
+    """Samples between samples of a circular wave, by cubic (Catmull-Rom) interpolation."""
     whole = np.floor(places).astype(np.int64)
     part = places - whole
     before, here, after, later = (channel.take(whole + k, mode="wrap") for k in (-1, 0, 1, 2))

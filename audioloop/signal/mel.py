@@ -1,4 +1,4 @@
-"""Log-mel spectra of a circle, relative to its own peak."""
+"""Log-mel spectra of a circular wave, relative to its peak."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLOCK = 256  # spectra at a time
 
 
 def decibels(wave: Wave, centres: NDArray[np.int64]) -> Signal:
-    """Log-mel spectra around places of the circle: (places, 64), dB, at least -80.
+    """Log-mel spectra around positions of a circular wave: (positions, 64), dB, at least -80.
 
     Windows are 46 ms long (Hann), the bands are those of `band_hz`, and the powers of all channels
     are added. A sine as loud as the loop's peak has 0 dB.

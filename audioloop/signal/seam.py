@@ -1,13 +1,13 @@
-"""What is at the seam of a loop, where its last sample meets its first, measured without a model.
+"""Acoustic measures of a loop's seam, where its last sample meets its first.
 
-A loop is a circle: every measure is taken at a place of it, places count modulo its length, and
-the seam is place 0. Level does not matter, all is relative to the loop's own peak. Beside the
-figures of the seam stand those of its other bar lines, because a downbeat is loud by nature, and
-those of other joins whose quality is known, the `CONTROLS`.
+A loop is a circular sequence. Every measure is taken at a position, positions count modulo its
+length, and the seam is position 0. All measures are relative to the loop's peak, so level does not
+matter. The seam is compared with the loop's other bar lines, because a downbeat is loud by nature,
+and with joins of known quality, the `CONTROLS`.
 
-- jump: the difference of the two samples that meet, over its local median.
-- residual: what linear prediction cannot foresee there, over its local median.
-- flux: how much the spectrum changes there, as a percentile of how much it changes elsewhere.
+- jump: the sample discontinuity, over its local median.
+- residual: the LPC residual (the error of linear prediction), over its local median.
+- flux: the spectral flux, as a percentile of that of all other positions.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from audioloop.signal.mel import Signal
 from midiloop.errors import CallError, LoopError, counted
 
 MEANING = {
-    "jump": "step between the two samples that meet, over the median step within 25 ms; "
-    "0 or more, lower is better, about 1 cannot be heard",
-    "residual": "largest error of linear prediction (order 24) in the 24 samples from there on, "
-    "over the median error within 50 ms; 0 or more, lower is better, about 3 where nothing was cut",
-    "flux_percentile": "change of the log-mel spectrum there, among all steps of the loop; "
-    "0 to 100, 50 is chance, high on a downbeat and at a cut",
+    "jump": "sample discontinuity: step between the two samples that meet, over the median step "
+    "within 25 ms; 0 or more, lower is better, about 1 cannot be heard",
+    "residual": "LPC residual: largest error of linear prediction (order 24) in the 24 samples "
+    "from there on, over the median error within 50 ms; 0 or more, lower is better, about 3 where "
+    "nothing was cut",
+    "flux_percentile": "spectral flux there (change of the log-mel spectrum) among all steps of "
+    "the loop; 0 to 100, 50 is chance, high on a downbeat and at a cut",
     "bar_flux_percentile": "the same among the loop's other bar lines; "
     "0 to 100, 50 is chance, 100: it changes more than at any of them",
 }
@@ -48,24 +49,24 @@ CONTROLS = {
 REPEATS = 24  # of each control
 
 MIN_S, MIN_RATE = 0.25, 1000  # seconds; Hz, of which 25 ms hold enough samples for a median
-# Medians count as no less than this share of the loop's peak (-80 dB). A step out of silence is
-# measured by what can be heard, and one as small as the silence's own noise gives less than 1.
+# Medians count as no less than this share of the loop's peak (-80 dB): a step out of silence is
+# relative to what is audible, and one as small as the noise of the silence gives less than 1.
 FLOOR = 1e-4
 
 JUMP_S = 0.025
 ORDER, PREDICTED_S = 24, 0.05
-RIDGE = 1e-9  # share of white noise added to a signal before it is predicted
-REACH_S = 0.06  # of what is looked at on each side of a place
-# A player or a synth starts a note near its bar line, and only at the seam is the sample known.
+RIDGE = 1e-9  # share of white noise added before prediction, for stability
+REACH_S = 0.06  # of signal on each side of a position
+# Notes start near their bar line; only at the seam is the exact sample known.
 NEAR_S = 1e-3
 PIECE_S = 0.05
 
 HOP_S = 0.01
-TIE_DB = 0.1  # changes of spectrum that differ by less are alike
+TIE_DB = 0.1  # values of flux that differ by less count as equal
 
 
 class Figures(NamedTuple):
-    """Of one join: what `jump`, `residual` and `flux_percentile` give."""
+    """`jump`, `residual` and `flux_percentile` of one join."""
 
     jump: float
     residual: float
@@ -91,7 +92,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Seam:
-    """What is at a loop's seam.
+    """Measures of a loop's seam and its controls.
 
     Attributes:
         figures: of the seam itself.
@@ -112,9 +113,9 @@ class Seam:
 
     @property
     def excess(self) -> dict[str, float]:
-        """Jump and residual, over the largest at the other bar lines where that is above 1.
+        """Jump and residual over their largest at the other bar lines, where that is above 1.
 
-        1 and less: the seam is no rougher than where the loop was not cut at all.
+        Up to 1, the seam is no rougher than places that were never cut.
         """
         lines = self.controls.get("bar_lines")
         nature = lines.largest if lines else Figures(1, 1, 1)
@@ -164,12 +165,13 @@ def measure(wave: Wave, *, bars: int | None, rng: np.random.Generator) -> Seam:
     """Measure a loop's seam, its other bar lines and the controls.
 
     Args:
-        bars: of equal length, that the loop has; None where they are not known.
-        rng: draws the places of the controls.
+        wave: the loop.
+        bars: number of bars of equal length; None if it is not known.
+        rng: chooses the positions of the controls.
 
     Raises:
-        CallError: there are no so many bars in it.
-        LoopError: it is too short or silent, or has samples that are no numbers.
+        CallError: the loop is too short for so many bars.
+        LoopError: the loop is too short or silent, or has samples that are not finite.
     """
     _check(wave)
     lines = bar_lines(wave, bars)
@@ -194,10 +196,10 @@ def measure(wave: Wave, *, bars: int | None, rng: np.random.Generator) -> Seam:
 
 
 def bar_lines(wave: Wave, bars: int | None) -> list[int]:
-    """Places of all bar lines but the seam.
+    """Positions (samples) of all bar lines except the seam.
 
     Raises:
-        CallError: bars would be shorter than a few spectra.
+        CallError: bars would be shorter than 0.1 s.
     """
     if bars is not None and not 1 <= bars <= max(1.0, wave.duration_s / 0.1):
         raise CallError(
@@ -208,7 +210,7 @@ def bar_lines(wave: Wave, bars: int | None) -> list[int]:
 
 
 def largest_step(wave: Wave, at: int) -> int:
-    """The place within 1 ms of another at which the samples differ most from those before."""
+    """The position within 1 ms of ``at`` with the largest step from the sample before."""
     reach = round(NEAR_S * wave.rate)
     return at - reach + int(steps(wave, at - reach, at + reach).argmax())
 
@@ -220,30 +222,30 @@ def steps(wave: Wave, first: int, last: int) -> Signal:
 
 
 def jump(wave: Wave, at: int) -> float:
-    """Step from sample ``at`` - 1 to ``at``, over the median step within 25 ms: 0 or more.
+    """Sample discontinuity: step to sample ``at`` over the median step within 25 ms, 0 or more.
 
-    Steps are Euclidean over the channels. About 1 cannot be heard, a steady sine has at most 1.42,
-    the attack of a drum can have 20.
+    Steps are Euclidean over the channels. About 1 is inaudible. A steady sine has at most 1.42, the
+    attack of a drum may have 20.
     """
     _check(wave)
     return _jump(_around(wave, at), wave.rate, wave.peak)
 
 
 def residual(wave: Wave, at: int) -> float:
-    """Largest error of linear prediction from ``at`` to 24 samples on, over the median: 0 or more.
+    """LPC residual: largest prediction error in 24 samples from ``at``, over the median, 0 or more.
 
-    The predictor, one of order 24 for all channels, is fitted to 50 ms on each side, and the median
-    is theirs. A join that the ear takes for a click cannot be foreseen, even where samples meet.
+    One predictor of order 24 for all channels is fitted to 50 ms on each side; the median is over
+    the same span. A join that is audible as a click is unpredictable, even without a step.
     """
     _check(wave)
     return _residual(_around(wave, at), wave.rate, wave.peak)
 
 
 def flux(wave: Wave, at: int) -> float:
-    """Mean change of the 64 log-mel bands, up or down, from 5 ms before ``at`` to 5 ms after: dB.
+    """Spectral flux: mean absolute change of 64 log-mel bands over 10 ms around ``at``, in dB.
 
-    The two spectra mirror each other, so this is not the click but the change of sound across it;
-    as windows are longer than that, the steps beside it change as well.
+    The two windows are symmetric about ``at``, so a click is in both: the flux is the change of
+    sound across it. Windows are longer than 10 ms, so neighbouring positions change as well.
     """
     _check(wave)
     return _flux(_around(wave, at), wave.rate, wave.peak, _hop(wave))
@@ -264,7 +266,7 @@ def bar_flux_percentile(wave: Wave, bars: int) -> float | None:
 
 
 def percentile(value: float, others: ArrayLike) -> float:
-    """Share of the others, in dB, that are smaller, those alike counting half: 0 to 100."""
+    """Percentage of the others (in dB) that are smaller, where equal ones count half: 0 to 100."""
     apart = np.sign(value - np.asarray(others)) * (np.abs(value - np.asarray(others)) > TIE_DB)
     return float(50 + 50 * apart.mean())
 
@@ -279,13 +281,13 @@ def _check(wave: Wave) -> None:
             f"{wave.duration_s:.3f} s is too short to measure a seam; give at least {MIN_S} s"
         )
     if not np.isfinite(wave.peak):
-        raise LoopError("samples that are no numbers; mend the file or give another")
+        raise LoopError("samples that are not finite; repair the file or give another")
     if wave.peak < SILENT:
-        raise LoopError("silent all over, so there is no seam to measure; give another file")
+        raise LoopError("silent throughout, so there is no seam to measure; give another file")
 
 
 def _around(wave: Wave, at: int) -> Signal:
-    """What is around a place of the circle: (channels, 2 · reach), the place in the middle."""
+    """The signal around a position: (channels, 2 · reach), with the position in the middle."""
     reach = _reach(wave.rate)
     return _joined(wave, (at - reach, at + reach))
 
@@ -295,7 +297,7 @@ def _reach(rate: int) -> int:
 
 
 def _joined(wave: Wave, *pieces: tuple[int, int]) -> Signal:
-    """Pieces of the circle, each from a place up to another, end to end."""
+    """Pieces of the loop, each from a start to an end, concatenated."""
     places = np.concatenate([np.arange(start, end) for start, end in pieces])
     return wave.samples.take(places, axis=1, mode="wrap").astype(np.float64)
 
@@ -322,10 +324,10 @@ def _shuffle(wave: Wave, _: Sequence[int], rng: np.random.Generator) -> Iterator
     reach, n_pieces = _reach(wave.rate), round(wave.duration_s / PIECE_S)
     edges = [round(len(wave) * number / n_pieces) for number in range(n_pieces + 1)]
     for _repeat in range(REPEATS):
-        # Two pieces on each side, of which the outer ones are taken as far as the reach.
-        drawn = [(edges[n], edges[n + 1]) for n in rng.permutation(n_pieces)[:4].tolist()]
-        joined = _joined(wave, *drawn)
-        middle = sum(end - start for start, end in drawn[:2])
+        # Two pieces on each side; the outer ones are cut at the reach.
+        picked = [(edges[n], edges[n + 1]) for n in rng.permutation(n_pieces)[:4].tolist()]
+        joined = _joined(wave, *picked)
+        middle = sum(end - start for start, end in picked[:2])
         yield joined[:, middle - reach : middle + reach]
 
 
@@ -339,7 +341,7 @@ _JOINS: dict[str, _Joins] = {
 
 
 def _jump(near: Signal, rate: int, peak: float) -> float:
-    """Of the place in the middle of ``near``."""
+    """Of the position in the middle of ``near``."""
     steps = np.linalg.norm(np.diff(near, axis=1), axis=0)
     middle, width = near.shape[1] // 2 - 1, int(JUMP_S * rate)  # step n leads to sample n + 1
     local = np.median(steps[middle - width : middle + width + 1])
@@ -347,7 +349,7 @@ def _jump(near: Signal, rate: int, peak: float) -> float:
 
 
 def _residual(near: Signal, rate: int, peak: float) -> float:
-    """Of the place in the middle of ``near``."""
+    """Of the position in the middle of ``near``."""
     middle, width = near.shape[1] // 2, int(PREDICTED_S * rate)
     known = near[:, middle - width - ORDER : middle + width]
     taps = _predictor(known)
@@ -357,25 +359,25 @@ def _residual(near: Signal, rate: int, peak: float) -> float:
 
 
 def _predictor(signal: Signal) -> Signal:
-    """The filter (1 + ORDER) that leaves the error of prediction (autocorrelation method)."""
+    """The prediction error filter (1 + ORDER taps), by the autocorrelation method."""
     n = signal.shape[1]
     spectra = np.fft.rfft(signal * np.hanning(n), 2 * n)
     correlation = np.fft.irfft((np.abs(spectra) ** 2).sum(0))[: ORDER + 1]
-    # Of silence, or of a few partials alone, there would be no or no single best predictor.
+    # Without it, silence has no best predictor, and a few partials have more than one.
     correlation[0] += RIDGE * correlation[0] + 1e-30
     lags = np.abs(np.subtract.outer(np.arange(ORDER), np.arange(ORDER)))
     return np.concatenate([[1.0], -np.linalg.solve(correlation[lags], correlation[1:])])
 
 
 def _flux(near: Signal, rate: int, peak: float, hop: float) -> float:
-    """Of the place in the middle of ``near``."""
+    """Of the position in the middle of ``near``."""
     centres = np.floor(near.shape[1] // 2 + np.array([-hop / 2, hop / 2])).astype(np.int64)
     before, after = mel.decibels_of(near, centres, rate, peak)
     return float(np.abs(after - before).mean())
 
 
 def _fluxes(wave: Wave, at: int) -> Signal:
-    """Flux of every step around the circle, (steps,): the first is the one across ``at``."""
+    """Flux at every step of the loop, (steps,): the first is at ``at``."""
     hop = _hop(wave)
     centres = np.floor((np.arange(round(len(wave) / hop)) + 0.5) * hop).astype(np.int64)
     levels = mel.decibels(wave, at + centres)
@@ -383,5 +385,5 @@ def _fluxes(wave: Wave, at: int) -> Signal:
 
 
 def _hop(wave: Wave) -> float:
-    """Samples from spectrum to spectrum: about 10 ms, so that a whole number goes round."""
+    """Samples from spectrum to spectrum: about 10 ms, a whole number of them per loop."""
     return len(wave) / round(wave.duration_s / HOP_S)

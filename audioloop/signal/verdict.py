@@ -1,14 +1,14 @@
 """Whether the seam of a loop can be heard: one verdict, for every command that gives one.
 
-A step between the last sample and the first is heard as a click where all of these hold:
+A step between the last sample and the first is audible as a click if all of these hold:
 
-- it is large beside the steps around it (`seam.jump`), which a tone or a noise makes by itself;
-- it is large beside the loop's own peak: in a tail of -60 dB no step is;
-- nothing that the loop does just before or after it hides it: an attack on the first beat is a
-  step as well, and louder sound masks a click for some 20 ms after it, and some ms before;
-- where bar lines are known, the loop jumps less at each of them.
+- It is large relative to the steps around it (`seam.jump`), which a tone or a noise also has.
+- It is large relative to the loop's peak: in a tail of -60 dB no step is.
+- Nothing just before or after masks it. An attack on the first beat is a step as well, and louder
+  sound masks a click for some 20 ms after it, and some ms before.
+- Where bar lines are known, the sample discontinuity (jump) is smaller at each of them.
 
-The numbers were set on 40 loops that others made and on renders, see
+The thresholds were set on 40 loops of other makers and on renders, see
 `tests/benchmarks/real_loops.py`.
 """
 
@@ -26,23 +26,23 @@ from audioloop.signal.seam import Seam
 
 JUMP, OVER_BARS = 3.0, 1.5
 AUDIBLE = 0.01  # of the peak, -40 dB
-# Of the largest other step within these seconds: less is hidden.
+# Share of the largest other step within these seconds: a smaller step is masked.
 HIDDEN, BEFORE_S, AFTER_S = 0.25, 0.025, 0.01
 MAX_LINES = 64
 MEANING = (
     "bad where the seam can be heard: a jump above 3 (and above 1.5 times that at the other bar "
-    "lines), by a step of at least 1% of the loop's peak that nothing close by hides"
+    "lines), by a step of at least 1% of the loop's peak that nothing close by masks"
 )
 
 
 class Verdict(NamedTuple):
-    """What was found at a seam.
+    """Verdict on a seam.
 
     Attributes:
         jump: see `seam.jump`.
         step: between the samples that meet, as a share of the loop's peak.
         beside: the same, as a share of the largest other step close by.
-        allowed: the largest jump that would be all right.
+        allowed: the largest acceptable jump.
     """
 
     jump: float
@@ -52,7 +52,7 @@ class Verdict(NamedTuple):
 
     @property
     def audible(self) -> bool:
-        """Whether the step alone is large enough to be heard, in level and beside its like."""
+        """Whether the step is large enough to be heard, in level and relative to other steps."""
         return self.step >= AUDIBLE and self.beside >= HIDDEN
 
     @property
@@ -66,7 +66,7 @@ class Verdict(NamedTuple):
 
 
 def percent(share: float) -> str:
-    """Of a share, so that little is not nothing: "26%", "0.13%"."""
+    """A share as text, with two digits at least: "26%", "0.13%"."""
     return f"{share:.0%}" if share >= 0.1 else f"{share:.2%}"
 
 
@@ -74,11 +74,12 @@ def of(loop: Wave, bars: int | None) -> Verdict:
     """The verdict on a loop's seam.
 
     Args:
-        bars: that the loop has, None where they are not known.
+        loop: the wave that repeats.
+        bars: number of bars of the loop; None if it is not known.
 
     Raises:
-        CallError: there are no so many bars in it.
-        LoopError: it is too short or silent, or has samples that are no numbers.
+        CallError: the loop is too short for so many bars.
+        LoopError: the loop is too short or silent, or has samples that are not finite.
     """
     jump, lines = seam.jump(loop, 0), seam.bar_lines(loop, bars)
     before, after = round(BEFORE_S * loop.rate), round(AFTER_S * loop.rate)
@@ -93,15 +94,15 @@ def of(loop: Wave, bars: int | None) -> Verdict:
 
 
 def _largest_jump(loop: Wave, lines: Sequence[int]) -> float:
-    """The largest at or near some bar lines, 0 where there are none."""
+    """The largest jump at or near some bar lines; 0 without any."""
     near = (seam.largest_step(loop, line) for line in lines[:: 1 + len(lines) // MAX_LINES])
     return max((seam.jump(loop, place) for place in near), default=0.0)
 
 
-def excess(measured: Seam, found: Verdict) -> float:
-    """The larger excess of jump and residual, for a limit of one's own: 0 or more.
+def excess(of: Seam, found: Verdict) -> float:
+    """The larger excess of jump and LPC residual, to compare with a limit: 0 or more.
 
-    0 where the step is none that can be heard, as in the verdict: what prediction does not foresee
-    there is the attack of a first note, which begins in or after silence.
+    0 where the step is inaudible, as in the verdict: the residual there is the attack of a first
+    note, which starts in or after silence.
     """
-    return max(measured.excess.values()) if found.audible else 0.0
+    return max(of.excess.values()) if found.audible else 0.0

@@ -1,16 +1,19 @@
-"""Two models of a loop's codes: one fills gaps wherever they are, one goes on after the last frame.
+"""Two transformers over a loop's codec tokens: a masked (inpainting) and a causal language model.
 
 ::
 
-    Masked   codes (B, K, T) with gaps   -> frames (B, T, D) -> logits of one codebook (B, T, size)
-    Causal   codes (B, K, T) up to here  -> frames (B, T, D) -> logits of the next frame's codes
+    Masked   tokens (B, K, T), some masked   -> (B, T, D) -> logits of one codebook (B, T, size)
+    Causal   tokens (B, K, T) so far         -> (B, T, D) -> logits of the next frame's tokens
 
-Both hear what is told of a loop, see `conditions`. `Masked` is a MAGNeT (Ziv et al. 2024,
-arXiv:2401.04577, section 3: codebooks one after the other, the later ones with restricted context)
-whose positions are rotary and snapped to the ring: so there is no first frame, and rotating what
-goes in rotates what comes out. `Causal` writes the codes of a frame one after the other, each
-knowing those before it (as the small transformer of Lee et al. 2022, arXiv:2203.01941, section
-3.2, does); so what it says of a frame is a probability of all of its codes together.
+Both are conditioned on notes, beat, drum kit and bass, see `audioloop.conditioning`.
+
+`Masked` is a MAGNeT (Ziv et al. 2024, arXiv:2401.04577, section 3): it decodes one codebook after
+the other, the later ones with restricted context. Its rotary positions are rounded to the circular
+sequence, so no frame is the first: rotating the input rotates the output.
+
+`Causal` decodes the tokens of a frame one after the other, each conditioned on those before it, as
+the depth transformer of Lee et al. 2022, arXiv:2203.01941, section 3.2. So it gives the joint
+probability of a frame's tokens.
 """
 
 from __future__ import annotations
@@ -26,21 +29,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audioloop.conditioning import CHANNELS, PROGRAMS, ConditioningTensors
-from audioloop.nn.circular import Attention, Conv, KVCache
+from audioloop.nn.attention import Attention, KVCache
+from audioloop.nn.circular import Conv
 from midiloop.common import configs
 from midiloop.common.configs import Codebooks, CodebookSize, Depth, Heads, Kernel, Widening, Width
 
 
 @dataclass(frozen=True)
 class TokenConfig:
-    """Sizes of a model of codes.
+    """Sizes of a model of tokens.
 
     Attributes:
         dim, heads, layers, widening: of the transformer.
-        codebooks, codebook_size: of a frame's codes.
+        codebooks, codebook_size: of a frame's tokens.
         context: frames on either side that codebooks after the first attend to; None is all.
-        reach: frames of notes that are heard together.
-        codec: a short name for what the codes mean.
+        reach: kernel size of the convolution over the conditioning, in frames; odd.
+        codec: fingerprint of the codec whose tokens it models.
     """
 
     dim: Width = 256
@@ -55,12 +59,12 @@ class TokenConfig:
 
     @property
     def mask_token(self) -> int:
-        """What stands for a code that is not known."""
+        """The id of a masked token: the one after the last token."""
         return self.codebook_size
 
 
 class Layer(nn.Module):
-    """Hear the other frames, then think: (B, T, D) to (B, T, D)."""
+    """Self-attention, then a feed-forward layer, both residual: (B, T, D) to (B, T, D)."""
 
     def __init__(self, config: TokenConfig) -> None:
         super().__init__()
@@ -74,28 +78,28 @@ class Layer(nn.Module):
     ) -> Tensor:
         """(B, T, D) to (B, T, D)."""
         x = x + self.attention(self.norm1(x), circular=circular, reach=reach, causal=causal)
-        return self._thought(x)
+        return self._feed_forward(x)
 
-    def after(self, x: Tensor, heard: KVCache) -> tuple[Tensor, KVCache]:
-        """The same, causal, for frames that come after others."""
-        mixed, heard = self.attention.after(self.norm1(x), heard)
-        return self._thought(x + mixed), heard
+    def step(self, x: Tensor, cache: KVCache) -> tuple[Tensor, KVCache]:
+        """Causal `forward` for frames that follow the cached ones."""
+        mixed, cache = self.attention.step(self.norm1(x), cache)
+        return self._feed_forward(x + mixed), cache
 
-    def _thought(self, x: Tensor) -> Tensor:
-        thought: Tensor = self.narrow(F.gelu(self.widen(self.norm2(x)), approximate="tanh"))
-        return x + thought
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        update: Tensor = self.narrow(F.gelu(self.widen(self.norm2(x)), approximate="tanh"))
+        return x + update
 
 
 class Layers(nn.ModuleList):
-    """One layer after the other."""
+    """A list of layers, typed."""
 
     def __iter__(self) -> Iterator[Layer]:
-        """From the first to the last."""
+        """Iterate from the first to the last."""
         return cast("Iterator[Layer]", super().__iter__())
 
 
 class ConditionEmbedding(nn.Module):
-    """What is told of a loop, as frames: (B, T, D)."""
+    """Embeds the conditioning of a loop as frames (B, T, D)."""
 
     def __init__(self, config: TokenConfig) -> None:
         super().__init__()
@@ -104,15 +108,15 @@ class ConditionEmbedding(nn.Module):
         self.bass = nn.Embedding(PROGRAMS, config.dim)
 
     def forward(self, condition: ConditioningTensors, *, circular: bool) -> Tensor:
-        """What each frame hears."""
+        """Embeddings (B, T, D) that are added to those of the tokens."""
         frames: Tensor = self.frames(condition.frames, circular=circular).mT
-        played = self.kit(condition.kit) + self.bass(condition.bass)
-        heard: Tensor = frames + played[:, None]
-        return heard
+        programs = self.kit(condition.kit) + self.bass(condition.bass)
+        embedding: Tensor = frames + programs[:, None]
+        return embedding
 
 
 class Backbone(nn.Module):
-    """Codes and what is told, to frames: what both models have."""
+    """What both models share: embeddings of tokens and conditioning, and the layers."""
 
     def __init__(self, config: TokenConfig) -> None:
         super().__init__()
@@ -126,13 +130,13 @@ class Backbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the weights."""
         return self.norm.weight.device
 
-    def take_over(self, other: Backbone) -> None:
-        """Begin with the weights of another model of as wide layers, as far as both have them.
+    def init_from(self, other: Backbone) -> None:
+        """Copy the weights of another model, as far as both have them, of the same widths.
 
-        One of the same kind gives all it has; one of the other kind gives no heads.
+        A model of the same kind gives all weights, one of the other kind all but the heads.
         """
         theirs = other.state_dict()
         if not isinstance(other, type(self)):
@@ -144,15 +148,15 @@ class Backbone(nn.Module):
             }
         self.load_state_dict(self.state_dict() | theirs)
 
-    def embedded(self, codes: Tensor) -> Tensor:
-        """Codes (B, K, T) to frames (B, T, D)."""
+    def embed(self, codes: Tensor) -> Tensor:
+        """Sum of the codebooks' embeddings: tokens (B, K, T) to (B, T, D)."""
         pairs = zip(self.codes, codes.unbind(1), strict=True)
         rows: list[Tensor] = [table(row) for table, row in pairs]
         return reduce(torch.add, rows)
 
 
 def _start(module: nn.Module, n_layers: int) -> None:
-    """Fresh weights of what both models have; what a layer adds is small at first."""
+    """Initialise the shared weights; the residual updates of layers start small."""
     for name, weight in module.named_parameters():
         if name.endswith("bias") or "norm" in name:
             continue
@@ -167,10 +171,11 @@ def _start(module: nn.Module, n_layers: int) -> None:
 
 
 class Masked(Backbone):
-    """Fills gaps: codes (B, K, T) and what is told, to logits (B, T, size) of one codebook.
+    """The inpainting model: tokens (B, K, T), some masked, to logits (B, T, size) of a codebook.
 
     Attributes:
-        in_bfloat16: multiply so inside the layers. What they add up, and logits, stay in 32 bits.
+        in_bfloat16: matrix products inside the layers are in bfloat16. The residual stream and the
+            logits stay in float32.
     """
 
     in_bfloat16 = False
@@ -183,20 +188,20 @@ class Masked(Backbone):
     def forward(
         self, codes: Tensor, condition: ConditioningTensors, stage: int, *, circular: bool
     ) -> Tensor:
-        """Logits of the codes of one codebook.
+        """Logits of one codebook's tokens.
 
         Args:
-            codes: int64 (B, K, T), with gaps.
-            condition: of as many frames.
-            stage: which codebook.
-            circular: the last frame is next to the first.
+            codes: int64 (B, K, T) tokens, of which some are the mask token.
+            condition: of B loops of T frames.
+            stage: index of the codebook.
+            circular: whether the first frame follows the last.
 
         Returns:
             (B, T, size).
         """
-        x = self.embedded(codes) + self.listener(condition, circular=circular)
+        x = self.embed(codes) + self.listener(condition, circular=circular)
         reach = self.config.context if stage else None
-        # Whoever learns says for all of the model how it multiplies.
+        # A trainer sets the precision of the whole model by an autocast of its own.
         half = torch.autocast(x.device.type, torch.bfloat16) if self.in_bfloat16 else nullcontext()
         with half:
             for layer in self.layers:
@@ -206,19 +211,22 @@ class Masked(Backbone):
 
 
 class State(NamedTuple):
-    """Where `Causal` is: what each layer has heard, and the last frame's codes (B, K, 1)."""
+    """State of decoding with `Causal`: each layer's KV cache, and the last tokens (B, K, 1)."""
 
-    heard: list[KVCache]
+    caches: list[KVCache]
     last: Tensor
 
 
 class Causal(Backbone):
-    """Goes on: what each frame's codes are, after all frames before it."""
+    """The causal model: the tokens of a frame, after all frames before it.
+
+    ``told`` embeds the earlier tokens of the same frame, and ``thoughts`` is one MLP per codebook:
+    the names are those in the weights that ship.
+    """
 
     def __init__(self, config: TokenConfig) -> None:
         super().__init__(config)
         dim, size, books = config.dim, config.codebook_size, range(config.codebooks)
-        # Within a frame, each code is told those before it.
         self.told = nn.ModuleList(nn.Embedding(size, dim) for _ in books[1:])
         self.thoughts = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU("tanh"))
@@ -227,58 +235,61 @@ class Causal(Backbone):
         self.heads = nn.ModuleList(nn.Linear(2 * dim, size) for _ in books)
 
     def forward(self, codes: Tensor, condition: ConditioningTensors, first: int = 0) -> Tensor:
-        """What is expected of each code, knowing all before it: logits (B, K, T - first, size).
+        """Logits (B, K, T - first, size) of each token, given all before it.
 
         Args:
-            codes: int64 (B, K, T), on a line; before the first frame there is nothing. All of
-                the last codebooks may be gaps; what is said of those means nothing.
-            condition: of as many frames. A frame hears what is told of the frames around it.
-            first: frame from which on logits are asked for.
+            codes: int64 (B, K, T) tokens; nothing precedes the first frame. The last codebooks may
+                be masked as a whole; the logits that follow a mask token mean nothing.
+            condition: of B loops of T frames.
+            first: index of the first frame whose logits are returned.
         """
         nothing = torch.full_like(codes[..., :1], self.config.mask_token)
         before = torch.cat([nothing, codes[..., :-1]], -1)
-        x = self.embedded(before) + self.listener(condition, circular=False)
+        x = self.embed(before) + self.listener(condition, circular=False)
         for layer in self.layers:
             x = layer(x, circular=False, causal=True)
         return torch.stack(self._within(self.norm(x[:, first:]), codes[..., first:]), 1)
 
     def _within(self, x: Tensor, codes: Tensor) -> list[Tensor]:
-        """Logits of each codebook (B, T, size), from frames (B, T, D) and the codes of each."""
+        """Logits of each codebook (B, T, size): frames (B, T, D), then their tokens (B, K, T)."""
         logits = []
-        for book, (think, head) in enumerate(zip(self.thoughts, self.heads, strict=True)):
+        for book, (mlp, head) in enumerate(zip(self.thoughts, self.heads, strict=True)):
             if book:
-                # After a gap nothing can be said; it only must not be an index out of range.
+                # Logits after a mask token mean nothing, but its index must not be out of range.
                 x = x + self.told[book - 1](
                     codes[:, book - 1].clamp(max=self.config.mask_token - 1)
                 )
-            logits.append(head(think(x)))
+            logits.append(head(mlp(x)))
         return logits
 
-    def begin(self, n: int) -> State:
-        """Before the first frame of ``n`` lines."""
+    def initial_state(self, n: int) -> State:
+        """The state before the first frame of ``n`` sequences."""
         last = torch.full((n, self.config.codebooks, 1), self.config.mask_token, device=self.device)
         empty = self.norm.weight.new_zeros(n, 0, self.config.dim)
-        return State([layer.attention.nothing(empty) for layer in self.layers], last)
+        return State([layer.attention.empty_cache(empty) for layer in self.layers], last)
 
-    def go_on(self, state: State, condition: Tensor) -> tuple[Tensor, State]:
-        """The next frame (B, 1, D), for `next_code`, and the state after it, less its codes.
+    def decode_step(self, state: State, condition: Tensor) -> tuple[Tensor, State]:
+        """The next frame (B, 1, D), for `next_code`, and the state after it.
+
+        The caller replaces ``last`` of that state by the tokens that it sampled.
 
         Args:
-            condition: (B, 1, D), of `listener`, at that frame.
+            condition: (B, 1, D), the condition embedding (`listener`) of that frame.
         """
-        x = self.embedded(state.last) + condition
-        heard = []
-        for layer, before in zip(self.layers, state.heard, strict=True):
-            x, now = layer.after(x, before)
-            heard.append(now)
-        return self.norm(x), State(heard, state.last)
+        x = self.embed(state.last) + condition
+        caches = []
+        for layer, before in zip(self.layers, state.caches, strict=True):
+            x, cache = layer.step(x, before)
+            caches.append(cache)
+        return self.norm(x), State(caches, state.last)
 
     def next_code(self, x: Tensor, book: int, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits (B, size) of a codebook in a frame, and the frame for the next codebook.
+        """Logits (B, size) of a codebook in a frame, and the input for the next codebook.
 
         Args:
-            x: (B, 1, D).
-            before: int64 (B, 1), the code of the codebook before; None for the first.
+            x: (B, 1, D), of `decode_step` or of the codebook before.
+            book: index of the codebook.
+            before: int64 (B, 1), the token of the codebook before; None for the first.
         """
         if before is not None:
             x = x + self.told[book - 1](before)

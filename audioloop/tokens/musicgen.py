@@ -1,15 +1,15 @@
-"""A published MusicGen as a model that expects codes of EnCodec, by way of transformers.
+"""Published MusicGens as a `LanguageModel` of EnCodec's tokens, by transformers.
 
-MusicGen (Copet et al. 2023, arXiv:2306.05284, section 2.2) hears and writes a column at a time, in
-which each codebook is one frame later than the one before it::
+MusicGen (Copet et al. 2023, arXiv:2306.05284, section 2.2) decodes a column at a time (a delay
+pattern): each codebook is one frame later than the one before it::
 
     column       0   1   2   3   4  …
     codebook 1   –  a1  a2  a3  a4
-    codebook 2   –   –  b1  b2  b3       after column t + k it expects the code
+    codebook 2   –   –  b1  b2  b3       after column t + k it predicts the token
     codebook 3   –   –   –  c1  c2       of frame t in codebook k, both from 0
 
-Here it is told nothing: without a text, what it would hear of one is zeros, and as its attention
-has no biases, that is the same as nothing.
+It is unconditional here. Without a text, the input of cross-attention is zeros; as this attention
+has no biases, its output is zero as well.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from midiloop.common.configs import Codebooks, CodebookSize, Depth, Heads, Range
 from midiloop.errors import LoopError, counted
 
 FITTING = "give facebook/musicgen-small, or a model of its kind"
-# Of a config, where in it the decoder is told, and what its weights' names begin with.
+# By model type: the key of the decoder's config, and the prefix of its weights' names.
 KINDS: dict[Any, tuple[str | None, str]] = {
     "musicgen": ("decoder", "decoder."),
     "musicgen_decoder": (None, ""),
@@ -53,7 +53,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class MusicGenConfig:
-    """What its codes look like."""
+    """The shape of its tokens."""
 
     codebooks: int
     codebook_size: int
@@ -111,22 +111,22 @@ def load(name: str, device: torch.device | None = None) -> MusicGen:
         sizes = hub.sizes(Sizes, about, name, "MusicGen", FITTING)
         if sizes.audio_channels != 1:
             raise LoopError(f"{name}: a MusicGen of more than one channel; {FITTING}")
-        with hub.made_of_config(name, "MusicGen", FITTING):
+        with hub.building_from_config(name, "MusicGen", FITTING):
             config = transformers.MusicgenDecoderConfig(**asdict(sizes))
             with checkpoint.shapes_alone():
                 fresh = transformers.MusicgenForCausalLM(config).state_dict()
         _check(fresh, folder, prefix)
-        with hub.made_of_config(name, "MusicGen", FITTING):
+        with hub.building_from_config(name, "MusicGen", FITTING):
             model = transformers.MusicgenForCausalLM(config)
         _fill(model, folder, prefix)
     return MusicGen(model.to(device or torch.device("cpu")))
 
 
 def of_codec(model: MusicGen, codec: EnCodec) -> None:
-    """Check that a MusicGen can know the codes of an EnCodec.
+    """Check that a MusicGen and an EnCodec have the same codebooks.
 
     Raises:
-        LoopError: their codes are of different numbers.
+        LoopError: the number or the size of their codebooks differs.
     """
     known = model.config.codebooks, model.config.codebook_size
     found = codec.config.codebooks, codec.config.codebook_size
@@ -138,7 +138,7 @@ def of_codec(model: MusicGen, codec: EnCodec) -> None:
 
 
 def _decoder(path: Path, name: str) -> tuple[dict[str, Any], str]:
-    """The config of what writes codes, and what its weights' names begin with."""
+    """The decoder's config, and the prefix of its weights' names."""
     about = hub.config(path, FITTING)
     kind = about.get("model_type")
     if not isinstance(kind, str) or kind not in KINDS:
@@ -164,7 +164,7 @@ def _check(fresh: dict[str, Tensor], folder: Path, prefix: str) -> None:
 
 
 def _fill(model: Any, folder: Path, prefix: str) -> None:
-    """Give the model its weights; those of text and sound in the same files are left alone."""
+    """Load the decoder's weights; those of the text encoder and the codec are skipped."""
     wanted = model.state_dict().keys()
     tensors: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):

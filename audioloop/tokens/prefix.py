@@ -1,4 +1,4 @@
-"""What the causal model has to say: lines that it writes, and how likely it finds a ring."""
+"""The causal model's prefix of a loop, and the probabilities that it gives to a loop's tokens."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from audioloop.conditioning import ConditioningTensors
 from audioloop.tokens.magnet.decode import TokenProbabilities, sample
 from audioloop.tokens.model import Causal
 
-# Frames before the first of a ring that are heard first: a listener has heard the loop before.
+# Frames of context before the first one of a circular sequence: whoever hears a loop has heard its
+# end before its beginning.
 CONTEXT = 100
-# Frames that are played before a prompt begins: each of them takes as long as one that is kept.
+# Frames generated before a prefix and dropped: each of them takes as long as one that is kept.
 WARM_UP_FRAMES = 32
 
 
 def prefix(
     model: Causal, condition: ConditioningTensors, n_frames: int, generator: torch.Generator
 ) -> Tensor:
-    """The first frames of a ring, int64 (B, K, ``n_frames``), for each condition of one.
+    """Sample the first ``n_frames`` of a loop, for each of the conditions.
 
-    The model plays itself in: it writes what comes before them as well, which is not kept. What
-    begins out of nothing begins as no loop does that has gone round.
+    The model first generates warm-up frames, conditioned on the end of the loop. They are dropped:
+    a sequence without any context starts as no repeating loop does.
+
+    Returns:
+        int64 (B, K, n_frames) tokens.
     """
     before = min(WARM_UP_FRAMES, condition.frames.shape[-1])
-    line = condition.taken(torch.arange(-before, n_frames))
+    line = condition.at(torch.arange(-before, n_frames))
     return continuation(model, line, generator)[..., before:]
 
 
@@ -37,12 +41,12 @@ def continuation(
     temperature: float = 1.0,
     top_p: float = 0.95,
 ) -> Tensor:
-    """Lines of codes (B, K, T), one for each condition, a frame after the other."""
+    """Sample tokens (B, K, T) frame by frame, with a KV cache; T is that of the condition."""
     conditioning = model.listener(condition, circular=False)
-    state = model.begin(len(conditioning))
+    state = model.initial_state(len(conditioning))
     frames = []
     for now in conditioning.split(1, 1):
-        x, state = model.go_on(state, now)
+        x, state = model.decode_step(state, now)
         codes: list[Tensor] = []
         for book in range(model.config.codebooks):
             logits, x = model.next_code(x, book, codes[-1] if codes else None)
@@ -54,18 +58,21 @@ def continuation(
 
 
 def token_probabilities(model: Causal, condition: ConditioningTensors) -> TokenProbabilities:
-    """The chances that the model gives to each code of a ring (B, K, T), going round it."""
+    """A function from a loop's tokens (B, K, T) and a stage to the model's probabilities (B, T).
+
+    The first frames have the last ones as context, because the loop is a circular sequence.
+    """
     n_frames = condition.frames.shape[-1]
     before = min(CONTEXT, n_frames)
-    places = torch.arange(-before, n_frames)
-    heard = condition.taken(places)
+    frames = torch.arange(-before, n_frames)
+    unrolled = condition.at(frames)
 
-    def chances(codes: Tensor, stage: int) -> Tensor:
-        line = codes[..., places.to(codes.device) % n_frames]
+    def probabilities(codes: Tensor, stage: int) -> Tensor:
+        line = codes[..., frames.to(codes.device) % n_frames]
         line[:, stage + 1 :] = model.config.mask_token
-        conditioning = heard.repeated(len(line) // len(heard.kit))
+        conditioning = unrolled.repeated(len(line) // len(unrolled.kit))
         logits = model(line, conditioning, before)[:, stage]
         found: Tensor = logits.softmax(-1).gather(-1, codes[:, stage][..., None])[..., 0]
         return found
 
-    return chances
+    return probabilities

@@ -1,4 +1,4 @@
-"""The models of codes that ship, and those of a run of your own."""
+"""Pretrained models of tokens: those that ship, and those of your own runs."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ SHIPPED = {"masked": PRETRAINED / "masked", "causal": PRETRAINED / "causal"}
 def load(
     kind: str, folder: Path | None = None, device: torch.device | None = None
 ) -> Masked | Causal:
-    """A model of a kind, of a run, or the one that ships.
+    """Load a masked or causal model from a run's folder; None: the one that ships.
 
     Raises:
-        LoopError: the folder holds none, or one of another kind, or a damaged one.
+        LoopError: the folder has no model, one of another kind, or a damaged one.
     """
     return _loaded(folder or SHIPPED[kind], {kind: KINDS[kind]}, device)
 
 
 def load_any(folder: Path, device: torch.device | None = None) -> Masked | Causal:
-    """The model of a run, of either kind.
+    """Load the model of a run, masked or causal.
 
     Raises:
-        LoopError: the folder holds none, or a damaged one.
+        LoopError: the folder has no model, or a damaged one.
     """
     return _loaded(folder, KINDS, device)
 
@@ -46,10 +46,10 @@ def _loaded(folder: Path, kinds: dict[str, Any], device: torch.device | None) ->
 
 
 def load_masked(folder: Path | None = None, device: torch.device | None = None) -> Masked:
-    """The model that fills gaps, of a run, or the one that ships.
+    """Load the masked (inpainting) model of a run; None: the one that ships.
 
     Raises:
-        LoopError: the folder holds none, or one of another kind, or a damaged one.
+        LoopError: the folder has no model, one of another kind, or a damaged one.
     """
     model = load("masked", folder, device)
     assert isinstance(model, Masked)  # the only kind that is read
@@ -57,10 +57,10 @@ def load_masked(folder: Path | None = None, device: torch.device | None = None) 
 
 
 def load_causal(folder: Path | None = None, device: torch.device | None = None) -> Causal:
-    """The model that goes on, of a run, or the one that ships.
+    """Load the causal model of a run; None: the one that ships.
 
     Raises:
-        LoopError: the folder holds none, or one of another kind, or a damaged one.
+        LoopError: the folder has no model, one of another kind, or a damaged one.
     """
     model = load("causal", folder, device)
     assert isinstance(model, Causal)  # the only kind that is read
@@ -68,13 +68,13 @@ def load_causal(folder: Path | None = None, device: torch.device | None = None) 
 
 
 def of_codec(model: Masked | Causal, codec: Codec) -> None:
-    """Check that a model has learned the codes of a codec, whose numbers mean nothing in another.
+    """Check that a model was trained on the tokens of this codec.
 
     Raises:
-        LoopError: it has learned those of another one.
+        LoopError: it was trained on those of another codec, whose tokens mean something else.
     """
     if model.config.codec != encoded_dataset.encode_loop(codec):
         raise LoopError(
-            "the model has learned the codes of another codec; give the codec that it was "
-            "trained with, or train it with this one"
+            "the model was trained on the tokens of another codec; give that codec, or train the "
+            "model with this one"
         )

@@ -1,10 +1,10 @@
-"""What ``audioloop train masked`` and ``causal`` do: models of the codes of rendered loops.
+"""Training of the token models (``audioloop train masked`` and ``causal``) on rendered loops.
 
-`Masked` learns to fill gaps as it will be asked to: one codebook has gaps of three frames each, in
-a share that is drawn as a quarter of a cosine falls; those before it are known, those after it are
-not (Ziv et al. 2024, section 3.1). Now on a ring, now on a line. `Causal` learns from lines that go
-round a loop from anywhere. Both are told less than there is to tell now and then, so that they can
-do with less.
+`Masked` is trained as it decodes: in one codebook, spans of three frames are masked. Their share is
+the cosine of a uniform angle. The codebooks before are known, those after are masked (Ziv et al.
+2024, section 3.1). Most batches are circular sequences, some are excerpts with ends. `Causal` is
+trained on excerpts that start anywhere in a loop and wrap around it. For classifier-free guidance,
+parts of the conditioning are dropped at random.
 """
 
 from __future__ import annotations
@@ -39,36 +39,37 @@ from midiloop.common.training_record import check_folder
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError
 
-LOOP_FRAMES = 400  # of a usual loop: a batch has as many frames as so many of those
+LOOP_FRAMES = 400  # of a typical loop: a batch of B has B times as many frames
 N_LOOPS = 10_000
 N_VALID, VALID_FRAMES = 32, 400
 
 
 @dataclass(frozen=True)
 class TokenRecipe:
-    """How codes are learned.
+    """Masking, excerpts and dropout of the conditioning. All shares are from 0 to 1.
 
     Attributes:
-        span: frames that are gaps together.
-        line: frames of an excerpt that is no ring.
-        open_every: every so many steps, `Masked` sees lines instead of rings.
-        first: share of steps in which it fills the first codebook; the others share the rest.
-        all_unsaid: share of loops of which nothing is told.
-        without_notes: share of the others without notes, so that a model can go by beat, kit and
-            bass alone; of those, a third is without the beat.
-        unsaid: share of the others without a kit, and without a bass.
-        fewer: share of lines of which `Causal` knows only the first codebooks, as while `Masked`
-            has not filled the others yet.
+        span: frames that are masked together.
+        line: frames of an excerpt with ends.
+        line_every: `Masked` sees excerpts instead of circular sequences every so many steps; 0:
+            never.
+        first: share of steps that mask the first codebook; the others share the rest.
+        unconditional: share of loops with the null condition.
+        without_notes: share of the others without notes, so that beat, kit and bass alone can
+            condition the model; a third of those is also without the beat.
+        without_program: share of the others without a kit, and without a bass.
+        partial: share of excerpts of which `Causal` sees only the first codebooks, as in rescoring
+            while `Masked` has not decoded the others yet.
     """
 
     span: int = 3
     line: int = 500
-    open_every: int = 4
+    line_every: int = 4
     first: float = 0.3
-    all_unsaid: float = 0.12
+    unconditional: float = 0.12
     without_notes: float = 0.25
-    unsaid: float = 0.12
-    fewer: float = 0.3
+    without_program: float = 0.12
+    partial: float = 0.3
 
 
 RECIPE = TokenRecipe()
@@ -77,9 +78,16 @@ CONFIGS = {"masked": TokenConfig(), "causal": TokenConfig(layers=6)}
 
 
 class TokenTask(Task):
-    """A model of codes, as the `Trainer` takes it.
+    """A token model as a task of the `Trainer`.
 
     Args:
+        kind: "masked" or "causal".
+        config: sizes of the model.
+        recipe: masking, excerpts and dropout of the conditioning.
+        seed: of the initial weights.
+        loops, valid: encoded loops to train on, and to validate on.
+        frames_per_s: of the codec.
+        device: of the model and of the batches.
         also_begun_with: what else must be the same when a run resumes.
     """
 
@@ -117,60 +125,62 @@ class TokenTask(Task):
         }
 
     def save(self, folder: Path, model: nn.Module, about: dict[str, Any]) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint to a folder."""
         assert isinstance(model, Masked | Causal)
         checkpoint.save_model(folder, self.kind, model, about)
 
     def micro_batches(self, step: Step) -> Iterator[tuple[Any, float]]:
-        """Batches as `batch` draws them."""
+        """Yield the batches of a step (see `batch`) with their weights."""
         for number, size, weight in step.draws():
             yield self.batch(step.number, size, np.random.default_rng([step.seed, number])), weight
 
     def losses(self, batch: Any, step: Step) -> Losses:  # noqa: ARG002 - all are alike
-        """See `loss`."""
+        """The one loss, see `loss`."""
         loss = self.loss(batch)
         return Losses({self.kind: loss}, {"loss": loss.detach()})
 
     def batch(self, step: int, size: int, rng: np.random.Generator) -> Any:
-        """What to learn from in a step: as many frames as ``size`` usual loops have."""
+        """The batch of a step, of as many frames as ``size`` typical loops have."""
         raise NotImplementedError
 
     def loss(self, batch: Any) -> Tensor:
-        """Cross-entropy of a batch, in nats a code."""
+        """Cross-entropy of a batch, in nats a token: ()."""
         raise NotImplementedError
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Cross-entropy on loops that are not learned from: told all, and told nothing."""
-        conditioning, untold = [], []
+        """Cross-entropy on the validation loops, in nats a token: conditional and unconditional."""
+        conditional, unconditional = [], []
         for codes, condition in self._valid_lines:
-            conditioning.append(self.cross_entropy(model, codes, condition))
-            untold.append(self.cross_entropy(model, codes, condition.silent()))
-        return {"nats": float(np.mean(conditioning)), "nats_untold": float(np.mean(untold))}
+            conditional.append(self.cross_entropy(model, codes, condition))
+            unconditional.append(self.cross_entropy(model, codes, condition.null()))
+        return {
+            "nats": float(np.mean(conditional)),
+            "nats_unconditional": float(np.mean(unconditional)),
+        }
 
     def cross_entropy(
         self, model: nn.Module, codes: Tensor, condition: ConditioningTensors
     ) -> float:
-        """Of one line (1, K, T), in nats a code."""
+        """Cross-entropy of one excerpt (1, K, T), in nats a token."""
         raise NotImplementedError
 
     @functools.cached_property
     def _valid_lines(self) -> list[tuple[Tensor, ConditioningTensors]]:
         found = []
         for loop in self.valid:
-            places = torch.arange(VALID_FRAMES)
-            codes, condition = self._line(loop, places)
+            codes, condition = self._line(loop, torch.arange(VALID_FRAMES))
             found.append((codes[None].to(self.device), condition.to(self.device)))
         return found
 
-    def _told(self, loop: EncodedLoop) -> ConditioningTensors:
+    def _tensors(self, loop: EncodedLoop) -> ConditioningTensors:
         return loop.conditioning.on(loop.codes.shape[1], self.frames_per_s)
 
-    def _line(self, loop: EncodedLoop, places: Tensor) -> tuple[Tensor, ConditioningTensors]:
+    def _line(self, loop: EncodedLoop, frames: Tensor) -> tuple[Tensor, ConditioningTensors]:
         n_frames = loop.codes.shape[1]
-        return loop.codes[:, places % n_frames], self._told(loop).taken(places)
+        return loop.codes[:, frames % n_frames], self._tensors(loop).at(frames)
 
     def lines(self, size: int, rng: np.random.Generator) -> tuple[Tensor, ConditioningTensors]:
-        """Lines (B, K, T) that go round loops from anywhere, and what is told of them."""
+        """Excerpts (B, K, T) that start anywhere in a loop, with their conditioning."""
         n_frames = self.recipe.line
         n = max(1, round(size * LOOP_FRAMES / n_frames))
         picks = [self.loops[pick] for pick in rng.integers(len(self.loops), size=n)]
@@ -185,60 +195,72 @@ class TokenTask(Task):
         self, pairs: Sequence[tuple[Tensor, ConditioningTensors]], rng: np.random.Generator
     ) -> tuple[Tensor, ConditioningTensors]:
         codes = torch.stack([codes for codes, _ in pairs])
-        condition = less(stack([conditioning for _, conditioning in pairs]), self.recipe, rng)
+        condition = with_dropout(
+            stack([conditioning for _, conditioning in pairs]), self.recipe, rng
+        )
         return codes.to(self.device), condition.to(self.device)
 
 
-def less(
+def with_dropout(
     condition: ConditioningTensors, recipe: TokenRecipe, rng: np.random.Generator
 ) -> ConditioningTensors:
-    """The same, with some of it unsaid here and there."""
+    """Replace parts of the conditioning by the null condition at random, as a recipe says."""
     n = len(condition.kit)
-    nothing = rng.random(n) < recipe.all_unsaid
-    shares = (recipe.without_notes, recipe.unsaid, recipe.unsaid)
-    notes, kit, bass = (nothing | (rng.random(n) < share) for share in shares)
-    beat = nothing | (notes & (rng.random(n) < 1 / 3))
-    said = torch.ones(n, condition.frames.shape[1], 1)
-    said[torch.from_numpy(notes), :NOTES] = 0
-    said[torch.from_numpy(beat), NOTES:] = 0
+    null = rng.random(n) < recipe.unconditional
+    shares = (recipe.without_notes, recipe.without_program, recipe.without_program)
+    notes, kit, bass = (null | (rng.random(n) < share) for share in shares)
+    beat = null | (notes & (rng.random(n) < 1 / 3))
+    kept = torch.ones(n, condition.frames.shape[1], 1)
+    kept[torch.from_numpy(notes), :NOTES] = 0
+    kept[torch.from_numpy(beat), NOTES:] = 0
     return ConditioningTensors(
-        condition.frames * said,
+        condition.frames * kept,
         condition.kit.where(~torch.from_numpy(kit), NULL_PROGRAM),
         condition.bass.where(~torch.from_numpy(bass), NULL_PROGRAM),
     )
 
 
 class MaskedBatch(NamedTuple):
-    """What `Masked` learns from: codes (B, K, T), and which of one codebook are gaps, (B, T)."""
+    """A batch of `MaskedTask`.
+
+    Attributes:
+        codes: int64 (B, K, T) tokens, none masked.
+        condition: of B loops of T frames.
+        stage: index of the codebook that is masked in part.
+        inpaint_mask: bool (B, T): which of its tokens are masked.
+        circular: whether the first frame follows the last.
+    """
 
     codes: Tensor
     condition: ConditioningTensors
     stage: int
-    open_: Tensor
+    inpaint_mask: Tensor
     circular: bool
 
 
 class MaskedTask(TokenTask):
-    """`Masked`, on rings and on lines."""
+    """Trains `Masked` on circular sequences and on excerpts with ends."""
 
     def batch(self, step: int, size: int, rng: np.random.Generator) -> MaskedBatch:
-        """Loops, or every so many steps lines, with gaps in one codebook."""
+        """Whole loops, or excerpts every `TokenRecipe.line_every` steps, and a mask."""
         recipe, config = self.recipe, self.model.config
-        circular = recipe.open_every == 0 or (step + 1) % recipe.open_every != 0
-        codes, condition = self._rings(size, rng) if circular else self.lines(size, rng)
+        circular = recipe.line_every == 0 or (step + 1) % recipe.line_every != 0
+        codes, condition = self._circular(size, rng) if circular else self.lines(size, rng)
         others = config.codebooks - 1
         stages = [recipe.first, *[(1 - recipe.first) / max(1, others)] * others]
         stage = int(rng.choice(config.codebooks, p=np.array(stages) / sum(stages)))
         shares = np.cos(rng.uniform(0, math.pi / 2, len(codes)))
-        open_ = torch.from_numpy(gaps(shares, codes.shape[2], recipe.span, rng)).to(self.device)
-        return MaskedBatch(codes, condition, stage, open_, circular)
+        inpaint_mask = torch.from_numpy(random_spans(shares, codes.shape[2], recipe.span, rng)).to(
+            self.device
+        )
+        return MaskedBatch(codes, condition, stage, inpaint_mask, circular)
 
     def loss(self, batch: MaskedBatch) -> Tensor:
-        """Cross-entropy of what the gaps were, in nats a code."""
-        codes, condition, stage, open_, circular = batch
-        given = with_gaps(codes, stage, open_, self.model.config.mask_token)
-        logits = self.model(given, condition, stage, circular=circular)
-        return F.cross_entropy(logits[open_].float(), codes[:, stage][open_])
+        """Cross-entropy of the masked tokens, in nats a token: ()."""
+        codes, condition, stage, inpaint_mask, circular = batch
+        masked = with_masks(codes, stage, inpaint_mask, self.model.config.mask_token)
+        logits = self.model(masked, condition, stage, circular=circular)
+        return F.cross_entropy(logits[inpaint_mask].float(), codes[:, stage][inpaint_mask])
 
     @functools.cached_property
     def _by_length(self) -> tuple[list[list[EncodedLoop]], np.ndarray[Any, np.dtype[np.float64]]]:
@@ -246,54 +268,63 @@ class MaskedTask(TokenTask):
         frames = np.array([n_frames * len(loops) for n_frames, loops in found.items()], np.float64)
         return list(found.values()), frames / frames.sum()
 
-    def _rings(self, size: int, rng: np.random.Generator) -> tuple[Tensor, ConditioningTensors]:
-        """Whole loops of as many frames as each other."""
+    def _circular(self, size: int, rng: np.random.Generator) -> tuple[Tensor, ConditioningTensors]:
+        """Whole loops (B, K, T), all of the same number of frames."""
         groups, shares = self._by_length
         group = groups[int(rng.choice(len(groups), p=shares))]
         n_frames = group[0].codes.shape[1]
         n = min(len(group), max(1, round(size * LOOP_FRAMES / n_frames)))
         picks = [group[pick] for pick in rng.choice(len(group), n, replace=False)]
-        return self._stacked([(loop.codes, self._told(loop)) for loop in picks], rng)
+        return self._stacked([(loop.codes, self._tensors(loop)) for loop in picks], rng)
 
     def cross_entropy(
         self, model: nn.Module, codes: Tensor, condition: ConditioningTensors
     ) -> float:
-        """Mean over codebooks, each with half of its frames open."""
+        """Mean over codebooks, each with half of its frames masked."""
         rng = np.random.default_rng(0)
         found = []
         for stage in range(codes.shape[1]):
-            drawn = gaps([0.5], codes.shape[2], self.recipe.span, rng)
-            open_ = torch.from_numpy(drawn).to(codes.device)
-            given = with_gaps(codes, stage, open_, self.model.config.mask_token)
-            logits = model(given, condition, stage, circular=False)
-            found.append(float(F.cross_entropy(logits[open_], codes[:, stage][open_])))
+            spans = random_spans([0.5], codes.shape[2], self.recipe.span, rng)
+            inpaint_mask = torch.from_numpy(spans).to(codes.device)
+            masked = with_masks(codes, stage, inpaint_mask, self.model.config.mask_token)
+            logits = model(masked, condition, stage, circular=False)
+            found.append(
+                float(F.cross_entropy(logits[inpaint_mask], codes[:, stage][inpaint_mask]))
+            )
         return float(np.mean(found))
 
 
-def gaps(
+def random_spans(
     shares: ArrayLike, n_frames: int, span: int, rng: np.random.Generator
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Where gaps are: bool (shares, T), about a share of all, in spans from anywhere on a ring."""
+    """Random masks of spans that wrap around: bool (len(shares), T).
+
+    Args:
+        shares: about how many of the frames each mask covers, from 0 to 1.
+        n_frames: T.
+        span: frames of a span.
+        rng: draws where spans start.
+    """
     shares = np.asarray(shares, np.float64)
-    open_ = np.zeros((len(shares), n_frames), np.bool_)
-    for row, share in zip(open_, shares.tolist(), strict=True):
-        # A frame stays known where no span begins at it or just before it.
+    masks = np.zeros((len(shares), n_frames), np.bool_)
+    for row, share in zip(masks, shares.tolist(), strict=True):
+        # A frame is not masked if no span starts at it or less than a span before it.
         begins = max(1, round(n_frames * -math.expm1(math.log1p(-min(share, 0.999)) / span)))
         starts = rng.choice(n_frames, min(begins, n_frames), replace=False)
         row[(starts[:, None] + np.arange(span)) % n_frames] = True
-    return open_
+    return masks
 
 
-def with_gaps(codes: Tensor, stage: int, open_: Tensor, mask_token: int) -> Tensor:
-    """Codes (B, K, T) as `Masked` is to fill them: one codebook open (B, T), all after it gaps."""
-    given = codes.clone()
-    given[:, stage][open_] = mask_token
-    given[:, stage + 1 :] = mask_token
-    return given
+def with_masks(codes: Tensor, stage: int, inpaint_mask: Tensor, mask_token: int) -> Tensor:
+    """Mask tokens (B, K, T): in one codebook by a mask (B, T), and all in the codebooks after."""
+    masked = codes.clone()
+    masked[:, stage][inpaint_mask] = mask_token
+    masked[:, stage + 1 :] = mask_token
+    return masked
 
 
 class CausalTask(TokenTask):
-    """`Causal`, on lines."""
+    """Trains `Causal` on excerpts with ends."""
 
     def batch(
         self,
@@ -301,26 +332,26 @@ class CausalTask(TokenTask):
         size: int,
         rng: np.random.Generator,
     ) -> tuple[Tensor, ConditioningTensors]:
-        """Lines (B, K, T), of some of which only the first codebooks are known."""
+        """Excerpts (B, K, T); of some, only the first codebooks are not masked."""
         codes, condition = self.lines(size, rng)
         mask_token, n_books = self.model.config.mask_token, codes.shape[1]
-        fewer = rng.random(len(codes)) < self.recipe.fewer
-        known = np.where(fewer, rng.integers(1, n_books, len(codes)), n_books)
+        partial = rng.random(len(codes)) < self.recipe.partial
+        known = np.where(partial, rng.integers(1, n_books, len(codes)), n_books)
         hidden = torch.from_numpy(np.arange(n_books)[None] >= known[:, None]).to(self.device)
         return codes.masked_fill(hidden[..., None], mask_token), condition
 
     def loss(self, batch: tuple[Tensor, ConditioningTensors]) -> Tensor:
-        """Cross-entropy of all codes, in nats a code."""
-        given, condition = batch
-        logits, mask_token = self.model(given, condition), self.model.config.mask_token
+        """Cross-entropy of all tokens but the masked ones, in nats a token: ()."""
+        codes, condition = batch
+        logits, mask_token = self.model(codes, condition), self.model.config.mask_token
         return F.cross_entropy(
-            logits.float().flatten(0, 2), given.flatten(), ignore_index=mask_token
+            logits.float().flatten(0, 2), codes.flatten(), ignore_index=mask_token
         )
 
     def cross_entropy(
         self, model: nn.Module, codes: Tensor, condition: ConditioningTensors
     ) -> float:
-        """Mean over all codes."""
+        """Mean over all tokens."""
         logits = model(codes, condition)
         return float(F.cross_entropy(logits.flatten(0, 2), codes.flatten()))
 
@@ -346,41 +377,51 @@ def tokens(
     device: torch.device,
     resume: bool = False,
     events: bool = False,
-    on_coded: Callable[[int], None] = lambda _: None,
+    on_encoded: Callable[[int], None] = lambda _: None,
     on_lost: Callable[[str, int], None] = lambda *_: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Result:
-    """Train a model of codes, on renders of the training songs of a dataset.
+    """Train a token model on renders of the training songs of a dataset.
 
     Args:
         kind: "masked" or "causal".
-        n_loops: to render and code, once, before anything is learned.
-        folder: for the coded loops; None for one in ``out``.
+        dataset: the loops.
+        out: folder of the run.
+        budget: how long to train.
+        soundfont: to render with.
+        training: settings of the trainer.
+        n_loops: number of loops to render and encode before training starts.
+        folder: of the encoded loops (a token cache); None for one in ``out``.
         codec: a run; None for the codec that ships.
-        init_from: a run whose model is to learn more; its sizes are kept. A model of the other
-            kind gives what both kinds have: all but heads, and as many layers as there are.
-        engine: see `encoded_dataset.prepare`.
+        config: sizes of the model; None for those of the kind.
+        recipe: masking, excerpts and dropout of the conditioning.
+        init_from: a run whose model gives the first weights and the sizes. A model of the other
+            kind gives what both kinds have: all but the heads, for as many layers as there are.
+        engine: runs the rendering, see `midiloop.common.engine`.
+        device: to train on.
+        resume: go on with the run in ``out``.
         events: write TensorBoard event files into ``out/events``.
-        on_coded: called with how many loops are coded.
+        on_encoded: called with the number of encoded loops.
         on_lost: called with the split and number of each loop that is left out, see
             `encoded_dataset.prepare`.
+        on_progress: called after each epoch of the trainer.
 
     Raises:
         CallError, LoopError: see `encoded_dataset.prepare` and `Trainer.fit`.
     """
     if n_loops < 1:
-        raise CallError(f"{n_loops} loops to learn from; give 1 or more")
-    check_folder(out, resume=resume)  # before all that rendering
+        raise CallError(f"{n_loops} loops to train on; give 1 or more")
+    check_folder(out, resume=resume)  # before the loops are rendered
     if events:
         trainer.event_writer()
     model = compression.load(codec)
-    begun = None
+    initial = None
     if init_from is not None:
-        begun = pretrained.load_any(init_from)
-        pretrained.of_codec(begun, model)
+        initial = pretrained.load_any(init_from)
+        pretrained.of_codec(initial, model)
     shape = model.config
     sizes = replace(
-        _sizes(kind, config or CONFIGS[kind], begun),
+        _sizes(kind, config or CONFIGS[kind], initial),
         codebooks=shape.codebooks,
         codebook_size=shape.codebook_size,
         codec=encoded_dataset.encode_loop(model),
@@ -389,25 +430,25 @@ def tokens(
         with checkpoint.shapes_alone():
             KINDS[kind].model(sizes)
     except ValueError as error:
-        raise CallError(f"no {kind} can be made of these sizes: {error}; give others") from error
+        raise CallError(f"sizes that no {kind} model can have: {error}; give others") from error
     for split in ("train", "valid"):
-        augment.loops(dataset, split)  # and so is an empty one
+        augment.loops(dataset, split)  # an empty split is an error here
     folder = folder or out / "coded"
     with devices.in_turn():
         loops, valid = (
             encoded_dataset.prepare(
                 dataset, split, n, folder / split, soundfont, codec,
-                seed=seed, engine=engine, on_progress=on_coded,
+                seed=seed, engine=engine, on_progress=on_encoded,
                 on_lost=functools.partial(on_lost, split),
             )
             for split, n, seed in (("train", n_loops, 0), ("valid", N_VALID, 1))
         )  # fmt: skip
-    first = None if begun is None else compression.fingerprint(begun)
+    first = None if initial is None else compression.fingerprint(initial)
     data = {
         **augment.provenance(dataset, [soundfont]),
         "loops": len(loops),
         "codec": sizes.codec,
-        "begun_with": first,
+        "init_from": first,
     }
     settings = {**asdict(budget), **asdict(training)}
     about = {"settings": settings, "recipe": asdict(recipe), "data": data}
@@ -424,11 +465,11 @@ def tokens(
             **augment.identity(data),
             "codec": sizes.codec,
             "number of loops": len(loops),
-            "model to begin with": first,
+            "initial model": first,
         },
     )
-    if begun is not None:
-        task.model.take_over(begun)
+    if initial is not None:
+        task.model.init_from(initial)
     return Trainer(task, budget, training).fit(
         out,
         about=about,
@@ -438,8 +479,8 @@ def tokens(
     )
 
 
-def _sizes(kind: str, wanted: TokenConfig, begun: Masked | Causal | None) -> TokenConfig:
-    if begun is None:
+def _sizes(kind: str, wanted: TokenConfig, initial: Masked | Causal | None) -> TokenConfig:
+    if initial is None:
         return wanted
-    same = isinstance(begun, KINDS[kind].model)
-    return begun.config if same else replace(begun.config, layers=wanted.layers)
+    same = isinstance(initial, KINDS[kind].model)
+    return initial.config if same else replace(initial.config, layers=wanted.layers)

@@ -35,7 +35,7 @@ def steps_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[i
     type=int,
     default=100,
     show_default=True,
-    help="How many loops of the test split to make anew.",
+    help="How many loops of the test split to generate.",
 )
 @seed_option
 @click.option(
@@ -45,11 +45,11 @@ def steps_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[i
 )  # fmt: skip
 @click.option(
     "--decode-steps", callback=steps_of, metavar="N,N,N,N",
-    help="Steps of each codebook, where notes are told; fewer are quicker.  [default: 20,8,6,6]",
+    help="Decoding steps of each codebook, with notes; fewer are faster.  [default: 20,8,6,6]",
 )  # fmt: skip
 @click.option(
     "--unconditioned-decode-steps", callback=steps_of, metavar="N,N,N,N",
-    help="Steps of each codebook, where no notes are told.  [default: 40,8,6,6]",
+    help="Decoding steps of each codebook, without notes.  [default: 40,8,6,6]",
 )  # fmt: skip
 @click.option(
     "--rescoring-weight", type=float, default=0.0, show_default=True, metavar="WEIGHT",
@@ -78,10 +78,10 @@ def benchmark(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Make loops in every way there is, and measure their seams alike: tables and pictures.
+    """Generate loops by all methods and compare their seams: tables and pictures.
 
-    With and without the notes told: naive lines, lines cut at a bar, LoopGen's tiles, tiles that
-    are mended, and the ring, beside true renders.
+    With and without notes: naive sequences, sequences cut at a bar, LoopGen's tiles, tiles with its
+    faults fixed, and circular sequences (the ring), beside true renders.
     """
     from audioloop.evaluation.loopgen import benchmark, plots, tables
     from audioloop.rendering import synth

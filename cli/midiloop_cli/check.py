@@ -64,7 +64,7 @@ def _row(path: Path) -> dict[str, Any]:
 
 
 def _facts(checked: Report) -> dict[str, Any]:
-    found, seam = checked.described, checked.seam
+    found, seam = checked.metadata, checked.seam
     return {
         "tempo_bpm": found.tempo_bpm,
         "bars": found.bars,

@@ -140,7 +140,7 @@ def extract(
     report.echo(report.to_json(result.manifest) if as_json else live.summary(result.manifest, out))
     for broken in result.broken_sources:
         detail = f"{broken.reason} ({broken.detail})"
-        report.error("midiloop", f"{broken.file}: {detail}; fetch the archive anew")
+        report.error("midiloop", f"{broken.file}: {detail}; fetch the archive again")
     for lost in result.lost[:NAMED]:
         detail = f"{lost.reason} ({lost.detail})"
         report.error("midiloop", f"{lost.file}: {detail}; --resume tries it again")
@@ -180,14 +180,14 @@ def plot(sources: tuple[Path, ...], out: Path, columns: int, as_json: bool, **ch
     Of a loop dataset, the first loop of each of 12 songs (--limit); of MIDI files, the first loop
     of each, or its first 8 bars where it has none.
     """
-    from midiloop.plotting import gallery
+    from midiloop.plotting import contact_sheet
 
     chosen = options.given("song", "split")
     if chosen and not any(source.is_dir() for source in sources):
         raise click.UsageError(f"{chosen} chooses loops of a dataset; none was given.")
     with report.counting("drawing", None):
-        shown = gallery.pictures(sources, **choice)
-        gallery.draw(shown, out, columns=columns)
+        shown = contact_sheet.pictures(sources, **choice)
+        contact_sheet.draw(shown, out, columns=columns)
     if len(shown.pictures) == 1 and (unused := options.given("columns")):
         report.note(f"{unused} is for several loops; one was drawn")
     found = {"picture": str(out), "loops": [picture.title for picture in shown.pictures]}

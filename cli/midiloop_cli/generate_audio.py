@@ -1,4 +1,4 @@
-"""Commands that make audio loops anew: audioloop refine, audioloop generate.
+"""Commands that regenerate and generate audio loops: audioloop refine, audioloop generate.
 
 The library is imported inside each command, so that ``--help`` answers at once.
 """
@@ -127,10 +127,10 @@ def _taste(options: dict[str, Any], defaults: SamplingConfig) -> SamplingConfig:
 )  # fmt: skip
 @click.option(
     "--mask", metavar="BARS",
-    help="What is made anew, in place of --keep: even or odd bars, last, onsets, or bars as in "
+    help="What is regenerated, in place of --keep: even or odd bars, last, onsets, or bars as in "
     "2,4,7-8.",
 )  # fmt: skip
-@click.option("--ignore-notes", is_flag=True, help="Do not tell the model the notes of MIDI files.")
+@click.option("--ignore-notes", is_flag=True, help="Generate without the notes of MIDI files.")
 @click.option(
     "--bpm", type=click.FloatRange(20, 400), help="Tempo, in place of what each file says."
 )
@@ -162,12 +162,12 @@ def refine(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Make a part of a loop anew, on the circle: what is made leads back into what was kept.
+    """Regenerate a part of a loop as a circular sequence, so that it leads back into what is kept.
 
     A MIDI file is rendered first; audio is read, its tempo known from the file or tracked.
     """
     if mask is not None:
-        refuse("--mask says what is made anew, and --keep what stays; give one", "keep")
+        refuse("--mask says what is regenerated, and --keep what stays; give one", "keep")
     if not options["rescoring_weight"]:
         refuse("is asked only with --rescoring-weight", "causal_model")
     refuse_top_p(options["temperature"])

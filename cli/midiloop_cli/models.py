@@ -238,7 +238,7 @@ def generate(
     files.check_free(out)
     processes.warm_up(plot.MODULES)  # while this process loads PyTorch
     with _uncollected():
-        from midiloop.generation import publish, sample
+        from midiloop.generation import outputs, sample
         from midiloop.mining import midi_loop
 
     request["must"] = _listed(must or "")
@@ -249,7 +249,7 @@ def generate(
     with report.counting("loops", wanted.n) as count:
         drawn = sample.sample(generator, wanted, batch=batch_size or sample.BATCH, on_loops=count)
     about = {"run": run.name if run else "midiloop", "tried": drawn.tried, **request}
-    found = publish.write(drawn.rolls, out, tempo_bpm=bpm, seed=wanted.seed, about=about)
+    found = outputs.write(drawn.rolls, out, tempo_bpm=bpm, seed=wanted.seed, about=about)
     if as_json:
         shown = {name: path and str(path) for name, path in found._asdict().items()}
         report.echo(report.to_json({"loops": wanted.n, "tried": drawn.tried, **shown}))
@@ -374,7 +374,7 @@ def evaluate(
         options.refuse("is for what a run writes, and the source is no run", "n")
     error, grid = None, parquet.LoopDataset(reference).grid
     if source and not of_run:
-        loops = sources.opened(source, split, grid)
+        loops = sources.open_source(source, split, grid)
     else:
         from midiloop.generation import sample
 

@@ -106,9 +106,10 @@ def train(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Train on renders of a loop dataset, each of them played otherwise.
+    """Train on renders of a loop dataset, each with a performance of its own.
 
-    codec turns sound into codes and back, masked fills gaps in codes, causal goes on with them.
+    codec encodes sound as tokens and decodes it, masked regenerates masked tokens, causal continues
+    them.
     Start it under torchrun to use several GPUs or machines.
     """
     from audioloop.rendering import synth
@@ -193,7 +194,7 @@ def _train_tokens(
     loops, lasting = LoopDataset(dataset), Budget(steps=budget[0], minutes=budget[1])
     with report.counting("loops", n) as count, report.sounding(model) as live:
         return train.tokens(
-            model, loops, out, lasting, font, n_loops=n, on_coded=report.steps(count),
+            model, loops, out, lasting, font, n_loops=n, on_encoded=report.steps(count),
             on_lost=_left_out, on_progress=live,
             training=replace(train.TRAINING, **training), **options,
         )  # fmt: skip
@@ -215,12 +216,12 @@ def _trained(model: str, figures: dict[str, Any]) -> str:
     begin = f"{report.plain(figures['folder'])}: {steps} in {figures['minutes']:.1f} minutes; "
     if model == "codec":
         return begin + (
-            f"on songs not learned from, SI-SDR {figures['si_sdr_db']:.2f} dB from the latent, "
+            f"on validation songs, SI-SDR {figures['si_sdr_db']:.2f} dB from the latent, "
             f"{figures['si_sdr_codes_db']:.2f} dB from the codes"
         )
     return begin + (
-        f"on songs not learned from, {figures['nats']:.2f} nats a code, and "
-        f"{figures['nats_untold']:.2f} where nothing is told"
+        f"on validation songs, {figures['nats']:.2f} nats a token, and "
+        f"{figures['nats_unconditional']:.2f} without conditioning"
     )
 
 

@@ -36,7 +36,7 @@ FORMATS: dict[str, dict[str, None]] = {
 }
 INCH_PX = 100  # pixels of a page in an inch
 PNG_DPI = 200  # two dots to a pixel: sharp on dense screens and on paper
-MAX_PAGE = 200 * INCH_PX  # a PDF page cannot be longer
+MAX_SIDE = 200 * INCH_PX  # a PDF page cannot be longer
 
 FONT = "DejaVu Sans"  # comes with matplotlib
 MISSING = "□"  # stands for a character that the font lacks
@@ -92,7 +92,7 @@ class Canvas:
         *,
         dashes: Sequence[float] = (),
     ) -> None:
-        """Join points; ``dashes`` are lengths of ink and gap by turns, in widths of the line."""
+        """Join points; ``dashes`` are lengths of ink and space in turn, in line widths."""
         from matplotlib.lines import Line2D
 
         if len(points) < 2:
@@ -204,10 +204,10 @@ def open_canvas(path: Path, width: float, height: float) -> Iterator[Canvas]:
         raise LoopError(f"{path}: cannot draw {what}; choose one of {', '.join(FORMATS)}")
     if not path.parent.is_dir():
         raise LoopError(f"{path}: there is no folder {path.parent}; make it first")
-    if max(width, height) > MAX_PAGE:
+    if max(width, height) > MAX_SIDE:
         raise LoopError(
             f"{path}: a page of {width / INCH_PX:.0f} × {height / INCH_PX:.0f} inches is over "
-            f"{MAX_PAGE / INCH_PX:.0f}; draw fewer or shorter loops, or change the columns"
+            f"{MAX_SIDE / INCH_PX:.0f}; draw fewer or shorter loops, or change the columns"
         )
     try:
         from matplotlib import style

@@ -30,7 +30,7 @@ FORMAT_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SHA256 = "weights_sha256"  # where config.json says it
 MAX_HEADER_BYTES = 16 << 20  # of a file of tensors
-REMEDY = "copy the file anew, or train it again"  # of one that is damaged
+REMEDY = "copy the file again, or train it again"  # of one that is damaged
 
 
 class Kind(NamedTuple):
@@ -160,7 +160,7 @@ class _NoDraws(TorchFunctionMode):
 
 @contextmanager
 def shapes_alone() -> Iterator[None]:
-    """Models that are built within take no memory, whatever their config says, and hold nothing."""
+    """Within this context, models are built on the meta device: they have shapes and no memory."""
     with torch.device("meta"), _NoDraws():
         yield
 
@@ -180,7 +180,7 @@ def check_shapes(path: Path, fresh: Mapping[str, Tensor], kind: str) -> None:
     if odd:
         raise LoopError(
             f"{files.printable(path)}: the weights are not those of the {kind} that {CONFIG} "
-            f"describes ({files.shortened(odd[0])} and {len(odd) - 1} more); copy both files anew"
+            f"describes ({files.shortened(odd[0])} and {len(odd) - 1} more); copy both files again"
         )
 
 
@@ -189,12 +189,12 @@ def _check_unchanged(path: Path, about: Mapping[str, Any]) -> None:
     if SHA256 in about and files.digest(path) != about[SHA256]:  # earlier versions did not say it
         raise LoopError(
             f"{files.printable(path)}: damaged, its SHA-256 is not the one that {CONFIG} says; "
-            "copy both files anew, or train it again"
+            "copy both files again, or train it again"
         )
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor], remedy: str = REMEDY) -> None:
-    """Raise `LoopError` for weights that are infinite, or no numbers."""
+    """Raise `LoopError` for weights that are not finite."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise LoopError(
@@ -235,7 +235,7 @@ def pack(run: Path, out: Path, kinds: Mapping[str, Kind]) -> None:
 
 
 def mix(run: Path, other: Path, share: float, out: Path, kinds: Mapping[str, Kind]) -> None:
-    """Ship what lies between two runs of a model, one of which learned on from the other.
+    """Interpolate the weights of two runs of a model, one of which continued the other.
 
     Weights on the line between both are often better than either (Wortsman et al. 2022, *Robust
     fine-tuning of zero-shot models*, arXiv:2109.01903).

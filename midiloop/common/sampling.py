@@ -1,4 +1,4 @@
-"""Drawing codes from logits with random numbers that the caller brings."""
+"""Sampling of codes from logits, with random numbers of the caller."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def distribution(rows: Tensor, into: int) -> Tensor:
 
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
-    """Draw one code per row by the inverse of its cumulative distribution.
+    """Sample one code per row by the inverse of its cumulative distribution.
 
     A row's code depends on its own logits and its own number alone, so the same numbers give the
     same codes in a batch of any size.

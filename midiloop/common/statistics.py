@@ -1,7 +1,7 @@
-"""How sure a mean of several loops is: intervals that hold it 95 times in 100.
+"""95 % intervals of means over loops.
 
-Of perplexities as LoopGen has them (Marincione et al. 2025, arXiv:2504.04466, appendix A); of
-differences within loops by Student's t.
+Intervals of perplexities are those of LoopGen (Marincione et al. 2025, arXiv:2504.04466, appendix
+A), those of differences within loops are by Student's t.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def interval(nats: ArrayLike) -> Interval:
     """The 95 % interval of the perplexity of loops, from the nats of each (Eq. 8 to 12).
 
     Raises:
-        CallError: there are fewer than two, which say nothing of how far loops differ.
+        CallError: there are fewer than two values.
     """
     values = _several(nats)
     mean = values.mean()

@@ -56,11 +56,10 @@ class Step(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """What a batch comes to.
+    """Losses of a batch.
 
     Attributes:
-        minimise: what each network is to make small, by its name, (). Networks that are in none
-            stand still.
+        minimise: the loss of each network, by its name, (). Networks without one are not trained.
         terms: name to (), detached, for the log.
     """
 
@@ -69,15 +68,15 @@ class Losses(NamedTuple):
 
 
 class Task:
-    """Something to learn.
+    """What a `Trainer` trains: networks, optimisers, batches, losses, validation.
 
     Attributes:
-        model: what is learned and saved.
-        networks: all that learns, by name, the model among them.
+        model: the network that is validated and saved.
+        networks: all networks that are trained, by name, the model among them.
         optimizers: of each network, by its name.
         stages: in order, the first from 0 on.
-        n_items: in the training set; None: batches are drawn at random, and there are no epochs.
-        noise_stream: tells the noise of a step from what else its seed is used for.
+        n_items: size of the training set; None: batches are random, and there are no epochs.
+        noise_stream: separates the noise of a step from other uses of its seed.
         measure: which figure of `validate` is the error, lower being better.
     """
 
@@ -90,7 +89,7 @@ class Task:
     measure: str
 
     def micro_batches(self, step: Step) -> Iterable[tuple[Any, float]]:
-        """What this process learns from in a step, in pieces that fit into memory.
+        """Batches of this process in a step, in pieces that fit into memory.
 
         Yields:
             a piece, and its weight; weights add up to 1.
@@ -102,7 +101,7 @@ class Task:
         raise NotImplementedError
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Figures of a model on what it does not learn from; all processes call it."""
+        """Validation metrics of a model; all processes call it."""
         raise NotImplementedError
 
     def save(self, folder: Path, model: nn.Module, about: dict[str, Any]) -> None:

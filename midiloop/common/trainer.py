@@ -1,9 +1,8 @@
 """Train any model: one plain loop, by epochs, by steps or by the clock, resumable at every step.
 
-A `Task` says what is learned: its batches, its losses and optimisers, how it is validated and
-saved. The `Trainer` does what all training has in common. Nothing is drawn from a running
-generator: every step seeds its own, from the run's seed. So a run that was killed goes on from its
-last saved state to the same bits as one that was left alone.
+A `Task` defines what is trained: its batches, losses, optimisers, validation and checkpoint. The
+`Trainer` does what all training has in common. Every step seeds its own random numbers from the
+run's seed. So a resumed run ends with the same bits as an uninterrupted one.
 
 Under ``torchrun`` each process takes its share of every batch.
 """
@@ -223,7 +222,7 @@ class Trainer:
     # A step.
 
     def _step(self) -> dict[str, Tensor]:
-        """Learn from one batch; the terms of its loss."""
+        """Train on one batch; return the terms of its loss."""
         task, config, rank = self.task, self.config, devices.rank()
         stage = sum(self.done >= one.begins for one in task.stages) - 1
         self._set_learning_rate(stage)

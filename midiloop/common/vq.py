@@ -1,9 +1,9 @@
-"""A vector quantiser whose codebooks follow averages, alone or one after the other.
+"""EMA vector quantisers: plain, and residual with several codebooks.
 
 Each vector of a codebook is an exponential moving average of the rows that are nearest to it (van
-den Oord et al. 2017, arXiv:1711.00937, appendix A.1); one that few rows want starts anew from one
+den Oord et al. 2017, arXiv:1711.00937, appendix A.1); a rarely used one restarts from one
 of them (Dhariwal et al. 2020, arXiv:2005.00341, section 3). Several codebooks are a residual
-quantiser: each quantises what those before it left over (Zeghidour et al. 2021, arXiv:2107.03312,
+quantiser: each quantises the residual of those before it (Zeghidour et al. 2021, arXiv:2107.03312,
 algorithm 1).
 """
 
@@ -20,12 +20,12 @@ from midiloop.common import devices
 
 
 class Quantized(NamedTuple):
-    """What the codebooks make of a latent.
+    """Output of the quantiser.
 
     Attributes:
-        latent: (B, L, T), sum of the chosen vectors, with the gradient of what went in.
+        latent: (B, L, T), sum of the chosen vectors, with the straight-through gradient.
         codes: int64 (B, K, T).
-        commitment: (), mean squared distance of what was quantised, over codebooks.
+        commitment: (), mean squared distance of input and quantised vectors, over codebooks.
     """
 
     latent: Tensor
@@ -38,8 +38,8 @@ class ResidualVectorQuantizer(nn.Module):
 
     Args:
         codebooks, size, dim: K codebooks of ``size`` vectors (dim,).
-        decay: of the averages.
-        rare: share of an even count of rows below which a vector starts anew, as the average of an
+        decay: of the exponential moving averages.
+        rare: share of an even count of rows below which a vector is restarted, as the average of an
             even count. None: below one row, as the average of one.
     """
 
@@ -54,7 +54,7 @@ class ResidualVectorQuantizer(nn.Module):
         self.register_buffer("counts", torch.zeros(codebooks, size))  # of the rows averaged
 
     def forward(self, latent: Tensor) -> Quantized:
-        """(B, L, T) to the nearest sum of vectors; in training, vectors move."""
+        """Quantise latents (B, L, T); in training, the codebooks are updated as well."""
         left = rearrange(latent.float(), "b l t -> (b t) l")
         codes, commitments = [], []
         for book in range(len(self.vectors)):
@@ -73,7 +73,7 @@ class ResidualVectorQuantizer(nn.Module):
         )
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Codes (B, K, T), of the first K codebooks, to their latent (B, L, T)."""
+        """Look up the latents (B, L, T) of the codes (B, K, T) of the first K codebooks."""
         vectors = [self.vectors[book, row] for book, row in enumerate(codes.unbind(1))]
         return torch.stack(vectors).sum(0).mT
 

@@ -246,7 +246,7 @@ class LoopDataset:
         name = files.printable(self.path / shard["file"])
         if "sha256" in shard and shard["sha256"] != self._digest(shard):
             raise LoopError(
-                f"{name}: not the file that was written here (SHA-256); copy it anew, or {REMEDY}"
+                f"{name}: not the file that was written here (SHA-256); copy it again, or {REMEDY}"
             )
         try:
             with open_parquet(self.path / shard["file"]) as file:

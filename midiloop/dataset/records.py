@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class MinedSong(NamedTuple):
+class SongRecord(NamedTuple):
     """The loops of one song, n of them.
 
     Attributes:

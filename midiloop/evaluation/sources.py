@@ -23,7 +23,7 @@ def is_run(folder: Path) -> bool:
     return any(folder.glob("*/config.json"))
 
 
-def opened(source: Path, split: str | None, grid: Grid = LOOP) -> Iterator[LoopSet]:
+def open_source(source: Path, split: str | None, grid: Grid = LOOP) -> Iterator[LoopSet]:
     """Loops of a dataset, or of a folder of MIDI files, in pieces.
 
     Args:

@@ -1,7 +1,7 @@
-"""Write new loops: draw latents or codes, decode them, and keep those that are wanted.
+"""Generate loops: sample latents or codes, decode them, and keep those that meet the request.
 
-Every candidate has random numbers of its own, found by its number and the seed, so that the same
-seed gives the same loops however many are asked for and however many are drawn at a time.
+Every sample has random numbers of its own, derived from its number and the seed. So the same seed
+gives the same loops for any number of loops and any batch size.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from midiloop.training.recipes import FINGERPRINTS, MODELS, PRIOR, check_grid, k
 
 SHIPPED = Path(__file__).parents[1] / "pretrained"
 BATCH = 512
-SMALL_BATCH = 64  # fewer loops take hardly less time than these
-PATIENCE, MIN_TRIED = 200, 5_000  # candidates for each loop that is wanted, and at least
+SMALL_BATCH = 64  # smaller batches are hardly faster
+PATIENCE, MIN_TRIED = 200, 5_000  # samples tried per loop, and at least
 PARTS = ("drums", "bass")
 LOOP_RULE = "loop"
 
@@ -54,12 +54,12 @@ Batches = Yielding[Roll, None, None]
 
 @dataclass(frozen=True)
 class Generator:
-    """A run that can write loops.
+    """A trained generator of loops.
 
     Attributes:
         name: of its folder.
         model: a continuous VAE, or the prior of ``codec``.
-        known: int64, sorted fingerprints of the loops that it learned from, and of their kin.
+        known: int64, sorted fingerprints of the training loops, and of their variants.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Generator:
 
     @property
     def draws(self) -> int:
-        """Random numbers that a loop takes."""
+        """Random numbers per loop."""
         if isinstance(self.model, VAE):
             return self.model.latent_shape[0]
         assert isinstance(self.model, CodeModel)
@@ -78,13 +78,13 @@ class Generator:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What loops are wanted.
+    """Settings of generation.
 
     >>> import midiloop
     >>> wanted = midiloop.GenerationRequest(n=4, seed=1, must=("kick", "loop"))
 
     Attributes:
-        n: how many.
+        n: number of loops.
         seed: of all random numbers.
         temperature, top_p: see `sampling.draw`.
         copy_latents: copy the codes of bar 1's first half to bar 5, as the paper does.
@@ -92,8 +92,8 @@ class GenerationRequest:
         like: a roll to vary; what ``keep`` names stays.
         keep: bars, as in ``1-4,8``, or ``drums``, or ``bass``.
         must: what has to play on the first step: drums, or ``bass``; ``loop``: bars 1 and 5 differ
-            no more than the rules of mined loops allow.
-        novel: no loop that the generator learned from.
+            no more than the rules of mining allow.
+        novel: no loop of the training set.
     """
 
     n: int
@@ -109,7 +109,7 @@ class GenerationRequest:
 
 
 class Generated(NamedTuple):
-    """Loops that were wanted: bool (n, 128, 93), and how many had to be drawn for them."""
+    """Generated loops, bool (n, 128, 93), and the number of samples tried."""
 
     rolls: Roll
     tried: int
@@ -161,7 +161,7 @@ def sample(
     batch: int = BATCH,
     on_loops: Callable[[int], None] = lambda _: None,
 ) -> Generated:
-    """Draw candidates in order, and keep the first ``wish.n`` that are as wanted.
+    """Sample loops in order, and keep the first ``request.n`` that meet the request.
 
     >>> import midiloop
     >>> wanted = midiloop.GenerationRequest(n=4, seed=1)
@@ -169,26 +169,28 @@ def sample(
     (4, 128, 93)
 
     Args:
-        batch: candidates drawn at a time; the loops do not depend on it.
-        on_loops: called with how many more there are.
+        generator: the model.
+        request: settings of generation.
+        batch: loops sampled at a time; the result does not depend on it.
+        on_loops: called with the number of new loops.
 
     Raises:
-        CallError: the generator cannot do that.
-        LoopError: hardly any candidate is as wanted.
+        CallError: the generator cannot meet the request.
+        LoopError: hardly any sample meets the request.
     """
     source = _Source(generator, request)
-    wanted = [_condition(name) for name in request.must]
-    free = not wanted and not request.novel
+    conditions = [_condition(name) for name in request.must]
+    unfiltered = not conditions and not request.novel
     kept: list[Roll] = []
     found = tried = 0
-    with closing(_candidates(source, batch, request.n, free=free)) as candidates:
-        for rolls in candidates:
+    with closing(_samples(source, batch, request.n, unfiltered=unfiltered)) as batches:
+        for rolls in batches:
             good = np.ones(len(rolls), dtype=np.bool_)
-            for condition in wanted:
+            for condition in conditions:
                 good &= condition(rolls)
             if request.novel:
                 good &= ~_known(generator, rolls)
-            # What comes after the last loop that is wanted was not needed.
+            # Loops after the last one needed are dropped.
             chosen = np.flatnonzero(good)[: request.n - found]
             kept.append(rolls[chosen])
             found += len(chosen)
@@ -198,23 +200,23 @@ def sample(
                 break
             if tried > max(MIN_TRIED, PATIENCE * found):
                 raise LoopError(
-                    f"only {found} of {tried:,} candidates were as wanted; ask for less with "
-                    "--must and --novel, or change --temperature"
+                    f"only {found} of {tried:,} samples met the request; relax --must and "
+                    "--novel, or change --temperature"
                 )
     return Generated(np.concatenate(kept), tried)
 
 
-def _candidates(source: _Source, batch: int, n: int, *, free: bool) -> Batches:
-    """Batches of candidates in order: ``n`` in all where each is wanted, else without end.
+def _samples(source: _Source, batch: int, n: int, *, unfiltered: bool) -> Batches:
+    """Batches of samples in order: ``n`` in all if every sample is kept, else without end.
 
-    A core draws a batch by itself: its steps are too small to be shared.
+    Each core samples a batch of its own: the steps are too small to be shared.
     """
     threads = torch.get_num_threads() if source.device.type == "cpu" else 1
-    ranges = _ranges(batch, n, threads, free=free)
+    ranges = _ranges(batch, n, threads, unfiltered=unfiltered)
     with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
 
-        def begin(candidates: range) -> Future[Roll]:
-            return pool.submit(source.rolls, candidates.start, len(candidates))
+        def begin(numbers: range) -> Future[Roll]:
+            return pool.submit(source.rolls, numbers.start, len(numbers))
 
         begun = deque(map(begin, itertools.islice(ranges, threads)))
         while begun:
@@ -222,13 +224,13 @@ def _candidates(source: _Source, batch: int, n: int, *, free: bool) -> Batches:
             begun.extend(map(begin, itertools.islice(ranges, 1)))
 
 
-def _ranges(batch: int, n: int, threads: int, *, free: bool) -> Iterator[range]:
-    """Which candidates to draw together.
+def _ranges(batch: int, n: int, threads: int, *, unfiltered: bool) -> Iterator[range]:
+    """Which samples form a batch.
 
-    Where each is wanted, batches are of one size, and as many as keep all threads busy to the end;
-    else as many as are wanted come first, then more and more.
+    If every sample is kept, batches have one size, and as many keep all threads busy to the end.
+    Otherwise the first batch has ``n``, and later ones grow.
     """
-    if free:
+    if unfiltered:
         rounds = -(-n // (batch * threads))
         size = min(batch, max(SMALL_BATCH, -(-n // (rounds * threads))))
         yield from (range(start, min(start + size, n)) for start in range(0, n, size))
@@ -241,7 +243,7 @@ def _ranges(batch: int, n: int, threads: int, *, free: bool) -> Iterator[range]:
 
 
 class _Source:
-    """Candidates of a wish, by number."""
+    """Samples for a request, by number."""
 
     def __init__(self, generator: Generator, request: GenerationRequest) -> None:
         self.generator, self.request = generator, request
@@ -249,15 +251,15 @@ class _Source:
         self.device = next(generator.model.parameters()).device
         codec = generator.codec
         if codec is None:
-            given = {
+            used = {
                 "--copy-latents": request.copy_latents,
                 "--pattern": request.pattern is not None,
             }
-            given["--like"] = request.like is not None
-            given["--temperature"] = request.temperature != 1
-            given["--top-p"] = request.top_p != 1
-            if any(given.values()):
-                what = next(name for name, used in given.items() if used)
+            used["--like"] = request.like is not None
+            used["--temperature"] = request.temperature != 1
+            used["--top-p"] = request.top_p != 1
+            if any(used.values()):
+                what = next(name for name, is_used in used.items() if is_used)
                 raise CallError(f"{generator.name}: {what} needs codes; give a run of vq-vae")
             return
         self.sources = None if request.pattern is None else pattern_bars(request.pattern)
@@ -268,8 +270,8 @@ class _Source:
             self.known = self._kept(codec, request.like)
 
     def rolls(self, start: int, size: int) -> Roll:
-        """Candidates ``start`` to ``start + size``: bool (size, 128, 93)."""
-        uniforms = candidate_uniforms(self.request.seed, start, max(size, MIN_ROWS), self.generator)
+        """Samples ``start`` to ``start + size``: bool (size, 128, 93)."""
+        uniforms = uniforms_of(self.request.seed, start, max(size, MIN_ROWS), self.generator)
         with torch.no_grad():
             model, codec = self.generator.model, self.generator.codec
             if codec is None:
@@ -320,16 +322,16 @@ class _Source:
         return torch.tensor(self.sources).repeat_interleave(prior.config.streams).to(self.device)
 
     def _order(self) -> Tensor | None:
-        """What is known first, so that all that is drawn has heard it."""
+        """Order of decoding: known bars first, so that all sampled ones are conditioned on them."""
         if self.known is None:
             return None
         bars = rearrange(self.known[0], "s (bar k) -> (bar s) k", bar=LOOP.bars)
-        drawn = (bars == UNKNOWN).any(1)
-        return drawn.to(torch.uint8).argsort(stable=True)
+        unknown = (bars == UNKNOWN).any(1)
+        return unknown.to(torch.uint8).argsort(stable=True)
 
 
-def candidate_uniforms(seed: int, start: int, size: int, generator: Generator) -> Tensor:
-    """Numbers of candidates ``start`` to ``start + size``: float64 (size, draws) in [0, 1)."""
+def uniforms_of(seed: int, start: int, size: int, generator: Generator) -> Tensor:
+    """Uniforms of samples ``start`` to ``start + size``: float64 (size, draws) in [0, 1)."""
     per_block = 4  # numbers that one step of the counter gives
     blocks = -(-generator.draws // per_block)
     counter = np.random.Philox(key=seed)
@@ -369,7 +371,7 @@ def kept_bars(keep: str, n_streams: int) -> Good:
     """Which bars of which stream stay: bool (S, 8).
 
     Raises:
-        CallError: it is neither bars nor a part, or the codes do not tell the parts apart.
+        CallError: it is neither bars nor a part, or the codes hold both parts together.
     """
     kept = np.zeros((n_streams, LOOP.bars), dtype=np.bool_)
     if keep in PARTS:
@@ -390,7 +392,7 @@ def kept_bars(keep: str, n_streams: int) -> Good:
 
 
 def _condition(name: str) -> Callable[[Roll], Good]:
-    """What a word of ``must`` asks of rolls (n, 128, 93): bool (n,)."""
+    """The test for a word of ``must``: rolls (n, 128, 93) to bool (n,)."""
     if name == "bass":
         return lambda rolls: paper.first_note_bass(rolls).astype(np.bool_)
     if name == LOOP_RULE:
@@ -414,7 +416,7 @@ def _known(generator: Generator, rolls: Roll) -> Good:
 
 
 def reconstruction_error(generator: Generator, dataset: Path, split: str) -> float:
-    """Share of cells that the latent gets wrong, mean over all loops of a split of a dataset."""
+    """Share of wrongly reconstructed cells, mean over all loops of a split of a dataset."""
     model = generator.codec or generator.model
     device, found = next(model.parameters()).device, LoopDataset(dataset)
     assert isinstance(model, RollModel)  # as what has no codec is

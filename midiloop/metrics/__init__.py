@@ -1,1 +1,1 @@
-"""What is measured of loops: pure functions, NumPy in, numbers out."""
+"""Metrics of loops: pure functions, NumPy in, numbers out."""

@@ -1,4 +1,4 @@
-"""What can be told of one loop in one number, beside the paper's metrics.
+"""Features of one loop, one number each, beside the paper's metrics.
 
 Pure functions of rolls (n, steps, columns), or of `Bits`, each with one value a loop, float (n,).
 """

@@ -158,5 +158,5 @@ def _library(name: str) -> Any:
         raise ImportError(f"{name} is missing: pip install {name}") from error
     except (ImportError, SystemError) as error:  # so extensions fail that find too little memory
         raise ImportError(
-            f"{name} cannot be loaded ({error}); free some memory, or install it anew"
+            f"{name} cannot be loaded ({error}); free some memory, or install it again"
         ) from error

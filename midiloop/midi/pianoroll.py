@@ -58,7 +58,7 @@ def encode(
     return roll
 
 
-def is_drawn(player: Player, *, by_name: bool = False) -> bool:
+def is_encoded(player: Player, *, by_name: bool = False) -> bool:
     """Whether `encode` may look at what it plays."""
     return player.is_drum or player.program in BASS_PROGRAMS or (by_name and called_bass(player))
 

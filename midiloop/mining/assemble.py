@@ -32,7 +32,7 @@ WHOLE = "loops"  # what a shard of all splits is called
 HUGGING_FACE_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
-def seal(
+def assemble(
     paths: Sequence[Path],
     out: Path,
     provenance: dict[str, Any],

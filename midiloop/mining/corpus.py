@@ -38,7 +38,7 @@ REASONS = {
     "archive_bomb": "the archive unfolds into more than a corpus holds",
 }
 
-NOT_OPENED = ("nested_archive", "unread_archive")  # what may hold MIDI files, and is none
+UNREAD_ARCHIVES = ("nested_archive", "unread_archive")  # what may hold MIDI files, and is none
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 # What the standard library raises on archives that are cut, damaged, encrypted or of another kind.

@@ -27,7 +27,7 @@ from midiloop.common import files
 from midiloop.common.engine import BETWEEN_ITEMS, CRASHED, TIMEOUT, Engine, Task, TurnTo
 from midiloop.common.processes import Processes
 from midiloop.common.resume import RunRecord
-from midiloop.dataset.records import Counts, MinedSong, Reject
+from midiloop.dataset.records import Counts, Reject, SongRecord
 from midiloop.errors import CallError, LoopError, MidiError, counted
 from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
 from midiloop.midi import pianoroll, score
@@ -112,7 +112,7 @@ def _check_usable(
     if problem := rules.meter_problem(meters, length_ticks, settings.rules):
         raise MidiError(*problem)
     by_name = settings.rules.bass_by_name
-    if not any(pianoroll.is_drawn(p, by_name=by_name) for p in players if not p.is_drum):
+    if not any(pianoroll.is_encoded(p, by_name=by_name) for p in players if not p.is_drum):
         programs = sorted({player.program for player in players if not player.is_drum})
         raise MidiError("no_bass", f"programs {', '.join(map(str, programs)) or 'none'}")
     if not any(player.is_drum for player in players):
@@ -142,7 +142,7 @@ def _windows(song: Score, settings: Settings) -> list[tuple[Run, Roll, NDArray[n
     return found
 
 
-def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
+def mine(file: str, data: bytes, settings: Settings) -> SongRecord:
     """The loops of one file, as the dataset stores them.
 
     Raises:
@@ -154,7 +154,7 @@ def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
         raise MidiError(*problem)
     parsed = parsed.merged(pianoroll.BASS_PROGRAMS)
     _check_usable(parsed.meters, None, parsed.instruments(), settings)
-    song = parsed.score(partial(pianoroll.is_drawn, by_name=settings.rules.bass_by_name))
+    song = parsed.score(partial(pianoroll.is_encoded, by_name=settings.rules.bass_by_name))
     if problem := rules.meter_problem(song.meters, song.length_ticks, settings.rules):
         raise MidiError(*problem)
     windows = _windows(song, settings)
@@ -167,7 +167,7 @@ def mine(file: str, data: bytes, settings: Settings) -> MinedSong:
         for _, roll, starts in windows
         for start in starts.tolist()
     ]
-    return MinedSong(
+    return SongRecord(
         file,
         hashlib.md5(data, usedforsecurity=False).hexdigest(),
         np.concatenate([starts + run.first_bar for run, _, starts in windows]),
@@ -198,7 +198,7 @@ class Batch:
         ruled_out = self.items[item]._replace(data=None, problem=Problem(cause, REASONS[cause]))
         return replace(self, items=(*self.items[:item], ruled_out, *self.items[item + 1 :]))
 
-    def covers(self) -> str:
+    def digest(self) -> str:
         """What the batch holds, to recognise it by: a file that was written since is another."""
         digest = hashlib.blake2b(digest_size=16)
         for item in self.items:
@@ -238,7 +238,7 @@ def mine_batch(batch: Batch, turn_to: TurnTo, *, settings: Settings, folder: Pat
             detail = f"{type(error).__name__}: {error}"
             rejects.append(Reject(item.name, "internal_error", detail))
     turn_to(BETWEEN_ITEMS)
-    partials.write(batch.part(folder), songs, rejects, batch.covers(), settings.grid)
+    partials.write(batch.part(folder), songs, rejects, batch.digest(), settings.grid)
     n_loops = sum(len(song.start_bars) for song in songs)
     return Counts(len(songs), n_loops, Counter(reject.reason for reject in rejects))
 
@@ -369,13 +369,13 @@ def _mine(
         importlib.import_module("midiloop.mining.assemble")  # and Arrow: while the workers work
         progress.add(batch, counts)
         on_progress(progress, 0)
-    if progress.files == sum(progress.rejects[reason] for reason in corpus.NOT_OPENED):
+    if progress.files == sum(progress.rejects[reason] for reason in corpus.UNREAD_ARCHIVES):
         archives = [reject.file for path in paths for reject in partials.read(path, 0).rejects]
         shutil.rmtree(folder)
         raise LoopError(_no_midi(sources, archives))
     threads = min(engine.n_workers, MAX_SEALING_THREADS)
     whole = folder / WHOLE
-    if whole.parent.exists():  # of a run that was killed as it sealed
+    if whole.parent.exists():  # of a run that was killed as it assembled the dataset
         shutil.rmtree(whole.parent)
     whole.parent.mkdir()
     provenance = _provenance(sources, settings)
@@ -401,10 +401,10 @@ def _seal(
     grid: Grid,
     threads: int,
 ) -> dict[str, Any]:
-    from midiloop.mining.assemble import seal
+    from midiloop.mining.assemble import assemble
 
     counts = Counts(progress.songs, progress.loops, progress.rejects)
-    return seal(paths, out, provenance, counts, grid=grid, threads=threads)
+    return assemble(paths, out, provenance, counts, grid=grid, threads=threads)
 
 
 def _counts_of_part(path: Path, batch: Batch) -> Counts | None:
@@ -412,7 +412,7 @@ def _counts_of_part(path: Path, batch: Batch) -> Counts | None:
     if not path.exists():
         return None
     part = partials.read(path, 1)
-    if part.covers != batch.covers() or any(reject.reason in LOST for reject in part.rejects):
+    if part.digest != batch.digest() or any(reject.reason in LOST for reject in part.rejects):
         return None
     return part.counts()
 

@@ -1,7 +1,7 @@
 """Parts: what `extract` commits while it runs, one for each batch of files that is done.
 
 A part is a file of NumPy arrays, one after the other: JSON that names the songs, the batch's
-rejects, and what the batch covers; then the columns of the dataset, less the split, which only the
+rejects, and the batch's digest; then the columns of the dataset, less the split, which only the
 whole corpus can tell, and with songs by number. Workers write parts, so that this module needs
 NumPy alone.
 """
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midiloop.common import files
-from midiloop.dataset.records import Counts, MinedSong, Reject
+from midiloop.dataset.records import Counts, Reject, SongRecord
 from midiloop.grid import Grid
 
 # In the order of the file: those that all parts are searched for come first.
@@ -28,15 +28,15 @@ COLUMNS = ("song", "fingerprint", "start_bar", "tempo_bpm", "bar_distance_cells"
 
 
 def write(
-    path: Path, songs: Sequence[MinedSong], rejects: Sequence[Reject], covers: str, grid: Grid
+    path: Path, songs: Sequence[SongRecord], rejects: Sequence[Reject], digest: str, grid: Grid
 ) -> None:
     """Commit one batch: it stands under its name whole, or not at all.
 
     Args:
-        covers: what the batch holds, to recognise it by when a run resumes.
+        digest: of the batch's sources; a run that resumes recognises the part by it.
     """
     about = {
-        "covers": covers,
+        "digest": digest,
         "files": [song.file for song in songs],
         "md5s": [song.md5 for song in songs],
         "rejects": rejects,
@@ -66,14 +66,14 @@ class Part:
     """A part that was committed.
 
     Attributes:
-        covers: what it covers.
+        digest: of the batch's sources.
         files, md5s: of its songs.
         rejects: its files that gave no loops.
         columns: the first of `COLUMNS` by name, each (n,) for its n loops; ``song`` is an index
             into ``files``, ``roll`` is (n, packed_bytes).
     """
 
-    covers: str
+    digest: str
     files: list[str]
     md5s: list[str]
     rejects: list[Reject]
@@ -91,4 +91,4 @@ def read(path: Path, n_columns: int = len(COLUMNS)) -> Part:
         about = json.loads(np.load(file).tobytes())
         columns = {name: np.load(file) for name in COLUMNS[:n_columns]}
     rejects = [Reject(*row) for row in about["rejects"]]
-    return Part(about["covers"], about["files"], about["md5s"], rejects, columns)
+    return Part(about["digest"], about["files"], about["md5s"], rejects, columns)

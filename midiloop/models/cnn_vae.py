@@ -1,4 +1,4 @@
-"""The CNN-VAE: a loop as one vector by way of convolutions, and back.
+"""The CNN-VAE: a loop as one vector by convolutions, and back.
 
 Source: Han, Ihm and Lim 2021, arXiv:2111.07657, equations 1 and 3 and appendix table (c).
 """

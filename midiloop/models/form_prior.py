@@ -233,10 +233,10 @@ class FormPrior(CodeModel):
         pick = order[..., None].expand(-1, -1, c.bar_codes + 1)
         words, valid = words.gather(1, pick).flatten(1), valid.gather(1, pick).flatten(1)
         places = places[order].flatten(1)
-        # What is said goes to the front, in its order.
-        said = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
-        said = said[:, : int(valid.sum(1).max())]
-        return Sentence(words.gather(1, said), places.gather(1, said), valid.gather(1, said))
+        # Valid words go to the front, in their order.
+        order_ = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
+        order_ = order_[:, : int(valid.sum(1).max())]
+        return Sentence(words.gather(1, order_), places.gather(1, order_), valid.gather(1, order_))
 
     def form(self, codes: Tensor, order: Tensor) -> Tensor:
         """For each segment the bar that it repeats, first in ``order``: int64 (B, segments)."""

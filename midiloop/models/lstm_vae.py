@@ -62,7 +62,7 @@ class VAE(RollModel):
         raise NotImplementedError
 
     def forward(self, rolls: Tensor) -> Reconstruction:
-        """Rolls (B, 128, 93) through a latent that is drawn from their posterior."""
+        """Rolls (B, 128, 93) through a latent sampled from their posterior."""
         mean, deviation = self.encode(rolls)
         return Reconstruction(self.decode(reparametrise(mean, deviation)), mean, deviation)
 
@@ -139,10 +139,10 @@ class Encoder(nn.Module):
 class ARLSTMVAE(VAE):
     """Each step from the steps before it and the latent, table (a).
 
-    In training a step is told what truly came before it, or what the model itself wrote there; it
-    is told the truth less and less often (scheduled sampling). One coin for each step decides for
-    the whole batch, where Bengio et al. toss one for each loop: steps between two own ones are
-    then a single call of the LSTM.
+    In training the input of a step is the true step before it, or the model's own output; the share
+    of true steps falls (scheduled sampling). One coin for each step decides for the whole batch,
+    where Bengio et al. toss one for each loop: steps between two own ones are then a single call
+    of the LSTM.
     """
 
     def __init__(self, config: ARLSTMVAEConfig) -> None:
@@ -170,10 +170,10 @@ class ARLSTMVAE(VAE):
         return self.unroll(z, unused, torch.ones(self.config.steps, dtype=torch.bool))
 
     def forward(self, rolls: Tensor, truth: float = 1.0) -> Reconstruction:
-        """Rolls (B, 128, 93) through a latent that is drawn from their posterior.
+        """Rolls (B, 128, 93) through a latent sampled from their posterior.
 
         Args:
-            truth: probability that a step is told what truly came before it.
+            truth: probability that the input of a step is the true step before it.
         """
         mean, deviation = self.encode(rolls)
         own = torch.rand(self.config.steps) >= truth
@@ -191,7 +191,7 @@ class ARLSTMVAE(VAE):
         return decay / (decay + 1)
 
     def unroll(self, z: Tensor, rolls: Tensor, own: Tensor) -> Tensor:
-        """Decode, being told the truth at some steps.
+        """Decode, with the true step before as input at some steps.
 
         Args:
             z: (B, L).

@@ -44,8 +44,8 @@ class VQVAEConfig(RollConfig):
         streams: ``joint``: one row of codes for everything; ``parts``: a stack of its own, and a
             row of codes, for the drums and for the bass.
         span: what convolutions run along. ``loop``: all 128 steps, zeros around them; ``bar``:
-            each bar by itself, as a circle. So equal bars have equal codes, and equal codes equal
-            bars: a form that is written in codes is exact in notes.
+            each bar by itself, as a circular sequence. So equal bars have equal codes, and equal
+            codes equal bars: a form in codes is exact in notes.
         bass: ``sigmoid``: each pitch by itself; ``softmax``: one pitch or none on each step.
         decay, commitment: of the dictionary's averages, and β of equation 2.
     """

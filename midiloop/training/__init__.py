@@ -1,1 +1,1 @@
-"""What each model of midiloop learns from, and by which loss."""
+"""Training of midiloop's models: losses, data and recipes."""

@@ -1,4 +1,4 @@
-"""What models of loops learn: a loss of rolls, or of codes that a frozen codec makes of them."""
+"""Training losses: of rolls, or of their codes by a frozen VQ-VAE."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ORDER, SHIFTS, NOISE = 1, 2, 3  # what random numbers of a step are for; noise d
 
 
 class Objective(nn.Module):
-    """What is trained: a model of rolls, or one of the codes that a frozen codec makes of them."""
+    """A model and its loss: of rolls, or of their codes by a frozen VQ-VAE."""
 
     def __init__(self, model: Model, codec: VQVAE | None = None) -> None:
         super().__init__()
@@ -64,14 +64,14 @@ def mean_error(objective: Objective, loops: PackedLoops) -> float:
 
 
 class Piece(NamedTuple):
-    """Loops to learn from: their rows in the training split, (B,), and shifts in semitones."""
+    """A batch of loops: their rows in the training split, (B,), and shifts in semitones."""
 
     rows: Tensor
     shifts: Tensor
 
 
 class LoopTask(Task):
-    """A model of loops, as the `Trainer` takes it.
+    """A model of loops as a task of the `Trainer`.
 
     Args:
         kind: of the model, see `models.KINDS`.

@@ -1,4 +1,4 @@
-"""What ``midiloop train`` does: a model, or a VQ-VAE and then the prior of its codes.
+"""Recipes of ``midiloop train``: a model, or a VQ-VAE and then the prior of its codes.
 
 A run is a folder with one checkpoint a stage: ``RUN/vq-vae`` and ``RUN/prior``, or ``RUN/cnn-vae``.
 """
@@ -34,7 +34,7 @@ from midiloop.training.objective import LoopTask, Objective
 MODELS = ("ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae")
 CODEC = "vq-vae"
 PRIOR = "prior"  # the folder of the second stage, whichever kind of prior it holds
-CODED = 512  # loops that are encoded at a time
+ENCODED_TOGETHER = 512  # loops that are encoded at a time
 FINGERPRINTS = "fingerprints.safetensors"
 EPOCHS = 20
 CONFIG = TrainConfig(
@@ -159,7 +159,7 @@ def run_stages(
 
     Args:
         transpose: see `LoopTask`.
-        distinct: learn from each loop once, however often it comes.
+        distinct: use each loop once, however often it occurs.
         events: write TensorBoard event files into each stage's folder.
 
     Raises:
@@ -210,7 +210,7 @@ def run_stages(
 def _check_start(
     chosen: Sequence[Stage], dataset: LoopDataset, out: Path, *, resume: bool, events: bool
 ) -> None:
-    """Raise what would go wrong hours later, while nothing is lost yet."""
+    """Raise errors early that would occur hours later."""
     name = files.printable(out)
     if os.path.lexists(out) and not out.is_dir():
         raise CallError(f"{name}: a file; give the name of a folder")
@@ -249,7 +249,7 @@ def _objective(
 
 
 def _codec(folder: Path, prior: PriorConfig | FormPriorConfig, device: torch.device) -> VQVAE:
-    """The VQ-VAE whose codes a prior is to learn."""
+    """The VQ-VAE whose codes a prior models."""
     if not (folder / "config.json").exists():
         raise LoopError(f"{folder}: no checkpoint; train it first, with --stage {CODEC}")
     codec, kind, _ = models.load(folder, device)
@@ -271,7 +271,7 @@ def knows(prior: PriorConfig | FormPriorConfig, codec: VQVAEConfig) -> bool:
 @torch.no_grad()
 def encoded(codec: VQVAE, loops: PackedLoops) -> torch.Tensor:
     """Codes of all loops: int64 (n, S, T)."""
-    rows = torch.split(torch.arange(len(loops), device=loops.packed.device), CODED)
+    rows = torch.split(torch.arange(len(loops), device=loops.packed.device), ENCODED_TOGETHER)
     return torch.cat([codec.encode(loops.rolls(index)) for index in rows])
 
 

@@ -71,8 +71,8 @@ def test_all_that_is_told_rolls_with_the_loop_by_whole_beats(
 def test_places_go_round() -> None:
     condition = Conditioning(steps=STEPS).on(48, FRAMES_PER_S)
     places = torch.arange(-7, 100)
-    assert torch.equal(condition.taken(places).frames[..., 7:55], condition.frames)
-    assert torch.equal(condition.taken(places).frames[..., :48], rotated(condition, 7).frames)
+    assert torch.equal(condition.at(places).frames[..., 7:55], condition.frames)
+    assert torch.equal(condition.at(places).frames[..., :48], rotated(condition, 7).frames)
 
 
 # What is said.
@@ -152,7 +152,7 @@ def test_a_beat_may_be_told_without_notes_and_empty_bars_are_notes() -> None:
 
 def test_silenced_is_as_if_nothing_had_been_told(roll: Roll) -> None:
     conditioning = [Conditioning(roll, STEPS, 1, 35), Conditioning(steps=STEPS, kit=40)]
-    silent = stack([one.on(64, FRAMES_PER_S) for one in conditioning]).silent()
+    silent = stack([one.on(64, FRAMES_PER_S) for one in conditioning]).null()
     nothing = stack([Conditioning().on(64, FRAMES_PER_S)] * 2)
     assert all(torch.equal(one, other) for one, other in zip(silent, nothing, strict=True))
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from midiloop.dataset.records import MinedSong
+from midiloop.dataset.records import SongRecord
 from midiloop.grid import LOOP
 from midiloop.mining import partials
 
@@ -39,13 +39,16 @@ from midiloop.mining import assemble
 from midiloop.grid import LOOP
 from midiloop.dataset.records import Counts
 
-out, songs, loops, *paths = sys.argv[1:] counts = Counts(int(songs), int(loops), Counter()) began =
-time.perf_counter() assemble.seal([*map(Path, paths)], Path(out), {"midiloop_version": "0"}, counts,
-grid=LOOP, threads=2) print(time.perf_counter() - began)
+out, songs, loops, *paths = sys.argv[1:]
+counts = Counts(int(songs), int(loops), Counter())
+parts, about = [*map(Path, paths)], {"midiloop_version": "0"}
+began = time.perf_counter()
+assemble.assemble(parts, Path(out), about, counts, grid=LOOP, threads=2)
+print(time.perf_counter() - began)
 """
 
 
-def song(number: int) -> MinedSong:
+def song(number: int) -> SongRecord:
     """A song made up; each tenth has the loops of the one before it."""
     rng = np.random.default_rng(number - (number % 10 == 9))
     distinct = np.zeros((LOOPS_A_SONG // 2, LOOP.steps * LOOP.columns), np.bool_)
@@ -54,7 +57,7 @@ def song(number: int) -> MinedSong:
     differing = rng.integers(distinct.shape[1], size=(len(distinct), 12))
     np.put_along_axis(distinct, differing, values=True, axis=1)
     rolls = np.packbits(distinct, axis=1)[rng.integers(len(distinct), size=LOOPS_A_SONG)]
-    return MinedSong(
+    return SongRecord(
         f"{number // 1000:05d}/{number:08d}.mid",
         hashlib.md5(str(number).encode(), usedforsecurity=False).hexdigest(),
         np.arange(LOOPS_A_SONG),

@@ -1,4 +1,4 @@
-"""How fast attention learns on a CPU, as `circular` has it, and by PyTorch's own.
+"""How fast attention learns on a CPU, as `nn.attention` computes it, and by PyTorch's own.
 
     python tests/benchmarks/attention.py [--repeats 15]
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from audioloop.nn import circular
+from audioloop.nn import attention
 from audioloop.tokens.train import CONFIGS, LOOP_FRAMES
 
 BATCH = 8
@@ -47,20 +47,20 @@ def main() -> None:
 
 def ways(reach: int) -> dict[str, tuple[Attention, Attention]]:
     """Who hears whom, by PyTorch's own attention and by ours."""
-    near = circular.local_mask(LOOP_FRAMES, reach, circular=True)
+    near = attention.local_mask(LOOP_FRAMES, reach, circular=True)
     before = torch.ones(LOOP_FRAMES, LOOP_FRAMES, dtype=torch.bool).tril()
     return {
         "all": (
             scaled_dot_product_attention,
-            functools.partial(circular.explicit_attention, mask=None),
+            functools.partial(attention.explicit_attention, mask=None),
         ),
         "nearby": (
             functools.partial(scaled_dot_product_attention, attn_mask=near),
-            functools.partial(circular.local_attention, reach=reach, circular=True),
+            functools.partial(attention.local_attention, reach=reach, circular=True),
         ),
         "before": (
             functools.partial(scaled_dot_product_attention, is_causal=True),
-            functools.partial(circular.explicit_attention, mask=before),
+            functools.partial(attention.explicit_attention, mask=before),
         ),
     }
 

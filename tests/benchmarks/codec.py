@@ -70,7 +70,7 @@ def unseen(dataset: Path, font: Path, n_loops: int) -> Iterator[Wave]:
     source = augment.loops(LoopDataset(dataset), "test")
     fonts = [synth.SoundFont(font, VARIETY.rate)]
     for number in range(n_loops):
-        samples = augment.render_circle(source, number, 0, fonts, VARIETY)
+        samples = augment.render_circular(source, number, 0, fonts, VARIETY)
         if samples.any():
             yield Wave(samples[None], VARIETY.rate)
 
@@ -87,13 +87,13 @@ def generated(font: Path, n_loops: int) -> Iterator[Wave]:
 
 def fidelity(name: str, waves: Iterator[Wave], codec: Codec) -> None:
     rng = np.random.default_rng(3)
-    found: dict[str, list[Figures]] = {way: [] for way in reconstruct.WAYS}
+    found: dict[str, list[Figures]] = {way: [] for way in reconstruct.DECODED_FROM}
     open_jumps, open_fluxes, original_fluxes, codes = [], [], [], []
     for wave in waves:
         angle = int(rng.integers(len(wave)))
         rotated = Wave(np.roll(wave.samples, angle, 1), wave.rate)
         figures, back, rows = reconstruct.measure(rotated, codec)
-        for way in reconstruct.WAYS:
+        for way in reconstruct.DECODED_FROM:
             found[way].append(figures[way])
         codes.append(rows.numpy())
         coded = compression.encode(rotated, codec, circular=False)
@@ -103,7 +103,7 @@ def fidelity(name: str, waves: Iterator[Wave], codec: Codec) -> None:
         open_fluxes.append(seam.flux_percentile(cut, 0))
         original_fluxes.append(seam.flux_percentile(back["original"], 0))
     print(name)
-    for way in reconstruct.WAYS:
+    for way in reconstruct.DECODED_FROM:
         columns = np.array(found[way], float)
         for field, column in zip(Figures._fields, columns.T, strict=True):
             show(f"  {way}: {field}, median", float(np.median(column)))

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from midiloop.dataset.records import Counts, MinedSong
+from midiloop.dataset.records import Counts, SongRecord
 from midiloop.grid import LOOP, Roll
 from midiloop.mining import assemble, partials, rules
 
@@ -47,14 +47,14 @@ def song_roll(rng: np.random.Generator, n_bars: int) -> Roll:
     return roll
 
 
-def mined_song(rng: np.random.Generator, number: int) -> MinedSong:
+def mined_song(rng: np.random.Generator, number: int) -> SongRecord:
     """A song as mining leaves it."""
     n_loops = int(rng.integers(1, 2 * LOOPS_OF_A_SONG))
     roll = song_roll(rng, n_loops + LOOP.bars - 1)
     starts = np.arange(n_loops)
     bars = np.packbits(roll.reshape(-1, LOOP.cells_per_bar), axis=1)
     windows = np.lib.stride_tricks.sliding_window_view(bars, LOOP.bars, axis=0)
-    return MinedSong(
+    return SongRecord(
         f"{number // 1000:04d}/song {number:07d}.mid",
         rng.bytes(16).hex(),
         starts,
@@ -83,7 +83,7 @@ def make(out: Path, n_loops: int) -> None:
         "stride_bars": 1,
         "grid": LOOP.as_json(),
     }
-    assemble.seal(paths, out, about, Counts(n_songs, n_found, Counter()), grid=LOOP, threads=1)
+    assemble.assemble(paths, out, about, Counts(n_songs, n_found, Counter()), grid=LOOP, threads=1)
     for path in paths:
         path.unlink()
     folder.rmdir()

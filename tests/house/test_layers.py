@@ -15,7 +15,7 @@ from paths import ROOT
     [
         "midiloop",
         "midiloop.mining.extract",
-        "midiloop.plotting.gallery",
+        "midiloop.plotting.contact_sheet",
         "audioloop",
         "audioloop.rendering.batch",
     ],

@@ -1,6 +1,6 @@
-"""What is measured of a loop that was made: its seam, as a model and as an ear has it, its sound.
+"""Metrics of a generated loop: seam perplexity, acoustic measures of the seam, and its spectrum.
 
-Figures are of the loop as it sounds, whatever codes it was made of.
+All are of the wave, whatever tokens it was decoded from.
 """
 
 from __future__ import annotations
@@ -31,19 +31,21 @@ EMBEDDED_S, HOP_S, SPECTRUM_S = 1.0, 0.5, 0.02
 Vectors = NDArray[np.float64]  # (windows, 128)
 
 
-def of(made: MethodOutput, inpainter: Inpainter, *, conditioned: bool) -> dict[str, Any]:
-    """All that is measured of a loop, on the loop as it sounds: coded anew on the circle.
+def of(output: MethodOutput, inpainter: Inpainter, *, conditioned: bool) -> dict[str, Any]:
+    """All metrics of a loop. For those of the seam it is encoded again, as a circular sequence.
 
     Args:
-        conditioned: also as a model sees the seam that is told what the loop was made with.
+        output: the loop.
+        inpainter: the codec and the models.
+        conditioned: measure the seam also under a model with the loop's own conditioning.
     """
-    wave, codec, causal = made.wave, inpainter.codec, inpainter.causal
+    wave, codec, causal = output.wave, inpainter.codec, inpainter.causal
     assert causal is not None  # as it was loaded
     codes = compression.encode(wave, codec).codes[0]
     nats = nats_around(codes, causal)
     seam_nats = nats[:, REACH : REACH + WINDOW].mean(1)
-    frames, rest = np.divmod(made.bar_lines, codec.config.frame)
-    assert not rest.any()  # so the seam and all of them are at the beginning of a frame
+    frames, rest = np.divmod(output.bar_lines, codec.config.frame)
+    assert not rest.any()  # so the seam and all bar lines are at the start of a frame
     at_bars = perplexity.nats_at(codes, frames.tolist(), causal)
     found: dict[str, Any] = {
         "nats": float(seam_nats[0]),
@@ -53,30 +55,30 @@ def of(made: MethodOutput, inpainter: Inpainter, *, conditioned: bool) -> dict[s
         "around": [round(value, 4) for value in nats[0].tolist()],
     }
     if conditioned:
-        heard = perplexity.nats_at(codes, [0], causal, made.condition)[0]
-        found |= {"conditioned_nats": float(heard[0]), "conditioned_nats_all": float(heard.mean())}
+        nats_ = perplexity.nats_at(codes, [0], causal, output.condition)[0]
+        found |= {"conditioned_nats": float(nats_[0]), "conditioned_nats_all": float(nats_.mean())}
     return {
         **found,
-        **_sounds(wave, made.bar_lines),
-        "wrap_error_db": made.wrap_error_db,
+        **_sounds(wave, output.bar_lines),
+        "wrap_error_db": output.wrap_error_db,
         "windows": windows(wave),
-        "seconds": round(made.seconds, 3),
+        "seconds": round(output.seconds, 3),
     }
 
 
 @torch.inference_mode()
 def nats_around(codes: Tensor, model: Causal) -> NDArray[np.float64]:
-    """Cross-entropy of each frame on both sides of a ring's seam (K, T): (K, 2 · `REACH` + 1).
+    """Cross-entropy of each frame around a loop's seam: tokens (K, T) to (K, 2 · `REACH` + 1).
 
-    Value number `REACH` is of the first frame after the seam. The model is told nothing, and
-    hears what `perplexity.context_frames` the seam.
+    Value number `REACH` is of the first frame after the seam. The model is unconditional; its
+    context is at least `perplexity.context_frames` before the seam.
     """
     n_frames = codes.shape[1]
     context = max(REACH, perplexity.context_frames(n_frames))
     span = torch.arange(-context, REACH + 1 + AHEAD)
     line = codes[None][..., span % n_frames]
     first = context - REACH
-    logits = model(line, Conditioning().on(n_frames, 1.0).taken(span), first)[0].float()
+    logits = model(line, Conditioning().on(n_frames, 1.0).at(span), first)[0].float()
     nats = F.cross_entropy(
         logits.flatten(0, 1), line[0, :, first:].flatten(), reduction="none"
     ).reshape(len(codes), -1)
@@ -96,10 +98,10 @@ def _sounds(wave: Wave, bar_lines: Sequence[int]) -> dict[str, float | None]:
 
 
 def embedded(wave: Wave) -> Vectors:
-    """Mean and standard deviation of 64 log-mel bands in windows round a loop: (windows, 128), dB.
+    """Embedding of a loop: mean and standard deviation of 64 log-mel bands, (windows, 128), in dB.
 
-    Windows are 1 s long, about every 0.5 s, so that a whole number of them goes round; spectra are
-    relative to the loop's peak, every 20 ms. A silent loop has none.
+    Windows are 1 s long and about 0.5 s apart: a whole number of them fits the loop. Spectra are
+    relative to the loop's peak, every 20 ms. A silent loop has no windows.
     """
     if wave.peak < SILENT:
         return np.zeros((0, 2 * mel.BANDS))
@@ -113,7 +115,7 @@ def embedded(wave: Wave) -> Vectors:
 
 
 def windows(wave: Wave) -> list[list[float]]:
-    """`embedded`, as JSON holds it: to a thousandth of a dB."""
+    """`embedded` as JSON values, rounded to a thousandth of a dB."""
     found: list[list[float]] = np.round(embedded(wave), 3).tolist()
     return found
 
@@ -124,7 +126,7 @@ def frechet(some: ArrayLike, others: ArrayLike) -> float:
     |m - m'|² + tr(C + C' - 2 (C½ C' C½)½), with covariances over n.
 
     Raises:
-        CallError: there are fewer than two in one.
+        CallError: a set has fewer than two vectors.
     """
     means, spreads = [], []
     for vectors in (np.asarray(some, np.float64), np.asarray(others, np.float64)):
@@ -139,6 +141,6 @@ def frechet(some: ArrayLike, others: ArrayLike) -> float:
 
 
 def _root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The square root of a covariance."""
+    """The square root of a covariance matrix."""
     values, axes = np.linalg.eigh(matrix)
     return np.asarray((axes * np.sqrt(values.clip(0))) @ axes.T)

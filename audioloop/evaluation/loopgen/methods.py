@@ -1,7 +1,8 @@
-"""Every way to make a loop of codes: naive lines, lines cut at a bar, tiles, and the ring.
+"""Methods of loop generation: naive sequences, sequences cut at a bar, tiles, and the ring.
 
-LoopGen's (Marincione et al. 2025, arXiv:2504.04466, table 2) and our own, of our own models. What
-is drawn in a way depends on its name and on the seed of what is asked, and on no other way.
+They are those of LoopGen (Marincione et al. 2025, arXiv:2504.04466, table 2) and our own, all with
+our own models. What a method samples depends on its name and on the seed of the loop, and not on
+other methods.
 """
 
 from __future__ import annotations
@@ -30,15 +31,17 @@ from audioloop.tokens.model import Causal
 from midiloop.grid import BEATS_PER_BAR
 
 SETTINGS = {
-    "unconditioned": "the models are told beat, kit and bass, and no notes",
-    "conditioned": "they are told the notes as well",
+    "unconditioned": "the models are conditioned on beat, kit and bass, without notes",
+    "conditioned": "the models are conditioned on the notes as well",
 }
 
 
 class Method(NamedTuple):
-    """A way to make a loop.
+    """A method of loop generation.
 
     Attributes:
+        model: "masked", "causal" or "none".
+        how: what it does, in a few words.
         paper: its seam perplexity in table 2 of the paper (loops of 30 s by published models).
     """
 
@@ -50,25 +53,33 @@ class Method(NamedTuple):
 RENDER, CODES = "render", "codes"
 ALIGNED, CUT, SPLICED = "render, beat-aligned", "render, cut", "render, spliced"
 METHODS = {
-    RENDER: Method("none", "the true render, through the codec's latent"),
-    CODES: Method("none", "its codes, decoded: what the codec alone does"),
+    RENDER: Method("none", "the true render, decoded from its latent"),
+    CODES: Method("none", "the true render, decoded from its tokens: the codec alone"),
     ALIGNED: Method(
-        "none", "a control: a true render of these bars and those after, cut at a bar line"
+        "none", "a control: a true render of these bars and the next, cut at a bar line"
     ),
     CUT: Method("none", "a control: the true render, cut half a beat before its end"),
     SPLICED: Method("none", "a control: the true render, its first beat out of another loop's"),
-    "causal naive": Method("causal", "a line of the window's length, repeated", "2512.39 ± 903.16"),
-    "causal beat-aligned": Method("causal", "that line, cut at a bar line", "507.07 ± 163.67"),
-    "masked naive": Method("masked", "a line of the window's length, repeated", "1549.06 ± 556.03"),
-    "masked beat-aligned": Method("masked", "that line, cut at a bar line", "153.22 ± 47.69"),
+    "causal naive": Method(
+        "causal", "a sequence of the window's length, repeated", "2512.39 ± 903.16"
+    ),
+    "causal beat-aligned": Method("causal", "that sequence, cut at a bar line", "507.07 ± 163.67"),
+    "masked naive": Method(
+        "masked", "a sequence of the window's length, repeated", "1549.06 ± 556.03"
+    ),
+    "masked beat-aligned": Method("masked", "that sequence, cut at a bar line", "153.22 ± 47.69"),
     "LoopGen tiled": Method(
         "masked", "tiles in the window, by LoopGen's procedure", "56.17 ± 11.78"
     ),
     "LoopGen": Method("masked", "the same, its first half by the causal model", "84.29 ± 22.66"),
-    "tiled": Method("masked", "tiles in the window, LoopGen's procedure mended"),
-    "hybrid tiled": Method("masked", "the same, its first half by the causal model, played in"),
-    "ring": Method("masked", "on the ring"),
-    "hybrid ring": Method("masked", "the same, its first half by the causal model, played in"),
+    "tiled": Method("masked", "tiles in the window, LoopGen's faults fixed"),
+    "hybrid tiled": Method(
+        "masked", "the same, its first half by the causal model after warm-up frames"
+    ),
+    "ring": Method("masked", "on the circular sequence"),
+    "hybrid ring": Method(
+        "masked", "the same, its first half by the causal model after warm-up frames"
+    ),
 }
 REFERENCES = (RENDER, CODES, ALIGNED, CUT, SPLICED)
 
@@ -77,12 +88,15 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, eq=False)
 class MethodInput:
-    """An item in one of `SETTINGS`, and what it is made with.
+    """A loop of the test set in one of `SETTINGS`, with models and settings.
 
     Attributes:
-        condition: what is told of the item's ring.
-        window: frames.
-        seed: of everything that is drawn.
+        inpainter: the codec and the models.
+        condition: conditioning of the loop's frames.
+        n_frames, bars: of the loop.
+        window: frames of the window.
+        sampling: settings of decoding.
+        seed: of all random numbers.
     """
 
     inpainter: Inpainter
@@ -95,35 +109,38 @@ class MethodInput:
 
     @property
     def causal(self) -> Causal:
-        """The model that goes on."""
+        """The causal model."""
         assert self.inpainter.causal is not None  # as it was loaded
         return self.inpainter.causal
 
     @property
     def config(self) -> DecodeConfig:
-        """How codes are drawn on a ring."""
+        """Settings of decoding on the circular sequence."""
         return self.sampling.config(conditioned=self.condition.notes)
 
     @property
     def mask_token(self) -> int:
-        """What stands for a code that is not known."""
+        """The id of a masked token."""
         return self.inpainter.masked.config.mask_token
 
     def generator(self, row: str) -> torch.Generator:
-        """Of one row."""
+        """Random numbers of one row."""
         return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {row}".encode()))
 
-    def taken(self, start: int, n_frames: int) -> ConditioningTensors:
-        """What is told of a line that goes round the ring."""
-        return self.condition.taken(torch.arange(start, start + n_frames))
+    def frames_at(self, start: int, n_frames: int) -> ConditioningTensors:
+        """Conditioning of ``n_frames`` frames from ``start`` on, wrapped around the loop."""
+        return self.condition.at(torch.arange(start, start + n_frames))
 
 
 class MethodOutput(NamedTuple):
-    """A loop that was made.
+    """A generated loop.
 
     Attributes:
-        bar_lines: samples at which its other bars begin.
-        condition: what is told of its frames, as a ring.
+        wave: mono, at the codec's rate.
+        wrap_error_db: see `reconstruct.wrap_error_db`.
+        seconds: time that generation took.
+        bar_lines: first samples of its other bars.
+        condition: conditioning of its frames.
     """
 
     wave: Wave
@@ -136,10 +153,12 @@ class MethodOutput(NamedTuple):
 def references(
     method_input: MethodInput, ring: Tensor, longer: Tensor, other: Tensor
 ) -> Iterator[tuple[str, MethodOutput]]:
-    """A true render (1, 1, samples), and what has been done to it: the rows of `REFERENCES`.
+    """The rows of `REFERENCES`: a true render and controls made from it.
 
     Args:
-        longer: a render that goes on as long again, (1, 1, 2 · samples).
+        method_input: the loop.
+        ring: its true render (1, 1, samples), circular.
+        longer: a render twice as long, (1, 1, 2 · samples), circular.
         other: a render of another loop, which lasts a beat or longer.
     """
     codec = method_input.inpainter.codec
@@ -151,7 +170,7 @@ def references(
         line[..., : method_input.n_frames],
         codec.decode(line, circular=True)[..., : method_input.n_frames * codec.config.frame],
     )
-    yield ALIGNED, _as_made(method_input, aligned, aligned_samples, method_input.bars, 0.0)
+    yield ALIGNED, _output(method_input, aligned, aligned_samples, method_input.bars, 0.0)
     samples, foreign_samples = (codec.decode(one, circular=True) for one in (latent, foreign))
     frame, beat = (
         codec.config.frame,
@@ -159,7 +178,7 @@ def references(
     )
 
     n_cut = method_input.n_frames - beat // 2
-    cut = _as_made(
+    cut = _output(
         method_input,
         latent[..., :n_cut],
         samples[..., : n_cut * frame],
@@ -168,13 +187,13 @@ def references(
     )
     yield CUT, cut
 
-    def begun_otherwise(one: Tensor, another: Tensor, n: int) -> Tensor:
+    def with_start_of(one: Tensor, another: Tensor, n: int) -> Tensor:
         return torch.cat([another[..., :n], one[..., n:]], -1)
 
-    spliced = _as_made(
+    spliced = _output(
         method_input,
-        begun_otherwise(latent, foreign, beat),
-        begun_otherwise(samples, foreign_samples, beat * frame),
+        with_start_of(latent, foreign, beat),
+        with_start_of(samples, foreign_samples, beat * frame),
         method_input.bars,
         0.0,
     )
@@ -182,20 +201,20 @@ def references(
 
 
 def methods(method_input: MethodInput) -> Iterator[tuple[str, MethodOutput]]:
-    """The loops of all rows but the references."""
-    for name, write in (("causal", _causal_line), ("masked", _masked_line)):
+    """The loops of all rows except the references."""
+    for name, write in (("causal", _causal_sequence), ("masked", _masked_sequence)):
         line, seconds = _timed(functools.partial(write, method_input))
         yield f"{name} naive", _cut(method_input, line, 0, method_input.window, seconds)
         yield f"{name} beat-aligned", _cut(method_input, line, 0, method_input.n_frames, seconds)
     half, n_codebooks = method_input.n_frames // 2, method_input.inpainter.masked.config.codebooks
-    open_ = torch.full((1, n_codebooks, method_input.n_frames), method_input.mask_token)
+    masked_codes = torch.full((1, n_codebooks, method_input.n_frames), method_input.mask_token)
 
-    def begun(write: Callable[[MethodInput, int], Tensor]) -> tuple[Tensor, float]:
+    def prompted(write: Callable[[MethodInput, int], Tensor]) -> tuple[Tensor, float]:
         prompt, seconds = _timed(functools.partial(write, method_input, half))
-        return torch.cat([prompt, open_[..., half:]], -1), seconds
+        return torch.cat([prompt, masked_codes[..., half:]], -1), seconds
 
-    from_nothing, in_music = (begun(write) for write in (_prompt, _played_in))
-    for name, (codes, before_s) in (("LoopGen tiled", (open_, 0.0)), ("LoopGen", from_nothing)):
+    cold, warm = (prompted(write) for write in (_cold_prefix, _warm_prefix))
+    for name, (codes, before_s) in (("LoopGen tiled", (masked_codes, 0.0)), ("LoopGen", cold)):
         left = loops.margin(codes, method_input.window, method_input.mask_token)
         tile, seconds = _timed(functools.partial(_loopgen, method_input, name, codes, left))
         window = tile[..., (torch.arange(method_input.window) - left) % method_input.n_frames]
@@ -206,46 +225,44 @@ def methods(method_input: MethodInput) -> Iterator[tuple[str, MethodOutput]]:
         ("tiled", loops.tiled(line_, method_input.n_frames, method_input.window)),
         ("ring", loops.ring(masked, condition)),
     ):
-        for row, (codes, before_s) in ((name, (open_, 0.0)), (f"hybrid {name}", in_music)):
-            ring, seconds = _timed(
-                functools.partial(_goes_round, method_input, row, predict, codes)
-            )
+        for row, (codes, before_s) in ((name, (masked_codes, 0.0)), (f"hybrid {name}", warm)):
+            ring, seconds = _timed(functools.partial(_circular, method_input, row, predict, codes))
             latent = compression.dequantize(ring, method_input.inpainter.codec)
             yield row, _on_ring(method_input, latent, before_s + seconds)
 
 
-def _causal_line(method_input: MethodInput) -> Tensor:
-    """The window's codes (1, K, T) by the causal model."""
-    condition = method_input.taken(0, method_input.window)
+def _causal_sequence(method_input: MethodInput) -> Tensor:
+    """Tokens (1, K, T) of the window, by the causal model."""
+    condition = method_input.frames_at(0, method_input.window)
     return prefix.continuation(method_input.causal, condition, method_input.generator("causal"))
 
 
-def _prompt(method_input: MethodInput, n_frames: int) -> Tensor:
-    """The ring's first codes, by the causal model and out of nothing, as LoopGen has them."""
-    condition = method_input.taken(0, n_frames)
+def _cold_prefix(method_input: MethodInput, n_frames: int) -> Tensor:
+    """The loop's first tokens, by the causal model without any context, as in LoopGen."""
+    condition = method_input.frames_at(0, n_frames)
     return prefix.continuation(method_input.causal, condition, method_input.generator("prompt"))
 
 
-def _played_in(method_input: MethodInput, n_frames: int) -> Tensor:
-    """The same as they are where the ring has gone round before."""
+def _warm_prefix(method_input: MethodInput, n_frames: int) -> Tensor:
+    """The loop's first tokens, by the causal model after warm-up frames."""
     generator = method_input.generator("prompt")
     return prefix.prefix(method_input.causal, method_input.condition, n_frames, generator)
 
 
-def _masked_line(method_input: MethodInput) -> Tensor:
-    """The window's codes by the masked model, which knows of no ring."""
-    condition = method_input.taken(0, method_input.window)
+def _masked_sequence(method_input: MethodInput) -> Tensor:
+    """Tokens (1, K, T) of the window, by the masked model, as a sequence with ends."""
+    condition = method_input.frames_at(0, method_input.window)
     masked = method_input.inpainter.masked
     codes = torch.full((1, masked.config.codebooks, method_input.window), method_input.mask_token)
     predict = loops.predictor(masked, condition, circular=False)
     config = replace(method_input.config, ring=False)
     generator = method_input.generator("masked")
-    rescoring = _rescoring(method_input, _line_judge(method_input.causal, condition))
+    rescoring = _rescoring(method_input, _judge(method_input.causal, condition))
     return decode.decode(predict, codes, method_input.mask_token, generator, config, rescoring)
 
 
 def _loopgen(method_input: MethodInput, row: str, codes: Tensor, left: int) -> Tensor:
-    condition = method_input.taken(-left, method_input.window)
+    condition = method_input.frames_at(-left, method_input.window)
     return loops.loopgen(
         loops.predictor(method_input.inpainter.masked, condition, circular=False),
         codes,
@@ -253,11 +270,11 @@ def _loopgen(method_input: MethodInput, row: str, codes: Tensor, left: int) -> T
         method_input.mask_token,
         method_input.generator(row),
         replace(method_input.config, ring=False),
-        _rescoring(method_input, _line_judge(method_input.causal, condition)),
+        _rescoring(method_input, _judge(method_input.causal, condition)),
     )
 
 
-def _goes_round(method_input: MethodInput, row: str, predict: Predict, codes: Tensor) -> Tensor:
+def _circular(method_input: MethodInput, row: str, predict: Predict, codes: Tensor) -> Tensor:
     config, generator = method_input.config, method_input.generator(row)
     rescoring = _rescoring(
         method_input, prefix.token_probabilities(method_input.causal, method_input.condition)
@@ -270,17 +287,17 @@ def _rescoring(method_input: MethodInput, judge: TokenProbabilities) -> Rescorin
     return Rescoring(judge, weight) if weight else None
 
 
-def _line_judge(model: Causal, condition: ConditioningTensors) -> TokenProbabilities:
-    """As `prefix.token_probabilities`, on a line."""
+def _judge(model: Causal, condition: ConditioningTensors) -> TokenProbabilities:
+    """As `prefix.token_probabilities`, for a sequence with ends."""
 
-    def chances(codes: Tensor, stage: int) -> Tensor:
+    def probabilities(codes: Tensor, stage: int) -> Tensor:
         line = codes.clone()
         line[:, stage + 1 :] = model.config.mask_token
-        said = model(line, condition)[:, stage].softmax(-1)
-        found: Tensor = said.gather(-1, codes[:, stage][..., None])[..., 0]
+        predicted = model(line, condition)[:, stage].softmax(-1)
+        found: Tensor = predicted.gather(-1, codes[:, stage][..., None])[..., 0]
         return found
 
-    return chances
+    return probabilities
 
 
 def _timed(make: Callable[[], Found]) -> tuple[Found, float]:
@@ -290,16 +307,16 @@ def _timed(make: Callable[[], Found]) -> tuple[Found, float]:
 
 
 def _on_ring(method_input: MethodInput, latent: Tensor, seconds: float) -> MethodOutput:
-    """A loop that is decoded on the circle."""
+    """Decode the latent (1, L, T) of a whole loop, as a circular sequence."""
     codec = method_input.inpainter.codec
     samples, more_s = _timed(lambda: codec.decode(latent, circular=True))
-    return _as_made(method_input, latent, samples, method_input.bars, seconds + more_s)
+    return _output(method_input, latent, samples, method_input.bars, seconds + more_s)
 
 
 def _cut(
     method_input: MethodInput, codes: Tensor, start: int, n_frames: int, seconds: float
 ) -> MethodOutput:
-    """A loop that is cut out of a window's codes (1, K, T), decoded as a line."""
+    """Decode a window's tokens (1, K, T) with ends, and cut a loop out of it."""
     codec = method_input.inpainter.codec
     latent = compression.dequantize(codes, codec)
     line, more_s = _timed(lambda: codec.decode(latent, circular=False))
@@ -307,21 +324,21 @@ def _cut(
     samples = line[..., start * frame : (start + n_frames) * frame]
     bars = method_input.bars * n_frames / method_input.n_frames
     tile = latent[..., start : start + n_frames]
-    return _as_made(method_input, tile, samples, bars, seconds + more_s)
+    return _output(method_input, tile, samples, bars, seconds + more_s)
 
 
-def _as_made(
+def _output(
     method_input: MethodInput, latent: Tensor, samples: Tensor, bars: float, seconds: float
 ) -> MethodOutput:
     codec, n_frames = method_input.inpainter.codec, latent.shape[-1]
     length = samples.shape[-1]
-    # A line that ends within a bar has no bar line at its end but those well before it.
+    # A sequence that ends within a bar: only bar lines at least half a bar before its end count.
     lines = [round(length * bar / bars) for bar in range(1, math.ceil(bars)) if bars - bar >= 0.5]
     error_db = reconstruct.wrap_error_db(latent, samples, codec)
-    condition = method_input.taken(0, n_frames)
+    condition = method_input.frames_at(0, n_frames)
     return MethodOutput(wave_of(samples, codec), error_db, seconds, lines, condition)
 
 
 def wave_of(samples: Tensor, codec: Codec) -> Wave:
-    """Samples (1, channels, n) of a codec, to be heard."""
+    """A wave of samples (1, channels, n) at the codec's rate."""
     return Wave(samples[0].numpy(), codec.config.rate)

@@ -26,7 +26,7 @@ NATS_WIDTH, NATS_HEIGHT, NATS_GUTTER, NAMES = 460, 150, 40, 170
 NATS_ROW = NATS_HEIGHT + 24  # with the space between rows of panels
 SPREAD_WIDTH, SPREAD_ROW = 460, 30
 
-# A colour for each way; dashes where it begins with the other model, or is not cut at a bar line.
+# A colour for each method; dashes for a causal prefix, or without a cut at a bar line.
 DASHED, DOTTED = (3.0, 2.0), (1.0, 1.5)
 STYLES: dict[str, tuple[str, tuple[float, ...]]] = {
     "render": (INK, ()),

@@ -1,4 +1,4 @@
-"""All items of a comparison together: the figures of its tables, and what they come to."""
+"""Summary of a benchmark over all loops: the figures of its tables, and the headline."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ BASELINE = "masked beat-aligned"
 CONTROLS = (ALIGNED, CUT, SPLICED)
 FIXED = {"tiled": "LoopGen tiled", "hybrid tiled": "LoopGen"}
 
-REST_NATS = 0.5  # nats: what is foreseen as surely as that is a rest, or a note that is held
+REST_NATS = 0.5  # nats: tokens as predictable as this are rests or held notes
 
 MEANING = {
     "seam": "of the first codebook in the 5 frames after the seam, under the causal model, which "
-    "is told nothing: the middle of the 95 % interval ± half its width, as the paper's appendix A "
-    "has it; lower is better",
+    "is unconditional: the middle of the 95 % interval ± half its width, as in appendix A of the "
+    "paper; lower is better",
     "seam_all": "the same of all codebooks",
     "difference": "nats at the seam less those at the same loop's other bar lines (of a naive "
     "loop: the bar lines in it that are half a bar or more from its end), first codebook, mean "
-    "and 95 % interval; loops of one bar have none; 0: the seam is a bar line like any other",
-    "jump": "step at the seam over the median step nearby, median; about 1 cannot be heard",
-    "residual": "error of linear prediction there over its local median, median; about 3 where "
-    "nothing was cut",
-    "flux_percentile": "percentile of the change of spectrum at the seam among all places, mean; "
+    "and 95 % interval; loops of one bar have none; 0: the seam is as any other bar line",
+    "jump": "sample discontinuity at the seam over the median step nearby, median; about 1 cannot "
+    "be heard",
+    "residual": "LPC residual there over its local median, median; about 3 where nothing was cut",
+    "flux_percentile": "percentile of the spectral flux at the seam among all places, mean; "
     "high on a downbeat and at a cut",
     "bar_flux_percentile": "the same among the other bar lines, mean; 50 is chance",
-    "wrap_error_db": "difference of the loop from its codes decoded as a part of their endless "
-    "repetition, dB, median; lower is better",
+    "wrap_error_db": "difference of the loop from its tokens decoded within a long repetition, "
+    "dB, median; lower is better",
     "frechet": "squared Fréchet distance of Gaussians, of the mean and the standard deviation of "
-    "64 log-mel bands in windows of 1 s every 0.5 s round the loop, from renders of other test "
+    "64 log-mel bands in windows of 1 s every 0.5 s of the loop, from renders of other test "
     "loops; lower is better",
-    "seconds": "seconds to make a loop, models loaded, mean",
+    "seconds": "seconds to generate a loop, models loaded, mean",
     "around": "nats of the first codebook in each of the 20 frames before the seam and the 21 from "
     "there on, mean",
-    "rests": f"of all stretches of {WINDOW} frames among those, the share in which each takes less "
-    f"than {REST_NATS} nats to foresee",
+    "rests": f"of all stretches of {WINDOW} frames among those, the share in which each has less "
+    f"than {REST_NATS} nats",
     "conditioned_seam": "seam perplexity under the causal model, conditioned as the loop was",
 }
 # Of the table's columns.
@@ -69,24 +69,24 @@ HEADINGS = {
     "frechet": "Fréchet",
     "seconds": "s",
 }
-# Less is not better here, but what is near to the codes of a true loop.
+# For these lower is not better: best is the value of a true loop's tokens.
 CLOSER_IS_BETTER = ("difference", "jump", "residual", "flux_percentile", "bar_flux_percentile")
-EXACT_DB = -100.0  # a wrap error below is the rounding of floats
-RESAMPLES = 200  # of the loops, to tell what is worse from what is so by chance
-CONFIDENCE = 0.975  # of them
+EXACT_DB = -100.0  # a wrap error below is rounding
+RESAMPLES = 200  # bootstrap samples of the loops
+CONFIDENCE = 0.975  # share of the samples in which a significant difference has to hold
 
-Rows = Sequence[Mapping[str, Any]]  # what was measured of each item, in one way
+Rows = Sequence[Mapping[str, Any]]  # metrics of each loop, by one method
 
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """What was found.
+    """Result of a benchmark.
 
     Attributes:
         about: settings, models, data.
-        tables: by setting, by row, the figures of `figures`.
-        floor: the Fréchet distance between two sets of renders, as many as items.
-        items: all that was measured of each.
+        tables: the figures of `figures`, by setting and by row.
+        floor: the Fréchet distance between two sets of renders, each as large as the test set.
+        items: all metrics of each loop.
     """
 
     about: dict[str, Any]
@@ -96,7 +96,7 @@ class BenchmarkResult:
 
 
 def summarise(items: Rows, about: Mapping[str, Any]) -> BenchmarkResult:
-    """All items together."""
+    """Summarise all loops."""
     reference = windows(items, "reference")
     tables = {
         setting: {row: figures(_rows(items, setting, row), reference) for row in METHODS}
@@ -107,7 +107,7 @@ def summarise(items: Rows, about: Mapping[str, Any]) -> BenchmarkResult:
 
 
 def windows(items: Rows, name: str) -> Vectors:
-    """The windows of all items."""
+    """Embeddings of the windows of all loops: (windows, 128)."""
     return np.concatenate([np.reshape(item[name], (-1, 128)) for item in items])
 
 
@@ -116,11 +116,11 @@ def _rows(items: Rows, setting: str, row: str) -> Rows:
 
 
 def figures(rows: Rows, reference: Vectors) -> dict[str, Any]:
-    """Of one row of a table, from what was measured of each item; None where nothing was."""
+    """Figures of one row of a table, from the metrics of each loop; None where there are none."""
     found: dict[str, Any] = {
         "loops": len(rows),
         **{name: figure(name, rows, reference) for name in HEADINGS},
-        "difference_all": _apart(rows, "nats_all", "bars_all"),
+        "difference_all": _difference(rows, "nats_all", "bars_all"),
         "around": np.mean([row["around"] for row in rows], axis=0).tolist(),
         "rests": rests([row["around"] for row in rows]),
     }
@@ -133,7 +133,7 @@ def figures(rows: Rows, reference: Vectors) -> dict[str, Any]:
 
 
 def rests(around: ArrayLike) -> float:
-    """How many stretches of `WINDOW` frames are foreseen but for `RESTING` nats each: 0 to 1.
+    """Share of stretches of `WINDOW` frames that have under `REST_NATS` nats each: 0 to 1.
 
     Args:
         around: nats of each frame around the seam, (loops, frames).
@@ -143,14 +143,14 @@ def rests(around: ArrayLike) -> float:
 
 
 def figure(name: str, rows: Rows, reference: Vectors) -> Interval | Paired | float | None:
-    """Of one row and one column of `HEADINGS`."""
+    """The figure of one row and one column of `HEADINGS`."""
     match name:
         case "seam":
             return statistics.interval([row["nats"] for row in rows])
         case "seam_all":
             return statistics.interval([row["nats_all"] for row in rows])
         case "difference":
-            return _apart(rows, "nats", "bars")
+            return _difference(rows, "nats", "bars")
         case "frechet":
             found = windows(rows, "windows")
             return frechet(found, reference) if len(found) > 1 else None
@@ -160,9 +160,9 @@ def figure(name: str, rows: Rows, reference: Vectors) -> Interval | Paired | flo
             return _of(np.mean, rows, name)
 
 
-def _apart(rows: Rows, nats: str, bars: str) -> Paired | None:
-    apart = [row[nats] - float(np.mean(row[bars])) for row in rows if row[bars]]
-    return statistics.paired(apart) if len(apart) > 1 else None
+def _difference(rows: Rows, nats: str, bars: str) -> Paired | None:
+    differences = [row[nats] - float(np.mean(row[bars])) for row in rows if row[bars]]
+    return statistics.paired(differences) if len(differences) > 1 else None
 
 
 def _of(mean: Callable[[list[float]], Any], rows: Rows, name: str) -> float | None:
@@ -174,8 +174,8 @@ class Gain(NamedTuple):
     """How much lower the seam perplexity of a row is than that of another, in per cent.
 
     Attributes:
-        mean: 100 · (1 - the ratio of both), of all items.
-        low, high: its 95 % interval, from the differences of nats of each item.
+        mean: 100 · (1 - the ratio of both), over all loops.
+        low, high: its 95 % interval, from the differences of nats of each loop.
     """
 
     mean: float
@@ -184,13 +184,13 @@ class Gain(NamedTuple):
 
 
 def gain(nats: ArrayLike, baseline: ArrayLike) -> Gain:
-    """The gain of a row over another, from the nats at the seam of each item."""
+    """The gain of a row over another, from the nats at the seam of each loop."""
     apart = statistics.paired(np.subtract(nats, baseline))
     return Gain(*(100 * (1 - math.exp(value)) for value in (apart.mean, apart.high, apart.low)))
 
 
 def controls(found: BenchmarkResult) -> dict[str, dict[str, float]]:
-    """The gain of true renders over what was done to them, which no setting changes."""
+    """The gain of true renders over the controls; it does not depend on the setting."""
     setting = next(iter(SETTINGS))
     nats = {
         row: [one["nats"] for one in _rows(found.items, setting, row)]
@@ -200,17 +200,17 @@ def controls(found: BenchmarkResult) -> dict[str, dict[str, float]]:
 
 
 def headline(found: BenchmarkResult) -> dict[str, Any]:
-    """What the tables come to, by setting."""
+    """The main findings, by setting."""
     shown: dict[str, Any] = {}
     reference = windows(found.items, "reference")
     for setting, table in found.tables.items():
         rows = {row: _rows(found.items, setting, row) for row in METHODS}
-        nats = {row: [one["nats"] for one in measured] for row, measured in rows.items()}
+        nats = {row: [one["nats"] for one in ones] for row, ones in rows.items()}
         apart = table["ring"]["difference"]
-        worse_in, surely_in = {}, {}
+        worse_in, significantly_worse_in = {}, {}
         for row, other in FIXED.items():
             worse_in[row] = worse(table[row], table[other], table[CODES])
-            surely_in[row] = significantly_worse(
+            significantly_worse_in[row] = significantly_worse(
                 worse_in[row], rows[row], rows[other], table[CODES], reference
             )
         shown[setting] = {
@@ -219,8 +219,8 @@ def headline(found: BenchmarkResult) -> dict[str, Any]:
                 for row in ("ring", "tiled", "hybrid ring", "hybrid tiled", *FIXED.values())
             },
             "ring_indistinguishable": None if apart is None else apart.indistinguishable,
-            "mended_worse_in": worse_in,
-            "mended_surely_worse_in": surely_in,
+            "fixed_worse_in": worse_in,
+            "fixed_significantly_worse_in": significantly_worse_in,
         }
     return shown
 
@@ -228,8 +228,8 @@ def headline(found: BenchmarkResult) -> dict[str, Any]:
 def worse(row: Mapping[str, Any], other: Mapping[str, Any], codes: Mapping[str, Any]) -> list[str]:
     """Columns in which a row is not at least as good as another.
 
-    Lower is better, but for those of `NEARER`, which are better near to those of true codes, and
-    wrap errors below `EXACT_DB`, which are alike.
+    Lower is better. In `CLOSER_IS_BETTER`, best is the value of true tokens. Wrap errors below
+    `EXACT_DB` count as equal.
     """
     return [name for name in HEADINGS if _is_worse(name, row[name], other[name], codes[name])]
 
@@ -237,10 +237,10 @@ def worse(row: Mapping[str, Any], other: Mapping[str, Any], codes: Mapping[str, 
 def significantly_worse(
     names: Sequence[str], rows: Rows, others: Rows, codes: Mapping[str, Any], reference: Vectors
 ) -> list[str]:
-    """Those of the columns in which a row is worse than another whichever loops are looked at.
+    """Those of the columns in which a row is worse than another with 95 % confidence (two-sided).
 
-    That is in `SURE` of `RESAMPLES` draws of as many loops, with replacement (a bootstrap); the
-    same loops of both. Of so few that they might all be worse by chance, none is.
+    This is a paired bootstrap: worse in at least `CONFIDENCE` of `RESAMPLES` samples of as many
+    loops, with replacement. With so few loops that all might be worse by chance, none is.
     """
     if 0.5 ** len(rows) > 1 - CONFIDENCE:
         return []
@@ -249,9 +249,7 @@ def significantly_worse(
     for name in names:
         times = 0
         for draw in draws:
-            one, two = (
-                figure(name, [measured[n] for n in draw], reference) for measured in (rows, others)
-            )
+            one, two = (figure(name, [ones[n] for n in draw], reference) for ones in (rows, others))
             times += _is_worse(name, one, two, codes[name])
         if times >= CONFIDENCE * RESAMPLES:
             found.append(name)

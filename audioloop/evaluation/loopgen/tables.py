@@ -1,4 +1,4 @@
-"""Tables of a comparison, as Markdown and as JSON."""
+"""Tables of a benchmark, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PAPER_GAIN = 55  # per cent, of the abstract of LoopGen's paper
 
 
 def as_json(found: BenchmarkResult) -> dict[str, Any]:
-    """All but the items, as JSON holds it."""
+    """All but the single loops, as JSON values."""
     tables = {
         setting: {
             name: {**METHODS[name]._asdict(), **{key: _plain(value) for key, value in row.items()}}
@@ -77,7 +77,7 @@ def markdown(found: BenchmarkResult) -> str:
     shortest_s, longest_s = test_set.bounds_s(settings["window_s"])
     names = ", ".join(f"{name} {print_[:8]}" for name, print_ in about["models"].items())
     lines = [
-        "# Ways to make a loop, measured alike",
+        "# Benchmark of loop generation",
         "",
         f"{about['items']} loops of {data['test_loops']:,} in the test split (rules "
         f"{data['rules']}), {shortest_s:.3g} to {longest_s:.3g} s of whole bars (of one bar, "
@@ -89,13 +89,13 @@ def markdown(found: BenchmarkResult) -> str:
         f"Models: {names}. One thread on {about['machine']}, {about['workers']} at a time.",
         *([f"Lost: items {', '.join(map(str, about['lost']))}."] if about["lost"] else []),
         "",
-        "## What it comes to",
+        "## Main findings",
         "",
         *headlines(found),
         "",
-        "Seam measures are better near to those of true codes, all others the lower they are. What "
-        f"is worse by more than chance is so in {CONFIDENCE:.1%} of {RESAMPLES} draws of the "
-        "loops, with replacement.",
+        "Seam measures are best where they equal those of true tokens; for all others, lower is "
+        f"better. Worse with 95 % confidence: in {CONFIDENCE:.1%} of {RESAMPLES} bootstrap "
+        "samples of the loops.",
     ]
     for setting, what in SETTINGS.items():
         lines += [
@@ -107,10 +107,10 @@ def markdown(found: BenchmarkResult) -> str:
     lines += [
         "",
         f"Fréchet distance between two sets of {about['items']} renders each, of different loops: "
-        f"{found.floor:.0f}. What is as near is no worse than renders.",
+        f"{found.floor:.0f}. A method at this distance is no worse than renders.",
         "",
-        "In the paper's column: its own seam perplexity, of loops of up to 30 s by published "
-        "models, under another model. Only the order can be compared.",
+        'The column "paper" has the paper\'s own seam perplexity, of loops of up to 30 s by '
+        "published models, under another model. Only the order can be compared.",
         "",
         "## Rows",
         "",
@@ -138,10 +138,10 @@ def headlines(found: BenchmarkResult) -> Iterator[str]:
         if apart is not None:
             verdict = "includes 0" if apart.indistinguishable else "does not include 0"
             yield f"- {setting}: the ring's difference to its other bar lines {verdict}."
-        for row, columns in shown["mended_worse_in"].items():
+        for row, columns in shown["fixed_worse_in"].items():
             but = f" but {_names(columns)}" if columns else ""
-            sure = shown["mended_surely_worse_in"][row]
-            more = f"; by more than chance: {_names(sure) or 'none'}" if columns else ""
+            sure = shown["fixed_significantly_worse_in"][row]
+            more = f"; with 95 % confidence: {_names(sure) or 'none'}" if columns else ""
             yield (
                 f"- {setting}: {row} is at least as good as {FIXED[row]} in every "
                 f"column{but}{more}."
@@ -149,7 +149,7 @@ def headlines(found: BenchmarkResult) -> Iterator[str]:
 
 
 def gain_line(one: Mapping[str, float]) -> str:
-    """A `summary.Gain` as it is read: its mean, and its interval."""
+    """A `summary.Gain` as text: its mean and its interval."""
     low = "under -1,000" if one["low"] < -1000 else f"{one['low']:.0f}"  # as of two or three loops
     return f"{one['mean']:.0f} % ({low} to {one['high']:.0f})"
 

@@ -1,8 +1,8 @@
-"""Loops of the test split, played and rendered, for ways to make loops to make anew.
+"""The test set: loops of the test split, performed and rendered.
 
-An item is played on a kit and a bass at a tempo of its own, as many whole bars as last from a third
-to two thirds of a window (Algorithm 1 of Marincione et al. 2025, arXiv:2504.04466, for a tempo that
-is known). Item number n of a seed is always the same, however many there are.
+Each loop has a kit, a bass and a tempo of its own. It has as many whole bars as last from a third
+to two thirds of a window (Algorithm 1 of Marincione et al. 2025, arXiv:2504.04466, for a known
+tempo). Loop number n of a seed is always the same, however many there are.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ from midiloop.errors import LoopError
 from midiloop.grid import LOOP, Roll
 from midiloop.midi.score import Score
 
-DEFAULT_BARS = 2  # or four, or one: such a loop has no other bar line
-WINDOWS_S = 6.0, 14.0  # in which whole bars fit at every tempo; from 12 on never one bar alone
+DEFAULT_BARS = 2  # or four, or one; a loop of one bar has no other bar line
+WINDOWS_S = 6.0, 14.0  # whole bars fit at every tempo; from 12 s on, never one bar alone
 
 
 class EvaluationLoop(NamedTuple):
-    """A loop to be made.
+    """A loop of the test set.
 
     Attributes:
-        ring: its true render, float32 (1, 1, samples), a whole number of frames in every bar.
-        longer: a true render of it and as many of the bars that follow, (1, 1, 2 · samples).
-        told: all that can be told of it.
+        ring: its true render, float32 (1, 1, samples), with a whole number of frames in every bar.
+        longer: a true render of it and of as many bars that follow, (1, 1, 2 · samples).
+        conditioning: its notes, beat, kit and bass.
+        tempo_bpm: beats a minute.
+        bars, n_frames: its length.
     """
 
     ring: Tensor
@@ -48,7 +50,7 @@ class EvaluationLoop(NamedTuple):
 
 
 def bounds_s(window_s: float) -> tuple[float, float]:
-    """How long a loop is at least and at most that is to be shown in a window, seconds."""
+    """The shortest and the longest duration of a loop for a window, in seconds."""
     return window_s / 3, window_s * 2 / 3
 
 
@@ -62,13 +64,22 @@ def evaluation_loop(
     *,
     reference: bool = False,
 ) -> EvaluationLoop:
-    """Item ``number``, or the render of another loop that stands beside it.
+    """Loop ``number`` of the test set, or of the reference set.
 
-    Half of the loops are for items and half for references. One that is silent gives way to the
-    next.
+    Half of the source loops are for the test set, half for the reference set. A silent loop is
+    replaced by the next one.
 
     Args:
-        window_s: from the first to the last of `WINDOWS_S`.
+        source: loops of the test split.
+        number: from 0.
+        seed: of all random numbers.
+        font: to render with.
+        codec: gives sample rate and frames.
+        window_s: duration of a window, from the first to the last of `WINDOWS_S`.
+        reference: for the reference set.
+
+    Raises:
+        LoopError: the loops are silent with this SoundFont.
     """
     shortest_s, longest_s = bounds_s(window_s)
     rng = np.random.default_rng([seed, number, int(reference)])
@@ -84,9 +95,9 @@ def evaluation_loop(
         tempo_bpm = float(np.clip(tempo_bpm, variety.slowest_bpm, variety.fastest_bpm))
         pulse = beats.said(tempo_bpm)
         bars = beats.aligned_bars(pulse, shortest_s, longest_s, DEFAULT_BARS)
-        assert bars is not None  # at such tempi one, two or four always are
-        # Whole frames in every bar: no way has to resample what it has cut, and what is coded anew
-        # to begin at a bar line has the frames that it was made of, as at the seam.
+        assert bars is not None  # at these tempi one, two or four bars always fit
+        # Whole frames in every bar: no method has to resample what it cuts, and a loop that is
+        # encoded again from a bar line on has the same frames as at the seam.
         n_frames = bars * max(1, round(pulse.bar_s * codec.config.frames_per_s))
         steps = bars * LOOP.steps_per_bar
         start = int(rng.integers(LOOP.bars - bars + 1)) * LOOP.steps_per_bar
@@ -118,7 +129,7 @@ def evaluation_loop(
 def _played_on(
     song: Score, roll: Roll, tempo_bpm: float, rng: np.random.Generator, variety: Augmentation
 ) -> Score:
-    """Another roll, by who played a song."""
+    """Perform another roll with the programs and controls of a song."""
     players = {track.is_drum: track for track in song.tracks}
     played = augment.perform(roll, tempo_bpm, rng, replace(variety, alone=0.0))
     tracks = (

@@ -24,7 +24,7 @@ NAMES = {"original": "original", "latent": "from the latent", "codes": "from the
 
 
 def heading(figures: Any) -> str:
-    """The figures of one way through the codec, as its panel names them."""
+    """The figures of one reconstruction, as its panel names them."""
     if figures.si_sdr_db is None:
         return "silent, or too short to measure"
     return (

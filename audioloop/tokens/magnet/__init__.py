@@ -1,1 +1,1 @@
-"""MAGNeT: codes of a wave, all places at once, from a masked transformer that reads a text."""
+"""MAGNeT: non-autoregressive generation of codec tokens by a masked transformer."""

@@ -1,8 +1,8 @@
-"""Published MAGNeTs, and the texts that they read.
+"""Loads published MAGNeTs, and encodes texts for them.
 
 A checkpoint of audiocraft is a folder with ``state_dict.bin``: a pickle of the weights, and of the
-configuration that they were trained with, as YAML. PyTorch reads its tensors and plain values
-here, and nothing that could run code. A text becomes the states of a T5, by way of transformers.
+configuration that they were trained with, as YAML. PyTorch reads tensors and plain values only, and
+nothing that could run code. Texts are encoded as hidden states of a T5, by transformers.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ TRAINED = {
     "text_model": ("conditioners", "description", "t5", "name"),
 }
 
-# What else it must say, or be silent about. Of biases and layer scales the names of weights tell.
+# Other values that it must have, if it has any. The names of weights show biases and layer scales.
 FIXED: dict[tuple[str, ...], Any] = {
     ("lm_model",): "transformer_lm_magnet",
     ("transformer_lm", "activation"): "gelu",
@@ -65,13 +65,13 @@ FIXED: dict[tuple[str, ...], Any] = {
 
 
 class Published(NamedTuple):
-    """A checkpoint that was loaded.
+    """A loaded checkpoint.
 
     Attributes:
-        model: in evaluation mode, its weights fixed.
-        span: frames that it has learned to fill together.
-        segment_s: seconds that it has learned to write.
-        text_model: name of the T5 whose states it reads.
+        model: in evaluation mode, without gradients.
+        span: frames that were masked together in training.
+        segment_s: duration of its training segments, in seconds.
+        text_model: name of its text encoder, a T5.
     """
 
     model: Magnet
@@ -82,7 +82,7 @@ class Published(NamedTuple):
 
 @dataclass(frozen=True)
 class Trained:
-    """How a published model was trained, see `Published`."""
+    """Training settings of a published model, see `Published`."""
 
     span: Steps = 3
     segment_s: Annotated[float, Range(0.1, 3600)] = 10
@@ -90,14 +90,14 @@ class Trained:
 
 
 def load(name: str | Path, device: torch.device | None = None) -> Published:
-    """Read a MAGNeT that audiocraft has exported.
+    """Load a MAGNeT that audiocraft has exported.
 
     Args:
         name: a folder with ``state_dict.bin``, or a name on Hugging Face, see `hub.file`.
 
     Raises:
-        LoopError: the folder holds none, or one that would run code, or is damaged or of another
-            kind, or its weights are not those of its configuration; or YAML cannot be read here.
+        LoopError: the folder has no checkpoint, or one that would run code, is damaged, is of
+            another kind, or does not match its configuration; or pyyaml is not installed.
     """
     try:
         path = hub.file(str(name), FILE, FITTING)
@@ -114,7 +114,7 @@ def load(name: str | Path, device: torch.device | None = None) -> Published:
         ) from error
     _check(weights, model.state_dict(), path)
     checkpoint.check_finite(path, weights, hub.AGAIN)
-    trained = _made(Trained, _stated(about), path)
+    trained = _checked(Trained, _training_settings(about), path)
     model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
     return Published(
         model.to(device or torch.device("cpu")).eval().requires_grad_(False),
@@ -130,7 +130,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if zipfile.is_zipfile(path) and any(one.compress_type for one in _members(path)):
             raise ValueError("compressed, and what is published is not")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is odd in a file that is refused anyway
+            warnings.simplefilter("ignore")  # about files that are refused anyway
             found = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise LoopError(
@@ -152,7 +152,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         weight.layout == torch.strided and weight.is_floating_point() and not weight.is_meta
         for weight in weights.values()
     )
-    # A view can be of far more numbers than there are.
+    # A view may claim far more elements than the file holds.
     if not plain or sum(one.nbytes for one in weights.values()) > path.stat().st_size:
         raise LoopError(f"{path}: best_state is not of plain tensors, each its own; {FITTING}")
     return {str(name): weight for name, weight in weights.items()}, _parsed(text, path)
@@ -175,7 +175,7 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
             f"{path}: xp.cfg is no YAML ({hub.line(error)}); download it again"
         ) from error
     if not isinstance(about, dict):
-        raise LoopError(f"{path}: xp.cfg says nothing of a model; {FITTING}")
+        raise LoopError(f"{path}: xp.cfg has no configuration of a model; {FITTING}")
     return about
 
 
@@ -199,43 +199,45 @@ def _bounded(yaml: Any) -> Any:
 
 
 def _config(about: dict[str, Any], path: Path) -> MagnetConfig:
-    """The sizes of a published configuration, of a network that is as ours."""
+    """Sizes from a published configuration; `LoopError` if the network differs from ours."""
     for keys, fitting in FIXED.items():
-        found = _at(about, keys, fitting)
+        found = _get(about, keys, fitting)
         if found != fitting:
-            raise LoopError(f"{path}: {'.'.join(keys)} is {_said(found)}, not {fitting}; {FITTING}")
+            raise LoopError(
+                f"{path}: {'.'.join(keys)} is {_shown(found)}, not {fitting}; {FITTING}"
+            )
     sizes: dict[str, Any] = {}
     for name, keys in SIZES.items():
-        sizes[name] = size = _at(about, keys, getattr(MagnetConfig, name))
+        sizes[name] = size = _get(about, keys, getattr(MagnetConfig, name))
         least = -1 if name == "context" else 1
         if type(size) is not int or size < least:
-            raise LoopError(f"{path}: {'.'.join(keys)} is {_said(size)}, not a number; {FITTING}")
+            raise LoopError(f"{path}: {'.'.join(keys)} is {_shown(size)}, not a number; {FITTING}")
     if sizes["context"] == -1:
         sizes["context"] = None
-    return _made(MagnetConfig, sizes, path)
+    return _checked(MagnetConfig, sizes, path)
 
 
-def _made(kind: type[C], found: dict[str, Any], path: Path) -> C:
-    """A config of what was found, each value within its bounds."""
+def _checked(kind: type[C], found: dict[str, Any], path: Path) -> C:
+    """A config of the found values, each checked against its bounds."""
     try:
         return configs.checked(kind, found)
     except LoopError as error:
-        raise LoopError(f"{path}: xp.cfg asks for what no model is: {error}; {FITTING}") from error
+        raise LoopError(f"{path}: xp.cfg has a value out of range: {error}; {FITTING}") from error
 
 
-def _said(value: object) -> str:
+def _shown(value: object) -> str:
     """A value of the configuration, as a message shows it."""
     return files.shortened(value) if isinstance(value, str) else configs.quoted(value)
 
 
-def _stated(about: dict[str, Any]) -> dict[str, Any]:
-    """What a configuration says of `Trained`; it may be silent."""
-    found = {name: _at(about, keys, None) for name, keys in TRAINED.items()}
+def _training_settings(about: dict[str, Any]) -> dict[str, Any]:
+    """Values for `Trained` that a configuration has."""
+    found = {name: _get(about, keys, None) for name, keys in TRAINED.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _at(about: Any, keys: Sequence[str], otherwise: Any) -> Any:
-    """What a configuration says at a place, unless it is silent."""
+def _get(about: Any, keys: Sequence[str], otherwise: Any) -> Any:
+    """The value of a configuration at a path of keys, or a default."""
     for key in keys:
         if not isinstance(about, dict) or about.get(key) is None:
             return otherwise
@@ -264,11 +266,11 @@ def _few(names: set[str]) -> str:
 
 
 class Text(NamedTuple):
-    """What a text model says of texts, as `network.Magnet.condition` takes it.
+    """Encoded texts, for `network.Magnet.condition`.
 
     Attributes:
         states: float (B, S, 768).
-        mask: bool (B, S): what is no padding; an empty text is all padding.
+        mask: bool (B, S): False at padding; an empty text is all padding.
     """
 
     states: Tensor
@@ -276,18 +278,18 @@ class Text(NamedTuple):
 
 
 class TextModel:
-    """Texts to their states, by a T5 of a name on Hugging Face, or in a folder.
+    """A text encoder: a T5 by its name on Hugging Face, or in a folder.
 
     Raises:
         ImportError: transformers is not installed.
-        LoopError: there is no such T5, or it cannot be reached.
+        LoopError: there is no such T5, or Hugging Face cannot be reached.
     """
 
     def __init__(self, name: str = TEXT_MODEL, device: torch.device | None = None) -> None:
         transformers = hub.transformers("texts need")
         with hub.quiet():
             try:
-                # Without this, pickled weights would do as well.
+                # Without use_safetensors, pickled weights would be loaded as well.
                 source, revision = (name, None) if Path(name).exists() else hub.at(name)
                 of = {} if revision is None else {"revision": revision}
                 model = transformers.T5EncoderModel.from_pretrained(
@@ -303,9 +305,9 @@ class TextModel:
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Text:
-        """States of texts (B, S, 768)."""
+        """Encode texts as hidden states (B, S, 768)."""
         tokens = self.tokenizer(list(texts), return_tensors="pt", padding=True)
         ids, mask = (tokens[key].to(self.model.device) for key in ("input_ids", "attention_mask"))
         states: Tensor = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        said = torch.tensor([bool(text) for text in texts], device=mask.device)
-        return Text(states, mask.bool() & said[:, None])
+        not_empty = torch.tensor([bool(text) for text in texts], device=mask.device)
+        return Text(states, mask.bool() & not_empty[:, None])

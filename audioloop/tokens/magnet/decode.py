@@ -1,18 +1,17 @@
-"""How MAGNeT writes: fill all gaps, keep what is likely, open the rest again, and so on.
+"""Iterative decoding of MAGNeT: sample all masked tokens, keep the confident ones, mask the rest.
 
 ::
 
     codebook 0   . . . . . .  ->  3 1 4 . . .  ->  3 1 4 1 . 9  ->  3 1 4 1 5 9
-    codebook 1   . . . . . .      …as codebook 0, from here on known, and after it the next
+    codebook 1   . . . . . .      then the same, given codebook 0; then the next codebook
 
-Source: Ziv et al. 2024, arXiv:2401.04577, sections 3.1 to 3.4: spans of three frames, the share
-of which that is open again falls as a quarter of a cosine; classifier-free guidance that falls with
-it; a second model that has a say in what is kept. Settings and details are those of audiocraft
-1.3.0, for whose seed this draws the same codes.
+Source: Ziv et al. 2024, arXiv:2401.04577, sections 3.1 to 3.4. Spans of three frames are masked
+together. The share of masked spans falls along a quarter of a cosine, and the classifier-free
+guidance scale falls with it. A second model may rescore the confidence. Settings and details are
+those of audiocraft 1.3.0; the same seed samples the same tokens as there.
 
-Nothing here knows of a network: `decode` asks a function for logits. `guided` makes one of a
-`network.Magnet`; one may also go round it, to tile codes before and crop logits after, or to count
-steps.
+This module does not depend on a network: `decode` calls a function for logits. `guided` makes one
+of a `network.Magnet`. A wrapper may tile the tokens and crop the logits, or count steps.
 """
 
 from __future__ import annotations
@@ -29,24 +28,25 @@ from torch import Tensor
 from audioloop.tokens.magnet.network import Magnet
 from midiloop.errors import LoopError, counted
 
-MIN_TEMPERATURE = 1e-2  # the lowest temperature: the likeliest code nearly always
-TOP_K = 64  # codes that are likely at most places
-NEVER_REMASKED = -1e4  # the doubt about what is kept for good: less than about anything else
+MIN_TEMPERATURE = 1e-2  # lowest temperature: nearly always the likeliest token
+TOP_K = 64  # as many tokens hold the probability at most frames
+NEVER_REMASKED = -1e4  # uncertainty of source tokens: below that of any other
 
-# Codes (B, K, T) with gaps, a stage, and how strongly to follow the text, to logits (B, T, size).
+# Tokens (B, K, T) of which some are masked, a stage (index of the codebook), and the
+# classifier-free guidance scale, to logits (B, T, size).
 Predict = Callable[[Tensor, int, float], Tensor]
 
-# Codes (B, K, T) that are complete up to a stage, and that stage, to the probability (B, T) that
-# another model gives to each of its codes.
+# Tokens (B, K, T) that are complete up to a stage, and that stage, to the probability (B, T) that
+# another model gives to each token of that stage.
 TokenProbabilities = Callable[[Tensor, int], Tensor]
 
 
 class Rescoring(NamedTuple):
-    """Another model's say in what is kept.
+    """Rescoring of the confidence by a second model.
 
     Attributes:
-        judge: the model.
-        weight: from 0, it has none, to 1, nobody else has.
+        judge: gives the second model's probabilities.
+        weight: its share of the confidence, from 0 to 1.
     """
 
     judge: TokenProbabilities
@@ -55,23 +55,25 @@ class Rescoring(NamedTuple):
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """How to write. The defaults are those for 10 s; for 30 s, the first stage takes 60 steps.
+    """Settings of decoding. The defaults suit 10 s; for 30 s, the first stage takes 60 steps.
 
     Attributes:
-        steps: of each codebook.
-        temperature: at the first step of a codebook; it falls to almost 0 along a line.
-        finer: share of it that codebooks after the first have; 0 takes the likeliest of each.
-        top_p: draw among the fewest codes that hold this probability; 0 takes the likeliest.
-        guidance, last_guidance: how many times the way that the text shows is gone, at first and
-            at last; 1 is what the network says itself, 0 is without the text.
-        shuffling: how much chance decides of what is kept, at first; it falls to 0 as the share of
-            what is open does. 0 keeps what is likely, as MAGNeT does, and so what is likely
-            everywhere, which may be silence; 1 keeps anything. The noise of MaskGIT (Chang et al.
-            2022, arXiv:2202.04200) is for the same.
-        spans: what is kept or opened together: frames side by side, none in two of them
-            ("nonoverlap"), or at any place ("stride1").
-        span: how many frames.
-        ring: the last frame is next to the first, so spans of "stride1" go round.
+        steps: decoding steps of each codebook.
+        temperature: at the first step of a codebook, from 0; it falls linearly to almost 0.
+        fine_temperature: factor of ``temperature`` for codebooks after the first, from 0 to 1; 0
+            takes the likeliest token.
+        top_p: sample among the fewest tokens that hold this probability, from 0 to 1; 0 takes the
+            likeliest.
+        cfg_scale, last_cfg_scale: classifier-free guidance scale at the first and the last step; 1
+            is the conditional prediction, 0 the unconditional one.
+        choice_temperature: share of random noise in the confidence at the first step, from 0 to 1;
+            it falls to 0 with the share of masked spans. 0 keeps the likeliest tokens, as MAGNeT
+            does, which may be those of silence. MaskGIT's noise (Chang et al. 2022,
+            arXiv:2202.04200) serves the same purpose.
+        spans: frames that are masked together: aligned spans ("nonoverlap"), or spans that start
+            at any frame ("stride1").
+        span: frames of a span.
+        ring: whether the first frame follows the last, so that spans of "stride1" wrap around.
     """
 
     steps: tuple[int, ...] = (20, 10, 10, 10)
@@ -87,74 +89,74 @@ class DecodeConfig:
 
 
 class Spans(Protocol):
-    """Which places are opened together, and which of them first."""
+    """Which frames are masked together, and which spans first."""
 
-    def uncertainty(self, chances: Tensor, open_: Tensor) -> Tensor:
-        """How doubtful each is: (B, n), from the chances of codes and what was open, (B, T)."""
+    def uncertainty(self, confidence: Tensor, masked: Tensor) -> Tensor:
+        """Uncertainty of each span (B, n), from confidence and bool, both (B, T)."""
 
     def count(self, known: Tensor) -> int:
-        """How many there are that are not wholly known: bool (T,)."""
+        """How many spans, or frames, have a masked token; known is bool (T,)."""
 
     def most_uncertain(self, uncertainty: Tensor, n: int) -> Tensor:
-        """The places to open: bool (B, T)."""
+        """The frames to mask next: bool (B, T), of the ``n`` most uncertain spans or frames."""
 
 
 class NonOverlappingSpans(NamedTuple):
-    """Spans that do not overlap. Each is as good as its best code."""
+    """Spans that do not overlap. The confidence of a span is that of its best token."""
 
     length: int
 
-    def uncertainty(self, chances: Tensor, open_: Tensor) -> Tensor:
-        """One number a span: (B, T / length)."""
-        best = rearrange(chances, "b (n s) -> b n s", s=self.length).amax(-1)
-        settled = ~rearrange(open_, "b (n s) -> b n s", s=self.length).any(-1)
+    def uncertainty(self, confidence: Tensor, masked: Tensor) -> Tensor:
+        """One value a span: (B, T / length)."""
+        best = rearrange(confidence, "b (n s) -> b n s", s=self.length).amax(-1)
+        settled = ~rearrange(masked, "b (n s) -> b n s", s=self.length).any(-1)
         return (1 - best).masked_fill(settled, NEVER_REMASKED)
 
     def count(self, known: Tensor) -> int:
-        """Spans with a gap."""
+        """Spans with a masked token."""
         return int((~rearrange(known, "(n s) -> n s", s=self.length)).any(-1).sum())
 
     def most_uncertain(self, uncertainty: Tensor, n: int) -> Tensor:
-        """The ``n`` most doubtful spans."""
+        """The ``n`` most uncertain spans, as bool (B, T)."""
         chosen = torch.zeros_like(uncertainty, dtype=torch.bool)
         chosen.scatter_(1, uncertainty.topk(n).indices, True)
         return repeat(chosen, "b n -> b (n s)", s=self.length)
 
 
 class Stride1Spans(NamedTuple):
-    """Spans from any place on, which overlap. Each is as good as all of its codes together."""
+    """Overlapping spans. The confidence of a span is the product of its tokens' confidence."""
 
     length: int
     ring: bool = False
 
-    def uncertainty(self, chances: Tensor, open_: Tensor) -> Tensor:
-        """One number a place: (B, T)."""
-        return (-chances.log()).masked_fill(~open_, NEVER_REMASKED)
+    def uncertainty(self, confidence: Tensor, masked: Tensor) -> Tensor:
+        """One value a frame: (B, T)."""
+        return (-confidence.log()).masked_fill(~masked, NEVER_REMASKED)
 
     def count(self, known: Tensor) -> int:
-        """Places that are gaps."""
+        """Frames whose token is masked."""
         return int((~known).sum())
 
     def most_uncertain(self, uncertainty: Tensor, n: int) -> Tensor:
-        """About ``n`` places: the union of as many of the most doubtful spans as that takes."""
+        """About ``n`` frames: the union of as many of the most uncertain spans as it takes."""
         return torch.stack([self._union(row, max(n, self.length)) for row in uncertainty])
 
     def _union(self, uncertainty: Tensor, n: int) -> Tensor:
-        """Halve the interval that the number of spans is in, as long as it has an inside."""
-        again = uncertainty[: self.length - 1 if self.ring else 0]
-        spans = torch.cat([uncertainty, again]).unfold(0, self.length, 1)
+        """Find the number of spans by bisection: their union has about ``n`` frames."""
+        wrapped = uncertainty[: self.length - 1 if self.ring else 0]
+        spans = torch.cat([uncertainty, wrapped]).unfold(0, self.length, 1)
         order = spans.sum(-1).argsort(descending=True)
-        few, many = n // self.length, n - self.length + 1  # all apart, all overlapping
+        few, many = n // self.length, n - self.length + 1  # none overlap, all overlap
         middle = round((few + many) / 2)
-        union = self._covered(order[:middle], len(uncertainty))
+        union = self._union_of(order[:middle], len(uncertainty))
         while few < middle < many:
             few, many = (few, middle) if union.sum() > n else (middle, many)
             middle = round((few + many) / 2)
             if few < middle < many:
-                union = self._covered(order[:middle], len(uncertainty))
+                union = self._union_of(order[:middle], len(uncertainty))
         return union
 
-    def _covered(self, starts: Tensor, n_frames: int) -> Tensor:
+    def _union_of(self, starts: Tensor, n_frames: int) -> Tensor:
         covered = torch.zeros(n_frames, dtype=torch.bool, device=starts.device)
         within = torch.arange(self.length, device=starts.device)
         covered[(starts[:, None] + within).flatten() % n_frames] = True
@@ -165,7 +167,7 @@ SPANS = ("nonoverlap", "stride1")
 
 
 def spans_of(config: DecodeConfig) -> Spans:
-    """How a config opens places."""
+    """The spans of a config."""
     return (
         NonOverlappingSpans(config.span)
         if config.spans == "nonoverlap"
@@ -174,7 +176,7 @@ def spans_of(config: DecodeConfig) -> Spans:
 
 
 def blank(model: Magnet, n: int, n_frames: int, prompt: Tensor | None = None) -> Tensor:
-    """Codes (n, K, T) that are all gaps, or begin with a prompt (n, K, up to T)."""
+    """Tokens (n, K, T) that are all masked, or start with a prompt (n, K, up to T)."""
     config = model.config
     shape = n, config.codebooks, n_frames
     codes = torch.full(shape, config.mask_token, dtype=torch.int64, device=model.device)
@@ -189,14 +191,14 @@ def blank(model: Magnet, n: int, n_frames: int, prompt: Tensor | None = None) ->
 
 
 def guided(model: Magnet, condition: Tensor, *, ring: bool = False, origin: int = 0) -> Predict:
-    """What a network says of codes (B, K, T), drawn towards its condition (B, S, D)."""
+    """A `Predict` with classifier-free guidance towards a condition (B, S, D)."""
     both = torch.cat([condition, torch.zeros_like(condition)])
 
     def predict(codes: Tensor, stage: int, cfg_scale: float) -> Tensor:
         twice = torch.cat([codes, codes])
-        text, none = model(twice, both, stage, ring=ring, origin=origin).chunk(2)
-        led: Tensor = none + (text - none) * cfg_scale
-        return led
+        conditional, unconditional = model(twice, both, stage, ring=ring, origin=origin).chunk(2)
+        logits: Tensor = unconditional + (conditional - unconditional) * cfg_scale
+        return logits
 
     return predict
 
@@ -211,21 +213,24 @@ def decode(
     rescoring: Rescoring | None = None,
     books: int | None = None,
 ) -> Tensor:
-    """Fill the gaps of codes, codebook by codebook; what is known stays as it is.
+    """Sample the masked tokens, codebook by codebook; source tokens stay as they are.
 
     Args:
-        predict: what to ask; once a step.
-        codes: int64 (B, K, T), a gap where nothing is known. What is known, is so in all B.
-        gap: the id that stands for a gap.
+        predict: gives the logits; called once a decoding step.
+        codes: int64 (B, K, T) tokens; ``mask_token`` where they are to be sampled. The mask is the
+            same for all B.
+        mask_token: the id of a masked token.
         generator: on the device of ``codes``.
-        books: how many codebooks, from the first on; the gaps of the others stay. None is all.
+        config: settings of decoding.
+        rescoring: a second model's share of the confidence, if any.
+        books: number of codebooks to decode, from the first; the others stay masked. None is all.
 
     Returns:
-        int64 (B, K, T). Of spans that do not overlap only whole ones are written: up to two frames
-        at the end are dropped.
+        int64 (B, K, T). Spans that do not overlap cover whole spans only: up to two frames at the
+        end are dropped.
 
     Raises:
-        LoopError: the codes do not fit the config, or the config is out of range.
+        LoopError: the tokens do not fit the config, or the config is out of range.
     """
     _check(codes, mask_token, config)
     if config.spans == "nonoverlap":
@@ -233,7 +238,7 @@ def decode(
     codes = codes.clone()
     for stage in range(len(config.steps))[:books]:
         if (codes[:, stage] == mask_token).any():
-            _fill(predict, codes, stage, mask_token, generator, config, rescoring)
+            _decode_codebook(predict, codes, stage, mask_token, generator, config, rescoring)
     return codes
 
 
@@ -243,11 +248,11 @@ def _check(codes: Tensor, mask_token: int, config: DecodeConfig) -> None:
         raise LoopError(f"expected steps of {counted(n_codebooks, 'codebook')}, got {config.steps}")
     if config.spans not in SPANS or not 1 <= config.span <= n_frames:
         raise LoopError(
-            f"cannot fill {counted(n_frames, 'frame')} by spans of {config.span} "
+            f"cannot decode {counted(n_frames, 'frame')} in spans of {config.span} "
             f"({config.spans}); there are {' and '.join(SPANS)}, of 1 to {n_frames}"
         )
     if config.ring and config.spans == "nonoverlap":
-        raise LoopError("spans that do not overlap have a first one, and a ring has none: stride1")
+        raise LoopError("nonoverlap spans cannot wrap around a circular sequence; use stride1")
     if not (0 <= config.top_p <= 1 and 0 <= config.temperature < math.inf):
         raise LoopError(
             f"top-p {config.top_p}, temperature {config.temperature}; give 0 to 1, and 0 or more"
@@ -257,10 +262,10 @@ def _check(codes: Tensor, mask_token: int, config: DecodeConfig) -> None:
             raise LoopError(f"{name.replace('_', ' ')} {getattr(config, name)}; give 0 to 1")
     known = codes != mask_token
     if not torch.equal(known, known[:1].expand_as(known)):
-        raise LoopError("rows of a batch have different gaps; fill them one by one")
+        raise LoopError("the masks of a batch differ; decode its rows one by one")
 
 
-def _fill(
+def _decode_codebook(
     predict: Predict,
     codes: Tensor,
     stage: int,
@@ -269,26 +274,26 @@ def _fill(
     config: DecodeConfig,
     rescoring: Rescoring | None,
 ) -> None:
-    """Fill one codebook, in place."""
+    """Decode one codebook, in place."""
     known = codes[:, stage] != mask_token  # (B, T)
     spans = spans_of(config)
     count = spans.count(known[0])
     uncertainty = spans.uncertainty(torch.ones(known.shape, device=codes.device), ~known)
-    for moment in decoding_steps(config, stage):
-        inpaint_mask = spans.most_uncertain(uncertainty, max(int(moment.share * count), 1)) & ~known
+    for step in decoding_steps(config, stage):
+        inpaint_mask = spans.most_uncertain(uncertainty, max(int(step.share * count), 1)) & ~known
         codes[:, stage] = torch.where(inpaint_mask, mask_token, codes[:, stage])
         uncertainty = spans.uncertainty(
-            *sample_masked(predict, codes, stage, mask_token, moment, generator, rescoring)
+            *sample_masked(predict, codes, stage, mask_token, step, generator, rescoring)
         )
 
 
 class DecodingStep(NamedTuple):
-    """A step of a codebook.
+    """One decoding step of a codebook.
 
     Attributes:
-        share: of what is open.
-        guidance, heat, top_p: of the draw.
-        shuffling: of what is kept of it.
+        share: of the spans that are masked, from 0 to 1.
+        cfg_scale, temperature, top_p: of sampling.
+        choice_temperature: share of noise in the confidence, from 0 to 1.
     """
 
     share: float
@@ -299,7 +304,7 @@ class DecodingStep(NamedTuple):
 
 
 def decoding_steps(config: DecodeConfig, stage: int) -> Iterator[DecodingStep]:
-    """The steps of a codebook, from all open and hot to little and cold."""
+    """The decoding steps of a codebook: the masked share and the temperatures fall."""
     n_steps = config.steps[stage]
     shares = torch.cos(torch.linspace(0, 1, n_steps) * (math.pi / 2)).tolist()
     hottest = config.temperature * (config.fine_temperature if stage else 1)
@@ -316,32 +321,32 @@ def sample_masked(
     codes: Tensor,
     stage: int,
     mask_token: int,
-    moment: DecodingStep,
+    step: DecodingStep,
     generator: torch.Generator,
     rescoring: Rescoring | None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw codes for all gaps of a codebook, in place.
+    """Sample all masked tokens of a codebook, in place.
 
     Returns:
-        How good all of its codes are (B, T), from 0 to 1, and bool (B, T), which were gaps.
+        The confidence (B, T) of all of its tokens, from 0 to 1, and bool (B, T): which were masked.
     """
     inpaint_mask = codes[:, stage] == mask_token
-    logits = predict(codes, stage, moment.cfg_scale).float()
-    probabilities = (logits / moment.temperature).softmax(-1)
-    drawn = sample(probabilities, moment.top_p, generator)
-    codes[:, stage] = torch.where(inpaint_mask, drawn, codes[:, stage])
-    chances = probabilities.gather(-1, drawn[..., None])[..., 0]
+    logits = predict(codes, stage, step.cfg_scale).float()
+    probabilities = (logits / step.temperature).softmax(-1)
+    sampled = sample(probabilities, step.top_p, generator)
+    codes[:, stage] = torch.where(inpaint_mask, sampled, codes[:, stage])
+    confidence = probabilities.gather(-1, sampled[..., None])[..., 0]
     if rescoring is not None:
         other = rescoring.judge(codes, stage)
-        chances = (1 - rescoring.weight) * chances + rescoring.weight * other
-    if moment.choice_temperature:
-        lots = torch.rand(chances.shape, generator=generator, device=chances.device)
-        chances = chances.lerp(lots, moment.choice_temperature)
-    return chances, inpaint_mask
+        confidence = (1 - rescoring.weight) * confidence + rescoring.weight * other
+    if step.choice_temperature:
+        noise = torch.rand(confidence.shape, generator=generator, device=confidence.device)
+        confidence = confidence.lerp(noise, step.choice_temperature)
+    return confidence, inpaint_mask
 
 
 def sample(probabilities: Tensor, top_p: float, generator: torch.Generator) -> Tensor:
-    """A code for every place: (B, T, size) to int64 (B, T), among the likeliest of each."""
+    """Sample a token for every frame by nucleus sampling: (B, T, size) to int64 (B, T)."""
     sorted_, codes = sort_top_p(probabilities, top_p)
     before = sorted_.cumsum(-1) - sorted_
     kept = sorted_.masked_fill(before > top_p, 0)
@@ -351,10 +356,10 @@ def sample(probabilities: Tensor, top_p: float, generator: torch.Generator) -> T
 
 
 def sort_top_p(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """Probabilities (…, size) in falling order, as far as they hold ``top_p``, and whose they are.
+    """Probabilities (…, size) in falling order, as far as they hold ``top_p``, and their tokens.
 
-    Most places have a few likely codes. To find these takes a third of the time of sorting all;
-    after them probabilities are 0. Where they do not hold ``top_p``, all are sorted.
+    At most frames, `TOP_K` tokens hold ``top_p``. Selecting them takes a third of the time of
+    sorting; the probabilities of the other tokens are then 0. Where they do not, all are sorted.
     """
     size = probabilities.shape[-1]
     if size <= TOP_K:
@@ -363,7 +368,7 @@ def sort_top_p(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     sorted_ = torch.zeros_like(probabilities)
     codes = torch.zeros_like(probabilities, dtype=torch.int64)
     sorted_[..., :TOP_K], codes[..., :TOP_K] = likeliest, theirs
-    # Sums of floats are rounded: what is close is sorted whole.
+    # Sums of floats are rounded: close cases are sorted as a whole.
     wide = likeliest.sum(-1) < top_p + 1e-4
     sorted_[wide], codes[wide] = probabilities[wide].sort(dim=-1, descending=True)
     return sorted_, codes

@@ -1,15 +1,15 @@
-"""Loops by a model that fills gaps: on a ring of its own, or by tiles in a fixed window.
+"""Decoding loops with a masked model: as a circular sequence (ring), or tiled in a fixed window.
 
 ::
 
-    ring     |tile|                        the last frame is next to the first, for a model that can
-    tiled    |…ile|tile|tile|til…|         a window of tiles is shown; what is said of one is taken
-    LoopGen  |…le|tile|tile|ti…|           the same, with the window's own gaps (`loopgen`)
+    ring     |tile|                        the first frame follows the last; needs a circular model
+    tiled    |…ile|tile|tile|til…|         the window repeats the tile; logits of one are used
+    LoopGen  |…le|tile|tile|ti…|           the same, but padding is masked as well (`loopgen`)
 
-`ring` and `tiled` are two ways to ask (a `decode.Predict`), for one way to write (`decode.decode`
-with spans that go round): only the tile is ever written, so padding cannot be stale, and counts
-nowhere. `loopgen` is the procedure of Marincione et al. 2025, *LoopGen: Training-Free Loopable
-Music Generation*, section 4.2 and appendix D, as its code does it, to compare with.
+`ring` and `tiled` are two functions for logits (a `decode.Predict`), both for `decode.decode` with
+spans that wrap around. Only the tile is decoded, so no padding can be stale. `loopgen` is the
+baseline: the procedure of Marincione et al. 2025, *LoopGen: Training-Free Loopable Music
+Generation*, section 4.2 and appendix D, as in its published code.
 """
 
 from __future__ import annotations
@@ -31,43 +31,42 @@ from audioloop.tokens.magnet.decode import (
 from audioloop.tokens.model import Masked
 from midiloop.errors import LoopError
 
-# A line of frames by their numbers on the ring (T,), to a function that predicts on that line.
+# Indices of frames on the circular sequence (T,), to a function for the logits of that excerpt.
 LinePredictor = Callable[[Tensor], Predict]
-# With less on both sides, what is said of a window's frames is taken from two windows.
+# With fewer frames of context on both sides, logits come from two windows.
 MIN_CONTEXT = 25
 
 
 def predictor(model: Masked, condition: ConditioningTensors, *, circular: bool) -> Predict:
-    """What a model says of codes, drawn towards what is told of them (classifier-free guidance)."""
-    nothing = condition.silent()
-    untold = all(torch.equal(a, b) for a, b in zip(condition, nothing, strict=True))
-    both = ConditioningTensors(*(torch.cat(pair) for pair in zip(condition, nothing, strict=True)))
+    """A `Predict` of a masked model, with classifier-free guidance towards the conditioning."""
+    null = condition.null()
+    unconditional_only = all(torch.equal(a, b) for a, b in zip(condition, null, strict=True))
+    both = ConditioningTensors(*(torch.cat(pair) for pair in zip(condition, null, strict=True)))
 
     def predict(codes: Tensor, stage: int, cfg_scale: float) -> Tensor:
         codes = codes.clone()
-        codes[:, stage + 1 :] = (
-            model.config.mask_token
-        )  # as it has learned, also where a prompt is known
-        if untold or cfg_scale == 1:
-            one = _as_many(condition, len(codes))
-            said: Tensor = model(codes, one, stage, circular=circular)
-            return said
+        # As in training, even where the source tokens of later codebooks are known.
+        codes[:, stage + 1 :] = model.config.mask_token
+        if unconditional_only or cfg_scale == 1:
+            one = _expanded(condition, len(codes))
+            logits: Tensor = model(codes, one, stage, circular=circular)
+            return logits
         twice = torch.cat([codes, codes])
         conditional, unconditional = model(
-            twice, _as_many(both, len(twice)), stage, circular=circular
+            twice, _expanded(both, len(twice)), stage, circular=circular
         ).chunk(2)
-        led: Tensor = unconditional + (conditional - unconditional) * cfg_scale
-        return led
+        guided: Tensor = unconditional + (conditional - unconditional) * cfg_scale
+        return guided
 
     return predict
 
 
-def _as_many(condition: ConditioningTensors, n: int) -> ConditioningTensors:
+def _expanded(condition: ConditioningTensors, n: int) -> ConditioningTensors:
     return condition.repeated(n // len(condition.kit))
 
 
 def ring(model: Masked, condition: ConditioningTensors) -> Predict:
-    """Ask a model whose positions and masks go round."""
+    """A `Predict` on the circular sequence itself: positions and attention masks wrap around."""
     return predictor(model, condition, circular=True)
 
 
@@ -78,72 +77,79 @@ def mutual_information(
     inpaint_mask: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """How much what is told of a ring says about its first codebook: pointwise mutual information.
+    """Pointwise mutual information of the conditioning and the first codebook, in nats a frame.
 
-    A random half of the frames is opened, then the other half; it is by how many nats the model
-    finds their codes more likely with what is told than without. To choose by this rather than by
-    likelihood prefers what is as told to what is likely anyway (Li et al. 2016, arXiv:1510.03055,
-    section 3, for answers in dialogue).
+    A random half of the frames is masked, then the other half. The value is the log-likelihood of
+    the masked tokens with the conditioning, less that without. The best of N by this follows the
+    conditioning; the best by likelihood alone may be what is likely anyway (Li et al. 2016,
+    arXiv:1510.03055, section 3, on dialogue).
 
     Args:
-        codes: int64 (B, K, T), the first codebook complete.
+        model: the masked model.
+        codes: int64 (B, K, T) tokens, the first codebook complete.
         condition: of one loop.
-        opened: bool (T,), the frames that count.
+        inpaint_mask: bool (T,), the frames that count.
+        generator: chooses the halves; on the device of ``inpaint_mask``.
 
     Returns:
         (B,), the mean over those frames.
     """
     half = torch.rand(inpaint_mask.shape, generator=generator, device=inpaint_mask.device) < 0.5
 
-    def likelihood(part: Tensor, each: ConditioningTensors) -> Tensor:
-        hidden = codes.clone()
-        hidden[:, 0, part] = model.config.mask_token
-        said = ring(model, each)(hidden, 0, 1.0)[:, part].log_softmax(-1)
-        return said.gather(-1, codes[:, 0, part, None]).sum((1, 2))
+    def log_likelihood(part: Tensor, each: ConditioningTensors) -> Tensor:
+        masked = codes.clone()
+        masked[:, 0, part] = model.config.mask_token
+        log_probabilities = ring(model, each)(masked, 0, 1.0)[:, part].log_softmax(-1)
+        return log_probabilities.gather(-1, codes[:, 0, part, None]).sum((1, 2))
 
     gain = [
-        likelihood(part, condition) - likelihood(part, condition.silent())
+        log_likelihood(part, condition) - log_likelihood(part, condition.null())
         for part in (inpaint_mask & half, inpaint_mask & ~half)
     ]
     return (gain[0] + gain[1]) / inpaint_mask.sum()
 
 
 def line_predictor(model: Masked, condition: ConditioningTensors) -> LinePredictor:
-    """Ask the same model on lines, for `tiled`."""
-    return lambda places: predictor(model, condition.taken(places), circular=False)
+    """The same model on excerpts with ends, for `tiled`."""
+    return lambda frames: predictor(model, condition.at(frames), circular=False)
 
 
 def tiled(line: LinePredictor, tile: int, window: int) -> Predict:
-    """Ask a model of lines about a ring of ``tile`` frames, by a window that the ring fills.
+    """A `Predict` for a circular sequence of ``tile`` frames, by a model with a fixed window.
 
-    The tile is in the middle of the window, and goes on on both sides, however often round. Where
-    the window leaves less than `LEAST_CONTEXT` for that, it is asked twice, the second time from
-    half the ring on, and each time for the middle half.
+    The tile is in the middle of the window and is repeated on both sides. Where that leaves less
+    than `MIN_CONTEXT` frames on either side, there are two predictions, the second one rotated by
+    half the sequence, and the middle half of each is used.
+
+    Args:
+        line: gives the `Predict` of a window.
+        tile: frames of the loop.
+        window: frames of the model's window.
 
     Raises:
         LoopError: the tile is longer than the window.
     """
     left = _left(tile, window)
-    places = torch.arange(-left, window - left)
+    frames = torch.arange(-left, window - left)
     if left >= MIN_CONTEXT:
-        predict = line(places)
+        predict = line(frames)
 
         def once(codes: Tensor, stage: int, cfg_scale: float) -> Tensor:
-            around = codes[..., places.to(codes.device) % tile]
+            around = codes[..., frames.to(codes.device) % tile]
             return predict(around, stage, cfg_scale)[:, left : left + tile]
 
         return once
     quarter, half = tile // 4, tile // 2
     starts = {0: (quarter, quarter + half), half: (quarter, quarter + tile - half)}
-    asks = {start: line(places + start) for start in starts}
+    predicts = {start: line(frames + start) for start in starts}
 
     def twice(codes: Tensor, stage: int, cfg_scale: float) -> Tensor:
         found = []
         for start, (begin, end) in starts.items():
-            around = codes[..., (places.to(codes.device) + start) % tile]
-            said = asks[start](around, stage, cfg_scale)
-            found.append(said[:, left + begin : left + end])
-        # The first half is of frames from a quarter on, the second goes on behind it.
+            around = codes[..., (frames.to(codes.device) + start) % tile]
+            logits = predicts[start](around, stage, cfg_scale)
+            found.append(logits[:, left + begin : left + end])
+        # The first half starts at a quarter of the tile, and the second follows it.
         return torch.cat(found, 1).roll(quarter, 1)
 
     return twice
@@ -168,18 +174,25 @@ def loopgen(
     config: DecodeConfig,
     rescoring: Rescoring | None = None,
 ) -> Tensor:
-    """Fill the gaps of a loop (B, K, tile) as LoopGen's code does.
+    """Decode the masked tokens of a loop (B, K, tile) as LoopGen's code does.
 
-    What of it is not meant, and is mended in `tiled`: padding has gaps of its own that use up what
-    may be opened; it is copied before a step and not after the last one, so that later codebooks
-    see some that is stale; a loop that begins with a prompt has nothing on its left; one as long as
-    the window has nothing on either side; spans end at the seam, and may open the prompt.
+    Its faults are kept here, and are fixed in `tiled`. Padding is masked as well, and uses up
+    part of the masked share. Padding is copied before a step but not after the last one, so later
+    codebooks see stale padding. A loop that starts with a prompt has no context on its left, and
+    one as long as the window has none on either side. Spans end at the seam, and may mask the
+    prompt.
 
     Args:
-        predict: asked about windows (B, K, window), whose tile begins at `margin`.
+        predict: gives the logits of windows (B, K, window), whose tile starts at `margin`.
+        codes: int64 (B, K, tile) tokens; ``mask_token`` where they are to be sampled.
+        window: frames of the model's window.
+        mask_token: the id of a masked token.
+        generator: on the device of ``codes``.
+        config: settings of decoding, with spans of "stride1" that do not wrap around.
+        rescoring: a second model's share of the confidence, if any.
 
     Raises:
-        LoopError: the loop is longer than the window, or spans are apart, or go round.
+        LoopError: the loop is longer than the window, or the spans are others.
     """
     if config.spans != "stride1" or config.ring:
         raise LoopError("LoopGen's padding goes with spans of stride1, which end at the seam")
@@ -194,29 +207,29 @@ def loopgen(
         row = whole[:, stage]
         known = row != mask_token
         count = spans.count(known[0, left : left + tile])
-        row[:] = _copied(row, left, tile)
+        row[:] = _with_padding(row, left, tile)
         if not count:
             continue
         uncertainty = spans.uncertainty(torch.ones(row.shape, device=row.device), ~known)
-        for moment in decoding_steps(config, stage):
-            inpaint_mask = spans.most_uncertain(uncertainty, max(int(moment.share * count), 1))
+        for step in decoding_steps(config, stage):
+            inpaint_mask = spans.most_uncertain(uncertainty, max(int(step.share * count), 1))
             row[inpaint_mask] = mask_token
-            row[:] = _copied(row, left, tile)
+            row[:] = _with_padding(row, left, tile)
             uncertainty = spans.uncertainty(
-                *sample_masked(predict, whole, stage, mask_token, moment, generator, rescoring)
+                *sample_masked(predict, whole, stage, mask_token, step, generator, rescoring)
             )
     return whole[..., left : left + tile]
 
 
 def margin(codes: Tensor, window: int, mask_token: int) -> int:
-    """Where LoopGen puts a loop (B, K, tile) in a window: in the middle, or a prompt at once."""
+    """First frame of a loop (B, K, tile) in LoopGen's window: centred, or 0 with a prompt."""
     tile = codes.shape[2]
     middle = _left(tile, window)
     prompted = bool((codes[:, 0] != mask_token).any())
     return 0 if prompted else min(middle, tile)
 
 
-def _copied(row: Tensor, left: int, tile: int) -> Tensor:
-    """A window (B, T) whose padding is what is now in its tile."""
-    places = torch.arange(row.shape[1], device=row.device) - left
-    return row[:, left + places % tile]
+def _with_padding(row: Tensor, left: int, tile: int) -> Tensor:
+    """A window (B, T) whose padding repeats its tile."""
+    frames = torch.arange(row.shape[1], device=row.device) - left
+    return row[:, left + frames % tile]

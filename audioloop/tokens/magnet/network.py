@@ -1,21 +1,21 @@
-"""MAGNeT's network: codes with gaps, and a text, to what might stand in the gaps.
+"""The network of MAGNeT: masked tokens and a text to logits of the masked tokens.
 
 ::
 
-    codes (B, K, T), a gap is the id after the last code -> sum of K embeddings -> (B, T, D)
-    + where each frame stands -> layers, each of self-attention, cross-attention, feed-forward
-    -> one linear head for each codebook -> logits (B, T, size) of the codebook that is asked for
+    tokens (B, K, T), of which some are the mask token -> sum of K embeddings -> (B, T, D)
+    + positions -> layers, each of self-attention, cross-attention, feed-forward
+    -> one linear head for each codebook -> logits (B, T, size) of the codebook of this stage
 
 Source: Ziv et al. 2024, *Masked Audio Generation using a Single Non-Autoregressive Transformer*,
 arXiv:2401.04577, section 3; what the paper leaves open is as in audiocraft 1.3.0, whose weights
-have the same names here. Codebooks are filled one after the other, each at its own *stage*. The
-first is heard everywhere; what a later one adds depends on what is near, so from the second stage
-on a frame attends to a few frames on either side only (section 3.3).
+have the same names here. Codebooks are decoded one after the other, each at its own *stage*. At
+the first stage attention is global. From the second stage on, a frame attends to a few frames on
+either side only (section 3.3).
 
-On a ring the last frame is next to the first: for the mask of later stages, and for positions,
-whose waves are snapped to whole turns a round. Positions are added to frames here, and say where a
-frame is and not how far from another. So a ring has no seam, but still an origin, and what
-commutes with rotation is the network together with its ``origin``.
+On a circular sequence (``ring``) the first frame follows the last: for the attention mask of later
+stages, and for the positions, whose periods are rounded so that they divide the length. Positions
+are absolute and added to the frames. So a circular sequence has no seam, but it has an origin: the
+network commutes with rotation if ``origin`` moves along.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audioloop.nn.circular import local_mask
+from audioloop.nn.attention import local_mask
 from midiloop.common.configs import Codebooks, CodebookSize, Depth, Frames, Heads, Widening, Width
 
 PERIOD = 10_000.0
@@ -42,9 +42,9 @@ class MagnetConfig:
     Attributes:
         dim, heads, layers: of the transformer.
         widening: of the feed-forward layers.
-        codebooks, codebook_size: of a frame's codes.
+        codebooks, codebook_size: of a frame's tokens.
         context: frames on either side that stages after the first attend to; None is all.
-        text_dim: of the states of a text.
+        text_dim: width of the text encoder's hidden states.
     """
 
     dim: Width = 1024
@@ -58,17 +58,22 @@ class MagnetConfig:
 
     @property
     def mask_token(self) -> int:
-        """What stands for a code that is not known."""
+        """The id of a masked token: the one after the last token."""
         return self.codebook_size
 
 
 def positions(
     n_frames: int, dim: int, *, ring: bool, origin: int = 0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Where frames stand, as waves from fast to slow: (T, D), cosines first, then sines.
+    """Sinusoidal positions: (T, D), cosines first, then sines, from short to long periods.
 
-    On a ring every wave makes a whole number of turns a round; one that is slower than half a turn
-    stands still.
+    Args:
+        n_frames: T.
+        dim: D.
+        ring: whether the first frame follows the last. Each period is then rounded so that a whole
+            number of them fits T; a wave slower than half a turn is constant.
+        origin: position of the first frame.
+        dtype: of the computation and the result.
     """
     half = dim // 2
     periods = PERIOD ** (torch.arange(half, dtype=dtype) / (half - 1))
@@ -82,7 +87,7 @@ def positions(
 
 
 class Attention(nn.Module):
-    """Attention of frames to frames, or to a text; no biases."""
+    """Multi-head self-attention, or cross-attention to a text; no biases."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -92,17 +97,21 @@ class Attention(nn.Module):
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.out_proj = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Tensor, heard: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Frames (B, T, D) and what they hear (B, S, D), or each other, to (B, T, D).
+    def forward(
+        self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Attention of frames x (B, T, D) to memory (B, S, D): (B, T, D).
 
         Args:
-            mask: bool (T, S): what is heard where; None is all.
+            x: the queries.
+            memory: what they attend to; None is x itself.
+            mask: bool (T, S): True where a query attends to a key; None is everywhere.
         """
-        if heard is None:
+        if memory is None:
             parts = F.linear(x, self.in_proj_weight).chunk(3, -1)
         else:
-            asking, *answering = self.in_proj_weight.chunk(3)
-            parts = (F.linear(x, asking), *(F.linear(heard, weight) for weight in answering))
+            of_query, *of_memory = self.in_proj_weight.chunk(3)
+            parts = (F.linear(x, of_query), *(F.linear(memory, weight) for weight in of_memory))
         query, key, value = (rearrange(a, "b t (h d) -> b h t d", h=self.heads) for a in parts)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         out: Tensor = self.out_proj(rearrange(mixed, "b h t d -> b t (h d)"))
@@ -110,7 +119,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Hear the other frames, then the text, then think: (B, T, D) to (B, T, D)."""
+    """Self-attention, cross-attention to the text, feed-forward, all residual."""
 
     def __init__(self, config: MagnetConfig) -> None:
         super().__init__()
@@ -125,12 +134,12 @@ class Layer(nn.Module):
         """Frames (B, T, D) and a condition (B, S, D) to (B, T, D)."""
         x = x + self.self_attn(self.norm1(x), mask=mask)
         x = x + self.cross_attention(self.norm_cross(x), condition)
-        thought: Tensor = self.linear2(F.gelu(self.linear1(self.norm2(x))))
-        return x + thought
+        update: Tensor = self.linear2(F.gelu(self.linear1(self.norm2(x))))
+        return x + update
 
 
 class Transformer(nn.Module):
-    """One layer after the other."""
+    """The layers, one after the other."""
 
     def __init__(self, config: MagnetConfig) -> None:
         super().__init__()
@@ -144,17 +153,19 @@ class Transformer(nn.Module):
 
 
 class Magnet(nn.Module):
-    """Codes with gaps (B, K, T) and a condition to logits (B, T, size) of one codebook."""
+    """Tokens (B, K, T), some masked, and a condition to logits (B, T, size) of one codebook."""
 
     def __init__(self, config: MagnetConfig) -> None:
         super().__init__()
         self.config = config
         dim, size, books = config.dim, config.codebook_size, range(config.codebooks)
         if dim < 4 or dim % 2:
-            raise ValueError(f"{dim} channels are not two waves of positions, or not pairs of them")
+            raise ValueError(
+                f"sinusoidal positions need an even number of channels from 4, not {dim}"
+            )
         # The nesting is that of the names in published checkpoints.
-        reader = nn.ModuleDict({"output_proj": nn.Linear(config.text_dim, dim)})
-        conditioners = nn.ModuleDict({"description": reader})
+        projection = nn.ModuleDict({"output_proj": nn.Linear(config.text_dim, dim)})
+        conditioners = nn.ModuleDict({"description": projection})
         self.condition_provider = nn.ModuleDict({"conditioners": conditioners})
         self.emb = nn.ModuleList(nn.Embedding(size + 1, dim) for _ in books)
         self.transformer = Transformer(config)
@@ -164,33 +175,33 @@ class Magnet(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the weights."""
         return self.out_norm.weight.device
 
     def condition(self, states: Tensor, mask: Tensor) -> Tensor:
-        """What a text says, as the network hears it: (B, S, 768) to (B, S, D).
+        """Project the hidden states of a text: (B, S, 768) to (B, S, D).
 
-        Padding becomes zeros, which are heard as well. All zeros say nothing.
+        Padding becomes zeros, to which frames attend as well. All zeros are the null condition.
 
         Args:
-            states: float (B, S, 768), of a text model.
-            mask: bool (B, S): what is no padding.
+            states: float (B, S, 768), of a text encoder.
+            mask: bool (B, S): False at padding.
         """
-        reader = self.get_submodule("condition_provider.conditioners.description.output_proj")
-        heard: Tensor = reader(states) * mask[..., None]
-        return heard
+        projection = self.get_submodule("condition_provider.conditioners.description.output_proj")
+        condition: Tensor = projection(states) * mask[..., None]
+        return condition
 
     def forward(
         self, codes: Tensor, condition: Tensor, stage: int, *, ring: bool = False, origin: int = 0
     ) -> Tensor:
-        """Logits of the codes of one codebook.
+        """Logits of one codebook's tokens.
 
         Args:
-            codes: int64 (B, K, T), with gaps.
+            codes: int64 (B, K, T) tokens, of which some are the mask token.
             condition: (B, S, D), of `condition`.
-            stage: which codebook.
-            ring: the last frame is next to the first.
-            origin: where the first frame stands.
+            stage: index of the codebook.
+            ring: whether the first frame follows the last.
+            origin: position of the first frame.
 
         Returns:
             (B, T, size).
@@ -198,7 +209,7 @@ class Magnet(nn.Module):
         embedded = (table(row) for table, row in zip(self.emb, codes.unbind(1), strict=True))
         x: Tensor = reduce(torch.add, embedded)  # (B, T, D)
         n_frames, dim = x.shape[1:]
-        # In 16 bits, late frames would stand together.
+        # In 16 bits, late frames would get the same positions.
         dtype = torch.promote_types(x.dtype, torch.float32)
         x = x + positions(n_frames, dim, ring=ring, origin=origin, dtype=dtype).to(x)
         mask = None
@@ -209,10 +220,10 @@ class Magnet(nn.Module):
         return logits
 
     def _start(self) -> None:
-        """Fresh weights, which keep the size of what goes through; less from deep layers."""
+        """Initialise the weights: variance is kept, and deep layers start smaller."""
         for name, weight in self.named_parameters():
             if weight.dim() < 2:
-                continue  # of norms, which start as they are, and the reader's bias
+                continue  # norms, and the bias of the text projection
             deviation = weight.shape[1] ** -0.5
             if name.startswith("transformer.layers."):
                 deviation /= math.sqrt(2 * (int(name.split(".")[2]) + 1))

@@ -252,8 +252,8 @@ def test_nothing_is_unpickled(folder: Path, tmp_path: Path) -> None:
 
 MISFITS: dict[str, dict[str, Any]] = {
     "more than one channel": {"audio_channels": 2},
-    "levels what it hears": {"normalize": True},
-    "levels": {"norm_type": "time_group_norm"},
+    "normalises its input": {"normalize": True},
+    "normalises": {"norm_type": "time_group_norm"},
     "in chunks": {"chunk_length_s": 1.0, "overlap": 0.01},
     "not an EnCodec, but musicgen": {"model_type": "musicgen"},
     "not an EnCodec, but something else": {"model_type": None},

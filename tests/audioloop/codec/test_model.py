@@ -258,7 +258,7 @@ def test_less_than_a_frame_is_no_loop(n: int, rate: int) -> None:
 def test_samples_that_are_no_numbers(bad: float) -> None:
     samples = np.zeros((2, RATE), np.float32)
     samples[1, 77] = bad
-    with pytest.raises(LoopError, match="samples that are no numbers"):
+    with pytest.raises(LoopError, match="samples that are not finite"):
         compression.encode(Wave(samples, RATE), tiny())
 
 
@@ -303,9 +303,9 @@ def test_channels_are_mixed_to_one(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(
     ("codes", "cause"),
     [
-        (torch.full((1, 4, 5), 32), "codes from 32 to 32, and this codec's are from 0 to 31"),
-        (torch.full((1, 4, 5), -1), "codes from -1 to -1"),
-        (torch.zeros(1, 5, 5, dtype=torch.int64), r"expected codes \(1, up to 4, frames\)"),
+        (torch.full((1, 4, 5), 32), "tokens from 32 to 32, but this codec's are from 0 to 31"),
+        (torch.full((1, 4, 5), -1), "tokens from -1 to -1"),
+        (torch.zeros(1, 5, 5, dtype=torch.int64), r"expected tokens \(1, up to 4, frames\)"),
         (torch.zeros(1, 0, 5, dtype=torch.int64), r"got \(1, 0, 5\)"),
         (torch.zeros(1, 4, 0, dtype=torch.int64), r"got \(1, 4, 0\)"),
         (torch.zeros(4, 5, dtype=torch.int64), r"got \(4, 5\)"),

@@ -398,7 +398,7 @@ def test_a_codec_learns(tmp_path: Path) -> None:
 
 
 def test_every_so_many_steps_excerpts_have_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = task(recipe=replace(RECIPE, open_every=3))
+    made = task(recipe=replace(RECIPE, line_every=3))
     seen: list[bool] = []
     decode = made.model.decoder.forward
 

@@ -116,7 +116,7 @@ def test_the_line_begins_with_the_context_and_ends_after_the_window() -> None:
     codes, condition = drawn(90), conditioning(90)
     places = torch.arange(20 - 7, 20 + 4 + AHEAD)
     found = perplexity.nats_at(codes, [20], model(), condition, window=4, context=7)
-    expected = explicit(codes[:, places], condition.taken(places), 7, 4)
+    expected = explicit(codes[:, places], condition.at(places), 7, 4)
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
     longer = perplexity.nats_at(codes, [20], model(), condition, window=4, context=8)
     assert np.abs(longer - found).max() > 1e-3
@@ -134,7 +134,7 @@ def test_a_loop_is_heard_once_before_its_seam() -> None:
 
 def test_nothing_told_is_silence() -> None:
     codes, condition = drawn(50), conditioning(50)
-    silent = perplexity.nats_at(codes, [3], model(), condition.silent())
+    silent = perplexity.nats_at(codes, [3], model(), condition.null())
     np.testing.assert_array_equal(perplexity.nats_at(codes, [3], model()), silent)
     assert np.abs(perplexity.nats_at(codes, [3], model(), condition) - silent).max() > 1e-3
 
@@ -193,11 +193,11 @@ def test_many_places_are_as_each_by_itself() -> None:
 @pytest.mark.parametrize(
     ("codes", "words"),
     [
-        (drawn(9)[:2], r"expected codes \(3, frames\), got \(2, 9\)"),
+        (drawn(9)[:2], r"expected tokens \(3, frames\), got \(2, 9\)"),
         (drawn(9)[None], r"got \(1, 3, 9\)"),
         (drawn(9)[:, :0], r"got \(3, 0\)"),
         (drawn(9) + SIZE, "the model's are from 0 to 11; they are of another codec"),
-        (drawn(9) - SIZE, "codes from -"),
+        (drawn(9) - SIZE, "tokens from -"),
     ],
     ids=["books", "batch", "empty", "high", "low"],
 )
@@ -344,7 +344,7 @@ def test_a_run_of_another_kind_is_refused(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_knows_its_codec() -> None:
-    with pytest.raises(LoopError, match="codes of another codec; give the codec"):
+    with pytest.raises(LoopError, match="tokens of another codec; give that codec"):
         pretrained.of_codec(model(), codec())
     known = Causal(
         TokenConfig(dim=16, heads=2, layers=1, codec=encoded_dataset.encode_loop(codec()))
@@ -441,7 +441,7 @@ def test_without_it_no_torch_is_loaded(folder: Path) -> None:
 def test_a_model_of_another_codec_is_one_line(folder: Path) -> None:
     code, out, err = seam_of(str(folder / "four.wav"), *ears(folder, "stranger"))
     assert (code, out) == (1, "")
-    assert err.startswith("audioloop: error: the model has learned the codes of another codec")
+    assert err.startswith("audioloop: error: the model was trained on the tokens of another codec")
     assert err.count("\n") == 1
 
 

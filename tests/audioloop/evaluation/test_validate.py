@@ -112,7 +112,7 @@ def test_nothing_is_wrong_with_what_we_write(
         assert not found.notes
         assert found.jump is not None
         assert found.jump < 3
-        read = found.described
+        read = found.metadata
         assert read.tempo_bpm == pytest.approx(said.tempo_bpm, abs=1e-6)
         assert (read.bars, read.meter) == (said.bars, said.meter)
         assert read.beats == said.quarters
@@ -136,13 +136,13 @@ def test_a_file_that_says_nothing_is_all_right(header: Callable[..., Path]) -> N
     found = validate.examine(header(samples=tones(12_345, np.random.default_rng(1)).samples))
     assert not found.findings
     assert found.notes == ["no tempo in header, tags or name"]
-    assert (found.described.tempo_bpm, found.described.bars) == (None, None)
+    assert (found.metadata.tempo_bpm, found.metadata.bars) == (None, None)
 
 
 def test_a_name_alone_tells_the_bars(header: Callable[..., Path]) -> None:
     found = validate.examine(header(name="Someone - Beat 120 BPM.wav"))
     assert not found.findings
-    assert (found.described.tempo_bpm, found.described.bars) == (120, 2)
+    assert (found.metadata.tempo_bpm, found.metadata.bars) == (120, 2)
 
 
 def test_a_rounded_tempo_in_the_name_is_taken_for_one(
@@ -162,7 +162,7 @@ def test_a_tempo_too_rough_to_count_beats_leaves_them_unknown(
     long = tones(round(200.3 * 60 / 50 * RATE), rng).samples  # 200.3 beats, give or take 2
     found = validate.examine(header(name="a_50bpm.wav", samples=long))
     assert not found.findings
-    assert found.described.beats is None
+    assert found.metadata.beats is None
 
 
 def test_a_header_without_beats_gets_them_from_the_length(header: Callable[..., Path]) -> None:
@@ -328,7 +328,7 @@ def test_a_seam(header: Callable[..., Path], rng: np.random.Generator) -> None:
 def test_a_file_that_is_no_wav_inside(tmp_path: Path, loop: Callable[..., Path]) -> None:
     flac = loop(form=FLAC)
     renamed = flac.rename(tmp_path / "a.wav")
-    with pytest.raises(LoopError, match=r"a\.wav: no RIFF WAVE header; write it anew"):
+    with pytest.raises(LoopError, match=r"a\.wav: no RIFF WAVE header; write it again"):
         validate.check(renamed)
     soundfile.write(tmp_path / "c.wav", np.zeros((0, 2)), RATE)
     with pytest.raises(LoopError, match="no samples"):
@@ -432,7 +432,7 @@ def test_the_command_reports_json(loop: Callable[..., Path], tmp_path: Path) -> 
     assert found["files"][0]["disagrees"] == [
         {"what": "tempo", "expected": "120 bpm (acid chunk)", "found": "90 bpm (name)"}
     ]
-    assert "write it anew" in found["files"][1]["error"]
+    assert "write it again" in found["files"][1]["error"]
 
 
 def test_a_folder_without_audio_is_an_error(tmp_path: Path) -> None:

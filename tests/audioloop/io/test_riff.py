@@ -143,16 +143,16 @@ def test_of_a_header_whose_sizes_are_odd_the_samples_are_read_and_check_says_it(
     found = validate.examine(path)
     if name not in BEYOND_LIBSNDFILE:
         reference = soundfile.read(path, dtype="float32", always_2d=True)[0].T
-        np.testing.assert_array_equal(found.described.wave.samples, reference)
+        np.testing.assert_array_equal(found.metadata.wave.samples, reference)
     whole = tones(LENGTH - (name == "unpadded")).samples
-    n_samples = len(found.described.wave)
+    n_samples = len(found.metadata.wave)
     assert n_samples == (LENGTH // 2 if name == "torn" else whole.shape[1])
-    np.testing.assert_allclose(found.described.wave.samples, whole[:, :n_samples], atol=1e-4)
-    assert found.described.damage
-    assert set(found.described.damage) <= set(found.findings), "a finding of check"
+    np.testing.assert_allclose(found.metadata.wave.samples, whole[:, :n_samples], atol=1e-4)
+    assert found.metadata.damage
+    assert set(found.metadata.damage) <= set(found.findings), "a finding of check"
     loop = inputs.read(path, None)
     assert len(loop.wave) == n_samples, "and no more than a note for what works with the loop"
-    assert set(map(str, found.described.damage)) <= set(loop.notes)
+    assert set(map(str, found.metadata.damage)) <= set(loop.notes)
 
 
 def test_what_follows_an_odd_size_without_a_pad_byte_is_read(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_an_outro_is_left_out_as_an_intro_is(tmp_path: Path) -> None:
     path.write_bytes(packed(parts(Wave(samples, RATE), 16, riff.smpl([Loop(0, INTRO)], RATE))))
     found = validate.examine(path)
     assert found.findings == []
-    assert (len(found.described.repeats), found.described.bars) == (INTRO, 2)
+    assert (len(found.metadata.repeats), found.metadata.bars) == (INTRO, 2)
 
 
 @pytest.mark.parametrize("loop", [Loop(5, 5), Loop(LENGTH, LENGTH + 9), Loop(9, 4), Loop(0, 1)])

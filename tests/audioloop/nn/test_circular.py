@@ -7,20 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audioloop.nn.circular import (
+from audioloop.nn.attention import (
     BLOCK,
     Attention,
-    Conv,
-    Frames,
-    OverlapAdd,
     attend,
     explicit_attention,
-    lapped_transform,
     local_attention,
     local_mask,
-    pad,
     rotary,
 )
+from audioloop.nn.circular import Conv, Frames, OverlapAdd, lapped_transform, pad
 
 HOP = 8
 LENGTHS = (1, 2, 3, 5, 24)  # places; the first are shorter than what a layer reaches
@@ -247,9 +243,9 @@ def test_causal_attention_hears_itself_and_what_was_before(n: int) -> None:
 @pytest.mark.parametrize("pieces", [(24,), (1,) * 24, (5, 1, 0, 17, 1)])
 def test_what_comes_after_what_was_heard_is_the_whole(pieces: tuple[int, ...]) -> None:
     attention, x = Attention(16, 2), torch.randn(2, 24, 16)
-    heard, found = attention.nothing(x), []
+    heard, found = attention.empty_cache(x), []
     for piece in torch.split(x, list(pieces), 1):
-        mixed, heard = attention.after(piece, heard)
+        mixed, heard = attention.step(piece, heard)
         found.append(mixed)
     close(torch.cat(found, 1), attention(x, circular=False, causal=True))
     assert heard.keys.shape == heard.values.shape == (2, 2, 24, 8)
@@ -257,11 +253,11 @@ def test_what_comes_after_what_was_heard_is_the_whole(pieces: tuple[int, ...]) -
 
 def test_hearing_more_leaves_what_was_heard_as_it_was() -> None:
     attention, x = Attention(16, 2), torch.randn(2, 24, 16)
-    _, heard = attention.after(x[:, :10], attention.nothing(x))
+    _, heard = attention.step(x[:, :10], attention.empty_cache(x))
     before = [part.clone() for part in heard]
-    first, _ = attention.after(x[:, 10:11], heard)
-    attention.after(x[:, 11:], heard)
-    again, _ = attention.after(x[:, 10:11], heard)
+    first, _ = attention.step(x[:, 10:11], heard)
+    attention.step(x[:, 11:], heard)
+    again, _ = attention.step(x[:, 10:11], heard)
     assert torch.equal(first, again)
     assert all(torch.equal(part, old) for part, old in zip(heard, before, strict=True))
 

@@ -176,7 +176,7 @@ def short(path: Path) -> None:
 BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "silent": (nothing, {}, "silent; give a loop"),
     "no numbers": (no_numbers, {"bpm": 240}, "no numbers; export it again"),
-    "no audio": (lambda path: path.write_bytes(b"RIFF"), {}, "write it anew"),
+    "no audio": (lambda path: path.write_bytes(b"RIFF"), {}, "write it again"),
     "too many bars": (short, {"bars": 64}, "64 bars in 1.00 s are 15360 bpm.*with --bars"),
     "too slow": (short, {"bars": 1, "bpm": None, "of": 30}, "1 bar in 30.00 s are 8 bpm"),
     "less than a bar": (short, {"bpm": 120, "of": 0.9}, "0.9 s at 120 bpm hold no whole bars"),

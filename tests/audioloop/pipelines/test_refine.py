@@ -405,7 +405,7 @@ def test_models_of_another_codec_are_refused(models: list[str], tmp_path: Path) 
     torch.manual_seed(5)
     checkpoint.save_model(tmp_path, compression.KIND, Codec(CODEC), {})
     masked, codec, causal = (Path(path) for path in with_causal(models)[1::2])
-    with pytest.raises(LoopError, match="the codes of another codec"):
+    with pytest.raises(LoopError, match="the tokens of another codec"):
         inpaint.load(masked, causal, tmp_path)
     found = inpaint.load(masked, None, codec)
     assert found.causal is None

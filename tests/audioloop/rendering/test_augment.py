@@ -28,7 +28,7 @@ from audioloop.rendering.augment import (
     Renders,
     circles,
     perform,
-    render_circle,
+    render_circular,
 )
 from audioloop.rendering.synth import SoundFont
 from handmade import groove, random_rolls
@@ -73,7 +73,7 @@ def same(found: Sequence[Samples], expected: Sequence[Samples]) -> bool:
 def test_a_render_is_the_same_whoever_makes_it_and_whatever_was_asked_before(
     source: PackedLoops, font: SoundFont, making: Renders
 ) -> None:
-    here = [render_circle(source, number, SEED, [font], VARIETY) for number in range(8)]
+    here = [render_circular(source, number, SEED, [font], VARIETY) for number in range(8)]
     assert same(making.take([5, 2, 3, 0, 7]), [here[n] for n in (5, 2, 3, 0, 7)])
     both = Renders(source, [bundled()], VARIETY, seed=SEED, engine=Processes(2), ahead=3)
     try:
@@ -99,7 +99,7 @@ def test_no_more_is_rendered_than_is_asked_for_and_wanted_ahead(
 
     made = Renders(source, [bundled()], VARIETY, seed=SEED, engine=Counting(), ahead=4)
     assert not begun
-    expected = [render_circle(source, number, SEED, [font], VARIETY) for number in range(3)]
+    expected = [render_circular(source, number, SEED, [font], VARIETY) for number in range(3)]
     assert same(made.take(range(3)), expected)
     deadline_s = time.monotonic() + 30
     while len(begun) < 3 + 4 and time.monotonic() < deadline_s:
@@ -147,7 +147,7 @@ def test_a_render_that_ends_its_worker_each_time_is_silence(
     made.close()
     assert not second.any()
     assert second.dtype == np.float32
-    expected = (render_circle(source, number, SEED, [font], VARIETY) for number in (0, 2))
+    expected = (render_circular(source, number, SEED, [font], VARIETY) for number in (0, 2))
     assert same([first, third], list(expected))
 
 
@@ -165,7 +165,7 @@ def deadly(*given: Any) -> Samples:
 
 def test_no_two_renders_and_no_two_seeds_are_alike(source: PackedLoops, font: SoundFont) -> None:
     found = [
-        render_circle(source, number, seed, [font], VARIETY)
+        render_circular(source, number, seed, [font], VARIETY)
         for seed in (0, 1)
         for number in range(6)
     ]
@@ -176,7 +176,7 @@ def test_a_render_is_one_pass_at_a_level_of_the_variety(
     source: PackedLoops, font: SoundFont
 ) -> None:
     for number in range(12):
-        samples = render_circle(source, number, SEED, [font], VARIETY)
+        samples = render_circular(source, number, SEED, [font], VARIETY)
         assert samples.dtype == np.float32
         assert samples.ndim == 1
         assert not len(samples) % synth.BLOCK
@@ -192,15 +192,15 @@ def test_fonts_take_turns(source: PackedLoops, font: SoundFont) -> None:
             pass
 
     fonts = [font, Unheard()]
-    assert render_circle(source, 4, SEED, fonts, VARIETY).any()
+    assert render_circular(source, 4, SEED, fonts, VARIETY).any()
     with pytest.raises(AttributeError):
-        render_circle(source, 5, SEED, fonts, VARIETY)
+        render_circular(source, 5, SEED, fonts, VARIETY)
 
 
 def test_bars_without_notes_are_silence(font: SoundFont) -> None:
     empty = np.zeros((1, LOOP.steps, LOOP.columns), np.bool_)
     nothing = PackedLoops(LOOP.pack(empty), np.array([120.0]))
-    samples = render_circle(nothing, 0, SEED, [font], VARIETY)
+    samples = render_circular(nothing, 0, SEED, [font], VARIETY)
     assert len(samples)
     assert not samples.any()
 
@@ -209,7 +209,7 @@ def test_bars_without_notes_are_silence(font: SoundFont) -> None:
 def test_a_worker_that_is_killed_costs_no_render(
     busy: bool, source: PackedLoops, font: SoundFont, making: Renders
 ) -> None:
-    expected = [render_circle(source, number, SEED, [font], VARIETY) for number in range(6)]
+    expected = [render_circular(source, number, SEED, [font], VARIETY) for number in range(6)]
     assert same(making.take([0]), expected[:1])
     (worker,) = workers(psutil.Process())
     if busy:  # killed while the run waits for it
@@ -350,7 +350,7 @@ def test_a_tone_goes_on_round_the_end_of_an_excerpt(hz: int, rng: np.random.Gene
 def test_a_render_goes_on_round_the_end_of_an_excerpt(
     source: PackedLoops, font: SoundFont, rng: np.random.Generator
 ) -> None:
-    samples = render_circle(source, 0, SEED, [font], VARIETY)
+    samples = render_circular(source, 0, SEED, [font], VARIETY)
     found = circles(samples, 50, 5120, 640, rng)
     steps = np.abs(np.diff(found, axis=1, append=found[:, :1]))
     near = np.concatenate([steps[:, -50:-1], steps[:, :49]], axis=1)

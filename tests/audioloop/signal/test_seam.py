@@ -274,9 +274,9 @@ def test_a_result_is_json_and_a_table() -> None:
     ("wave", "words"),
     [
         (noise(1000), r"0\.023 s is too short .* give at least"),
-        (wave_of(np.zeros((2, RATE))), "silent all over, .* give another"),
-        (wave_of(np.full(RATE, np.nan)), "no numbers; mend"),
-        (wave_of(np.where(np.arange(RATE) == 7, np.inf, 0.1)), "no numbers; mend"),
+        (wave_of(np.zeros((2, RATE))), "silent throughout, .* give another"),
+        (wave_of(np.full(RATE, np.nan)), "not finite; repair"),
+        (wave_of(np.where(np.arange(RATE) == 7, np.inf, 0.1)), "not finite; repair"),
         (wave_of(np.zeros((2, 0))), "too short"),
     ],
     ids=["short", "silent", "nan", "inf", "empty"],

@@ -111,7 +111,7 @@ def test_a_loop_that_does_the_same_on_every_bar_line_is_fine() -> None:
 
 
 def test_silence_has_no_seam_and_a_silent_end_is_fine() -> None:
-    with pytest.raises(LoopError, match="silent all over"):
+    with pytest.raises(LoopError, match="silent throughout"):
         verdict.of(wave_of(np.full(LENGTH, 0.9e-4)), None)
     samples = np.zeros(LENGTH)
     samples[100:40_000] = 0.5 * np.sin(np.arange(39_900) * 0.05)

@@ -171,7 +171,7 @@ def test_kit_and_bass_and_notes_are_heard_everywhere_or_where_they_are(
     assert moved(before, logits(conditioning._replace(bass=unsaid))).all()
     swapped = conditioning._replace(kit=conditioning.bass, bass=conditioning.kit)
     assert moved(before, logits(swapped)).all()
-    silent = logits(conditioning.silent())
+    silent = logits(conditioning.null())
     assert moved(before, silent).all()
     nothing = double(stack([Conditioning().on(FRAMES, 50.0)] * 2))
     assert torch.equal(silent, logits(nothing))
@@ -235,11 +235,11 @@ def test_going_on_frame_by_frame_and_code_by_code_is_the_whole(
 ) -> None:
     model, codes = Causal(TINY).eval(), some_codes()
     heard = model.listener(conditioning, circular=False)
-    state = model.begin(2)
+    state = model.initial_state(2)
     found = torch.empty(2, TINY.codebooks, FRAMES, TINY.codebook_size)
     for frame in range(FRAMES):
-        assert all(layer.keys.shape[2] == frame for layer in state.heard)
-        x, state = model.go_on(state, heard[:, frame : frame + 1])
+        assert all(layer.keys.shape[2] == frame for layer in state.caches)
+        x, state = model.decode_step(state, heard[:, frame : frame + 1])
         assert x.shape == (2, 1, TINY.dim)
         for book in BOOKS:
             before = codes[:, book - 1, frame, None] if book else None
@@ -249,11 +249,11 @@ def test_going_on_frame_by_frame_and_code_by_code_is_the_whole(
 
 
 def test_before_the_first_frame_there_is_a_gap() -> None:
-    state = Causal(TINY).begin(3)
+    state = Causal(TINY).initial_state(3)
     assert state.last.dtype == torch.int64
     assert torch.equal(state.last, torch.full((3, TINY.codebooks, 1), TINY.mask_token))
-    assert len(state.heard) == TINY.layers
-    assert {tuple(part.shape) for heard in state.heard for part in heard} == {(3, 2, 0, 8)}
+    assert len(state.caches) == TINY.layers
+    assert {tuple(part.shape) for heard in state.caches for part in heard} == {(3, 2, 0, 8)}
 
 
 @pytest.mark.parametrize("stage", BOOKS)

@@ -76,7 +76,7 @@ def test_a_prompt_is_the_end_of_a_line_that_has_gone_round(
     n_frames: int, model: Causal, rng: np.random.Generator
 ) -> None:
     condition = conditioning(rng, n=2)
-    both = condition.taken(torch.arange(FRAMES + n_frames))
+    both = condition.at(torch.arange(FRAMES + n_frames))
     line = prefix.continuation(model, both, seeded())
     found = prefix.prefix(model, condition, n_frames, seeded())
     assert torch.equal(found, line[..., FRAMES:])
@@ -86,7 +86,7 @@ def test_before_a_prompt_of_a_long_ring_only_so_much_is_written(
     model: Causal, rng: np.random.Generator
 ) -> None:
     condition = conditioning(rng, prefix.WARM_UP_FRAMES + 20)
-    heard = condition.taken(torch.arange(20, prefix.WARM_UP_FRAMES + 25))
+    heard = condition.at(torch.arange(20, prefix.WARM_UP_FRAMES + 25))
     line = prefix.continuation(model, heard, seeded())
     found = prefix.prefix(model, condition, 5, seeded())
     assert torch.equal(found, line[..., prefix.WARM_UP_FRAMES :])

@@ -20,7 +20,15 @@ from audioloop.conditioning import NOTES, NULL_PROGRAM, Conditioning, Conditioni
 from audioloop.tokens import train as token_train
 from audioloop.tokens.model import TokenConfig
 from audioloop.tokens.pretrained import KINDS
-from audioloop.tokens.train import TASKS, MaskedTask, TokenRecipe, TokenTask, gaps, less, with_gaps
+from audioloop.tokens.train import (
+    TASKS,
+    MaskedTask,
+    TokenRecipe,
+    TokenTask,
+    random_spans,
+    with_dropout,
+    with_masks,
+)
 from handmade import random_rolls
 from midiloop.common import checkpoint
 from midiloop.common.engine import Inline
@@ -35,7 +43,7 @@ CONFIG = TokenConfig(
     dim=32, heads=2, layers=2, widening=2, codebooks=3, codebook_size=64, reach=5, codec="tests"
 )
 RECIPE = TokenRecipe(line=40)
-ALL = TokenRecipe(line=40, all_unsaid=0.0, without_notes=0.0, unsaid=0.0)
+ALL = TokenRecipe(line=40, unconditional=0.0, without_notes=0.0, without_program=0.0)
 BUDGET, ONCE = Budget(steps=6), Budget(steps=1)
 SETTINGS = replace(token_train.TRAINING, batch_size=1, save_every_s=0)
 CPU = torch.device("cpu")
@@ -132,7 +140,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("span", [1, 3, 5])
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.9])
 def test_about_the_asked_share_is_open(span: int, share: float, rng: np.random.Generator) -> None:
-    found = gaps([share] * 400, 150, span, rng)
+    found = random_spans([share] * 400, 150, span, rng)
     assert found.shape == (400, 150)
     assert found.dtype == np.bool_
     assert found.mean() == pytest.approx(share, abs=0.02)
@@ -140,7 +148,7 @@ def test_about_the_asked_share_is_open(span: int, share: float, rng: np.random.G
 
 def test_each_row_has_a_share_of_its_own(rng: np.random.Generator) -> None:
     shares = np.linspace(0.1, 0.9, 9)
-    assert gaps(shares, 5_000, 3, rng).mean(1) == pytest.approx(shares, abs=0.02)
+    assert random_spans(shares, 5_000, 3, rng).mean(1) == pytest.approx(shares, abs=0.02)
 
 
 @pytest.mark.parametrize("n_frames", [16, 37])
@@ -148,7 +156,7 @@ def test_each_row_has_a_share_of_its_own(rng: np.random.Generator) -> None:
 def test_gaps_are_spans_from_anywhere_round_the_ring(
     span: int, n_frames: int, rng: np.random.Generator
 ) -> None:
-    found = gaps([0.4] * 500, n_frames, span, rng)
+    found = random_spans([0.4] * 500, n_frames, span, rng)
     begins = found & ~np.roll(found, 1, 1)
     for after in range(span):
         assert np.roll(found, -after, 1)[begins].all()
@@ -159,7 +167,7 @@ def test_gaps_are_spans_from_anywhere_round_the_ring(
 @pytest.mark.parametrize("share", [0.0, 1e-9, 1.0])
 @pytest.mark.parametrize("n_frames", [1, 2, 50])
 def test_something_is_always_open(share: float, n_frames: int, rng: np.random.Generator) -> None:
-    found = gaps([share] * 20, n_frames, 3, rng)
+    found = random_spans([share] * 20, n_frames, 3, rng)
     assert found.any(1).all()
     if share == 1:
         assert found.mean() > 0.99
@@ -171,7 +179,7 @@ def test_something_is_always_open(share: float, n_frames: int, rng: np.random.Ge
 def test_one_codebook_has_gaps_those_before_it_none_and_those_after_it_only(stage: int) -> None:
     codes = torch.randint(64, (2, 3, 20))
     before, open_ = codes.clone(), torch.rand(2, 20) < 0.4
-    given = with_gaps(codes, stage, open_, 64)
+    given = with_masks(codes, stage, open_, 64)
     assert torch.equal(codes, before)
     for book in range(3):
         mask_token = open_ if book == stage else torch.full_like(open_, book > stage)
@@ -198,21 +206,29 @@ def parts(condition: ConditioningTensors) -> dict[str, Tensor]:
 
 def test_nothing_is_dropped_that_is_not_to_be(rng: np.random.Generator) -> None:
     whole = many(50)
-    assert all(torch.equal(*pair) for pair in zip(less(whole, ALL, rng), whole, strict=True))
+    assert all(
+        torch.equal(*pair) for pair in zip(with_dropout(whole, ALL, rng), whole, strict=True)
+    )
 
 
 def test_all_is_dropped_that_is_to_be(rng: np.random.Generator) -> None:
     whole = many(50)
-    found = less(whole, TokenRecipe(all_unsaid=1.0), rng)
-    assert all(torch.equal(*pair) for pair in zip(found, whole.silent(), strict=True))
-    said = parts(less(whole, TokenRecipe(all_unsaid=0.0, without_notes=1.0, unsaid=1.0), rng))
+    found = with_dropout(whole, TokenRecipe(unconditional=1.0), rng)
+    assert all(torch.equal(*pair) for pair in zip(found, whole.null(), strict=True))
+    said = parts(
+        with_dropout(
+            whole, TokenRecipe(unconditional=0.0, without_notes=1.0, without_program=1.0), rng
+        )
+    )
     assert not (said["notes"] | said["kit"] | said["bass"]).any()
     assert 20 <= said["beat"].sum() <= 45
 
 
 def test_shares_of_what_is_dropped(rng: np.random.Generator) -> None:
     whole = many(4000)
-    found = less(whole, TokenRecipe(all_unsaid=0.1, without_notes=0.3, unsaid=0.2), rng)
+    found = with_dropout(
+        whole, TokenRecipe(unconditional=0.1, without_notes=0.3, without_program=0.2), rng
+    )
     said = parts(found)
     share = {name: float((~of).float().mean()) for name, of in said.items()}
     notes, beat, programs = (0.1 + 0.9 * share for share in (0.3, 0.3 / 3, 0.2))
@@ -257,7 +273,7 @@ def test_rings_are_whole_loops_of_one_length() -> None:
     assert isinstance(made, MaskedTask)
     seen = set()
     for seed in range(20):
-        codes, condition = made._rings(5, np.random.default_rng(seed))
+        codes, condition = made._circular(5, np.random.default_rng(seed))
         check_aligned(codes, condition)
         assert codes.shape[2] in LENGTHS
         assert not codes[:, 0, 0].any()
@@ -292,8 +308,8 @@ def seen(recipe: TokenRecipe, n_steps: int) -> list[tuple[Tensor, int, bool]]:
 
 
 def test_every_so_many_steps_are_lines() -> None:
-    for open_every, expected in ((3, [True, True, False] * 2), (1, [False] * 6), (0, [True] * 6)):
-        given = seen(replace(RECIPE, open_every=open_every), 6)
+    for line_every, expected in ((3, [True, True, False] * 2), (1, [False] * 6), (0, [True] * 6)):
+        given = seen(replace(RECIPE, line_every=line_every), 6)
         assert [circular for *_, circular in given] == expected
         for codes, _, circular in given:
             assert codes.shape[2] in (LENGTHS if circular else (RECIPE.line,))
@@ -329,7 +345,7 @@ def test_a_model_that_expects_nothing_is_as_bad_as_chance(kind: str) -> None:
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
     chance = pytest.approx(math.log(CONFIG.codebook_size))
-    assert made.validate(made.model) == {"nats": chance, "nats_untold": chance}
+    assert made.validate(made.model) == {"nats": chance, "nats_unconditional": chance}
     assert float(made.loss(made.batch(0, 1, np.random.default_rng(0)))) == chance
 
 
@@ -347,7 +363,7 @@ def test_a_model_learns(kind: str, tmp_path: Path) -> None:
     found = run(tmp_path, kind, budget=budget, settings=settings, recipe=ALL, of=repeating).history
     assert found[-1]["nats"] < 0.6 * found[0]["nats"]
     assert found[-1]["loss"] < 0.6 * found[0]["loss"]
-    assert found[-1]["nats"] < found[-1]["nats_untold"]  # for it heard which loop it is
+    assert found[-1]["nats"] < found[-1]["nats_unconditional"]  # for it heard which loop it is
 
 
 @both
@@ -382,7 +398,10 @@ def test_another_seed_is_another_run(whole: Path, tmp_path: Path) -> None:
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "more steps": ({"budget": Budget(steps=7)}, "steps 6, not 7"),
     "another seed": ({"settings": replace(SETTINGS, seed=1)}, "seed 0, not 1"),
-    "another recipe": ({"recipe": replace(RECIPE, unsaid=0.5)}, "unsaid 0.12, not 0.5"),
+    "another recipe": (
+        {"recipe": replace(RECIPE, without_program=0.5)},
+        "without_program 0.12, not 0.5",
+    ),
     "another precision": (
         {"settings": replace(SETTINGS, precision="bfloat16")},
         "precision 'float32', not 'bfloat16'",
@@ -454,7 +473,7 @@ def test_both_kinds_are_trained_from_a_dataset_on_the_same_loops(
         result = token_train.tokens(
             kind, dataset, tmp_path / kind, budget, bundled(), training=SETTINGS, n_loops=3,
             folder=name, codec=codec, config=CONFIG, recipe=RECIPE, device=CPU, engine=Inline(),
-            on_coded=seen.append,
+            on_encoded=seen.append,
         )  # fmt: skip
         assert (result.steps, len(result.history)) == (2, 1)
         assert all(math.isfinite(value) for value in result.history[0].values())
@@ -530,7 +549,7 @@ def test_an_empty_split_is_seen_before_anything_is_rendered(
     with pytest.raises(LoopError, match=f"no loop is in the {empty} split"):
         token_train.tokens("masked", dataset, tmp_path / "run", ONCE, bundled(), **given)
     odd = {**given, "config": replace(CONFIG, heads=5)}
-    with pytest.raises(CallError, match="no masked can be made of these sizes"):
+    with pytest.raises(CallError, match="sizes that no masked model can have"):
         token_train.tokens("masked", dataset, tmp_path / "run", ONCE, bundled(), **odd)
     assert not (tmp_path / "run").exists()
 
@@ -607,7 +626,7 @@ def test_a_model_begins_with_what_it_has_in_common_with_one_of_the_other_kind(
 
 
 def test_no_loops_to_learn_from(dataset: LoopDataset, tmp_path: Path) -> None:
-    with pytest.raises(CallError, match="0 loops to learn from; give 1 or more"):
+    with pytest.raises(CallError, match="0 loops to train on; give 1 or more"):
         token_train.tokens(
             "masked", dataset, tmp_path / "run", ONCE, bundled(), n_loops=0, device=CPU
         )

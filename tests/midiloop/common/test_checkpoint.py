@@ -182,15 +182,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "a size in words": (say_config(hidden="many"), CONFIG, "train it again"),
     "a size below zero": (say_config(hidden=-8), CONFIG, "train it again"),
     "no weights": (remove(WEIGHTS), WEIGHTS, "copy the whole folder"),
-    "empty weights": (write(WEIGHTS, b""), WEIGHTS, "copy the file anew"),
-    "weights that are none": (write(WEIGHTS, b"{}" * 500), WEIGHTS, "copy the file anew"),
-    "weights cut in the header": (cut(WEIGHTS, 0.01), WEIGHTS, "copy the file anew"),
-    "weights cut at a quarter": (cut(WEIGHTS, 0.25), WEIGHTS, "copy the file anew"),
-    "weights cut near the end": (cut(WEIGHTS, 0.999), WEIGHTS, "copy the file anew"),
-    "weights of another model": (other_weights, WEIGHTS, "copy both files anew"),
+    "empty weights": (write(WEIGHTS, b""), WEIGHTS, "copy the file again"),
+    "weights that are none": (write(WEIGHTS, b"{}" * 500), WEIGHTS, "copy the file again"),
+    "weights cut in the header": (cut(WEIGHTS, 0.01), WEIGHTS, "copy the file again"),
+    "weights cut at a quarter": (cut(WEIGHTS, 0.25), WEIGHTS, "copy the file again"),
+    "weights cut near the end": (cut(WEIGHTS, 0.999), WEIGHTS, "copy the file again"),
+    "weights of another model": (other_weights, WEIGHTS, "copy both files again"),
     "a weight less": (one_weight_less, WEIGHTS, "head.bias"),
     "a weight of another shape": (another_shape, WEIGHTS, "head.bias"),
-    "weights for another size": (say_config(hidden=9), WEIGHTS, "copy both files anew"),
+    "weights for another size": (say_config(hidden=9), WEIGHTS, "copy both files again"),
 }
 
 
@@ -218,7 +218,7 @@ def test_what_is_said_of_tensors_may_be_damaged_too(tmp_path: Path) -> None:
 
     path = tmp_path / "x.safetensors"
     path.write_bytes(save({"a": torch.zeros(1)}, {"about": "{"}))
-    with pytest.raises(LoopError, match="copy the file anew"):
+    with pytest.raises(LoopError, match="copy the file again"):
         checkpoint.read_tensors(path)
 
 
@@ -275,7 +275,7 @@ def test_weights_that_are_not_finite_are_one_line(value: float, half: bool, save
     model = models.build("prior", TINY)
     model.state_dict()["head.weight"][1, 1] = value
     checkpoint.save_model(saved, "prior", model, {}, half=half)
-    with pytest.raises(LoopError, match=r"not finite, in head.weight; copy the file anew"):
+    with pytest.raises(LoopError, match=r"not finite, in head.weight; copy the file again"):
         models.load(saved)
 
 

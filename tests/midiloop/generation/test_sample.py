@@ -17,7 +17,7 @@ from midiloop.common import checkpoint
 from midiloop.dataset import parquet
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
-from midiloop.generation import publish, sample
+from midiloop.generation import outputs, sample
 from midiloop.generation.sample import GenerationRequest, Generator
 from midiloop.grid import LOOP
 from midiloop.metrics import paper
@@ -97,7 +97,7 @@ def test_conditions_do_not_depend_on_the_batch_either(generator: Generator) -> N
 
 @pytest.mark.parametrize(("n", "threads"), [(1, 1), (63, 4), (600, 2), (1025, 2), (5000, 3)])
 def test_batches_keep_all_threads_busy(n: int, threads: int) -> None:
-    batches = list(sample._ranges(512, n, threads, free=True))
+    batches = list(sample._ranges(512, n, threads, unfiltered=True))
     assert [candidate for batch in batches for candidate in batch] == list(range(n))
     assert max(map(len, batches)) <= 512
     assert n < sample.SMALL_BATCH * threads or len(batches) % threads == 0
@@ -105,8 +105,8 @@ def test_batches_keep_all_threads_busy(n: int, threads: int) -> None:
 
 def test_random_numbers_of_a_candidate_are_its_own() -> None:
     generator = bars_generator()
-    whole = sample.candidate_uniforms(3, 0, 20, generator)
-    assert torch.equal(sample.candidate_uniforms(3, 13, 7, generator), whole[13:])
+    whole = sample.uniforms_of(3, 0, 20, generator)
+    assert torch.equal(sample.uniforms_of(3, 13, 7, generator), whole[13:])
     assert whole.shape == (20, generator.draws)
     assert len(np.unique(whole)) == whole.numel()
 
@@ -139,7 +139,7 @@ def test_novel_returns_nothing_that_is_known() -> None:
 
 def test_what_hardly_ever_comes_is_given_up() -> None:
     generator = bars_generator()
-    with pytest.raises(LoopError, match="as wanted"):
+    with pytest.raises(LoopError, match="met the request"):
         sample.sample(generator, GenerationRequest(3, must=tuple(drum.name for drum in LOOP.drums)))
 
 
@@ -187,7 +187,7 @@ def test_codes_of_kept_bars_stay_in_a_prior_of_whole_loops() -> None:
     like = random_rolls(np.random.default_rng(0), 1)[0]
     source = sample._Source(generator, GenerationRequest(4, like=like, keep="1-4"))
     assert generator.codec
-    codes = source._codes(sample.candidate_uniforms(0, 0, 4, generator))
+    codes = source._codes(sample.uniforms_of(0, 0, 4, generator))
     original = generator.codec.encode(torch.from_numpy(like)[None])
     assert (codes[..., :16] == original[..., :16]).all()
 
@@ -231,7 +231,7 @@ def test_wishes_that_a_generator_cannot_fulfil() -> None:
 def test_what_is_published_reads_back(tmp_path: Path) -> None:
     rolls = sample.sample(bars_generator(), GenerationRequest(6, must=("bass",))).rolls
     rolls[:, -1, 0] = True  # so that the last bar is not silent: a parser would cut it off
-    found = publish.write(rolls, tmp_path / "out", tempo_bpm=97, seed=4, about={"run": "here"})
+    found = outputs.write(rolls, tmp_path / "out", tempo_bpm=97, seed=4, about={"run": "here"})
     batch = next(parquet.LoopDataset(found.dataset).batches())
     assert np.array_equal(batch.rolls, rolls)
     assert (batch.tempos_bpm == 97).all()
@@ -243,7 +243,7 @@ def test_what_is_published_reads_back(tmp_path: Path) -> None:
         "dataset", "loops.png", "midi",
     ]  # fmt: skip
     with pytest.raises(CallError, match="exists already"):
-        publish.write(rolls, tmp_path / "out", tempo_bpm=97, seed=4, about={"run": "here"})
+        outputs.write(rolls, tmp_path / "out", tempo_bpm=97, seed=4, about={"run": "here"})
 
 
 def save(made: Generator, folder: Path) -> Path:

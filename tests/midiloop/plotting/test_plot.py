@@ -17,7 +17,7 @@ from midiloop.errors import LoopError
 from midiloop.grid import LOOP, Drum, Grid, Roll
 from midiloop.midi import score
 from midiloop.midi.score import Meter
-from midiloop.plotting import gallery, plot
+from midiloop.plotting import contact_sheet, plot
 from pictures import SIGNATURES, groove, outlines
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -297,7 +297,8 @@ def test_a_song_after_a_pickup_is_drawn_as_it_is_mined(tmp_path: Path) -> None:
     for name, one in (("pickup", pickup), ("straight", song)):
         (tmp_path / f"{name}.mid").write_bytes(score.to_bytes(one))
     drawn, straight = (
-        gallery.pictures([tmp_path / f"{name}.mid"]).pictures[0] for name in ("pickup", "straight")
+        contact_sheet.pictures([tmp_path / f"{name}.mid"]).pictures[0]
+        for name in ("pickup", "straight")
     )
     np.testing.assert_array_equal(drawn.roll, straight.roll)
     assert (drawn.title, straight.title) == ("pickup · bar 2", "straight · bar 1")

@@ -123,7 +123,7 @@ def timeless(found: BenchmarkResult) -> Any:
 
     shown = tables.as_json(found)
     for one in shown["headline"].values():  # which columns are worse, time among them
-        for which in ("mended_worse_in", "mended_surely_worse_in"):
+        for which in ("fixed_worse_in", "fixed_significantly_worse_in"):
             one[which] = {
                 row: [name for name in names if name != "seconds"]
                 for row, names in one[which].items()
@@ -511,7 +511,7 @@ def test_models_of_another_codec_and_an_empty_split_are_one_line(
     code, error = outcome("--codec", tmp_path / "codec")
     assert code == 1
     assert error.count("\n") == 1
-    assert "learned the codes of another codec" in error
+    assert "trained on the tokens of another codec" in error
     code, error = outcome("--codec", models["codec"], "--num-loops", 0)
     assert code == 2
     assert error.count("\n") == 1

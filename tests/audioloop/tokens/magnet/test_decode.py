@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import paths
-from audioloop.nn.circular import local_mask
+from audioloop.nn.attention import local_mask
 from audioloop.tokens.magnet import checkpoint
 from audioloop.tokens.magnet.checkpoint import Published, TextModel, load
 from audioloop.tokens.magnet.decode import (
@@ -492,8 +492,8 @@ def test_finer_codebooks_may_be_cooler() -> None:
     [
         (DecodeConfig(steps=(3, 3)), "steps of 4 codebooks"),
         (DecodeConfig(steps=(3, 3, 0, 3)), "steps of 4 codebooks"),
-        (DecodeConfig(span=51), "by spans of 51"),
-        (DecodeConfig(span=0), "by spans of 0"),
+        (DecodeConfig(span=51), "in spans of 51"),
+        (DecodeConfig(span=0), "in spans of 0"),
         (DecodeConfig(spans="both"), "there are nonoverlap and stride1"),  # type: ignore[arg-type]
         (DecodeConfig(top_p=1.1), "top-p 1.1"),
         (DecodeConfig(temperature=-1), "temperature -1"),
@@ -623,8 +623,8 @@ def test_a_damaged_file_is_one_error(folder: Path, tmp_path: Path) -> None:
         ({"best_state": {}}, "lacks best_state or xp.cfg"),
         ({"best_state": {}, "xp.cfg": {}}, "lacks best_state or xp.cfg"),
         ({"best_state": {"emb": 1}, "xp.cfg": ""}, "not of tensors alone"),
-        ({"best_state": {}, "xp.cfg": ""}, "says nothing of a model"),
-        ({"best_state": {}, "xp.cfg": "[1]"}, "says nothing of a model"),
+        ({"best_state": {}, "xp.cfg": ""}, "has no configuration of a model"),
+        ({"best_state": {}, "xp.cfg": "[1]"}, "has no configuration of a model"),
     ],
 )
 def test_other_content_is_one_error(content: Any, reason: str, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from midiloop.plotting.plot import Picture
 DEFAULT_LOOPS = 12
 
 
-class Gallery(NamedTuple):
+class ContactSheet(NamedTuple):
     """Loops to draw, all of them on one grid."""
 
     pictures: list[Picture]
@@ -30,7 +30,7 @@ def pictures(
     song: str = "*",
     split: str | None = None,
     limit: int | None = None,
-) -> Gallery:
+) -> ContactSheet:
     """Loops to draw: of a dataset from songs evenly spread over it, of each MIDI file its first.
 
     Raises:
@@ -58,10 +58,10 @@ def pictures(
         one, other = sorted(grids, key=lambda grid: (str(grid), repr(grid)))[:2]
         difference = files.shortened(one.difference(other), 200)
         raise LoopError(f"loops of two grids do not go on one page ({difference}); draw them apart")
-    return Gallery(found[:limit], grids.pop())
+    return ContactSheet(found[:limit], grids.pop())
 
 
-def draw(found: Gallery, path: Path, *, columns: int = 3) -> None:
+def draw(found: ContactSheet, path: Path, *, columns: int = 3) -> None:
     """Draw one loop large, several as a contact sheet.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Write loops that were generated: a loop dataset, one MIDI file each, and a contact sheet."""
+"""Write generated loops: a loop dataset, a MIDI file each, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from midiloop import __version__
 from midiloop.common import files, processes
 from midiloop.dataset import export
-from midiloop.dataset.records import Counts, MinedSong
+from midiloop.dataset.records import Counts, SongRecord
 from midiloop.grid import LOOP, Roll
 from midiloop.metrics import paper
 from midiloop.midi import pianoroll, score
@@ -28,7 +28,7 @@ SHEET = "loops.png"
 
 
 class WrittenLoops(NamedTuple):
-    """What was written.
+    """Paths of the written loops.
 
     Attributes:
         midi: folder of MIDI files.
@@ -48,8 +48,10 @@ def write(
 
     Args:
         rolls: bool (n, 128, 93).
-        seed: that they were drawn with; their names hold it.
-        about: what the dataset's manifest says of where they come from.
+        out: new folder.
+        tempo_bpm: of the MIDI files.
+        seed: that they were sampled with; file names contain it.
+        about: provenance, for the dataset's manifest.
 
     Raises:
         CallError: see `files.check_free`.
@@ -62,7 +64,7 @@ def write(
 def _write(
     rolls: Roll, building: Path, *, tempo_bpm: float, seed: int, about: dict[str, Any]
 ) -> bool:
-    """Write everything into an empty folder; whether a picture is among it."""
+    """Write everything into an empty folder; return whether there is a picture."""
     pictured = importlib.util.find_spec("matplotlib") is not None
     with _sheet(rolls, building / SHEET, tempo_bpm) if pictured else nullcontext():
         _write_loops(rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about)
@@ -70,7 +72,7 @@ def _write(
 
 
 def _sheet(rolls: Roll, path: Path, tempo_bpm: float) -> AbstractContextManager[None]:
-    """Draw the contact sheet beside what is done meanwhile."""
+    """Draw the contact sheet in parallel to the body of the context."""
     pictures = [
         plot.Picture(roll, f"{number}", tempo_bpm) for number, roll in enumerate(rolls[:PICTURED])
     ]
@@ -96,12 +98,12 @@ def _write_loops(
     }
     counts = Counts(len(songs), len(songs), Counter())
     dataset = building / "dataset"
-    assemble.seal([part], dataset, provenance, counts, grid=LOOP, threads=1, by_split=False)
+    assemble.assemble([part], dataset, provenance, counts, grid=LOOP, threads=1, by_split=False)
     shutil.rmtree(building / "parts")
 
 
-def _songs(rolls: Roll, folder: Path, tempo_bpm: float, seed: int) -> list[MinedSong]:
-    """Write a MIDI file of each loop into a new folder, and give what the dataset holds of it."""
+def _songs(rolls: Roll, folder: Path, tempo_bpm: float, seed: int) -> list[SongRecord]:
+    """Write a MIDI file of each loop into a new folder, and return records for the dataset."""
     folder.mkdir()
     distances = (paper.bar_distance(rolls) * LOOP.cells_per_bar).round().astype(np.int64)
     songs = []
@@ -110,7 +112,7 @@ def _songs(rolls: Roll, folder: Path, tempo_bpm: float, seed: int) -> list[Mined
         midi = score.to_bytes(pianoroll.decode(roll, tempo_bpm))
         (folder / export.file_name(number, name, 0, tempo_bpm)).write_bytes(midi)
         songs.append(
-            MinedSong(
+            SongRecord(
                 name,
                 hashlib.md5(midi).hexdigest(),
                 np.zeros(1, dtype=np.int64),
