@@ -2,7 +2,15 @@
 
 
 class LoopError(ValueError):
-    """Input that cannot be used; the message names the thing, the cause and the remedy."""
+    """Input that cannot be used; the message names the thing, the cause and the remedy.
+
+    >>> import midiloop, numpy as np
+    >>> try:
+    ...     midiloop.decode(np.zeros((15, 93), bool))
+    ... except midiloop.LoopError as error:
+    ...     print(error)
+    expected whole bars of 93 columns, got (15, 93)
+    """
 
 
 class CallError(LoopError):

@@ -89,6 +89,10 @@ class EncodedWave(NamedTuple):
 def load(folder: Path | None = None, device: torch.device | None = None) -> Codec:
     """Load the codec of a run; None: the one that ships.
 
+    >>> import audioloop
+    >>> audioloop.load_codec().config.rate
+    32000
+
     Raises:
         LoopError: the folder has no codec, or a damaged one.
     """

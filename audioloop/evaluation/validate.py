@@ -59,6 +59,15 @@ def check(path: Path) -> list[Finding]:
 def examine(path: Path) -> Report:
     """Compare header, tags, name and samples of a file.
 
+    >>> import audioloop, numpy as np
+    >>> from pathlib import Path
+    >>> roll = np.zeros((16, 93), bool)
+    >>> roll[::4, 0] = True
+    >>> loop = audioloop.as_loop(roll, bpm=150)
+    >>> (file,), _ = audioloop.write(loop.wave, Path("."), loop.label)
+    >>> audioloop.check(Path(file)).findings
+    []
+
     Raises:
         LoopError: the file is not audio.
         OSError: the file cannot be read.

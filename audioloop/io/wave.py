@@ -44,6 +44,10 @@ SILENT = 1e-4  # of full scale, -80 dB: what has no louder sample counts as sile
 class Wave:
     """A wave.
 
+    >>> import audioloop, numpy as np
+    >>> audioloop.Wave(np.zeros((2, 44_100), np.float32), rate=44_100).duration_s
+    1.0
+
     Attributes:
         samples: float32 (channels, samples), full scale is 1.
         rate: sample rate, in Hz.

@@ -27,7 +27,7 @@ from audioloop.tokens import prefix, pretrained
 from audioloop.tokens.magnet import decode, loops
 from audioloop.tokens.magnet.decode import DecodeConfig, Rescoring
 from audioloop.tokens.model import Causal, Masked
-from midiloop.errors import CallError
+from midiloop.errors import CallError, LoopError
 
 
 class SamplingDefaults(NamedTuple):
@@ -44,6 +44,8 @@ class SamplingDefaults(NamedTuple):
 # goes into more steps.
 CONDITIONED = SamplingDefaults(steps=(20, 8, 6, 6), temperature=0.8, top_p=0.9, cfg_scale=1.5)
 UNCONDITIONED = SamplingDefaults(steps=(40, 8, 6, 6), temperature=1.0, top_p=1.0, cfg_scale=4.0)
+# More would need more memory than a laptop has: attention is between all pairs of frames.
+MAX_FRAMES = 4000
 Precision = Literal["auto", "float32", "bfloat16"]
 TIMED_FRAMES, TIMED_REPETITIONS = 800, 4  # 8 bars at 120 bpm; runs of each precision
 BFLOAT16_MARGIN = 1.3  # how many times faster bfloat16 has to be
@@ -55,6 +57,9 @@ BEST_OF_CFG_SCALE = 1.0
 @dataclass(frozen=True)
 class SamplingConfig:
     """Settings of sampling.
+
+    >>> import audioloop
+    >>> tamer = audioloop.SamplingConfig(temperature=0.5, best_of=8, seed=1)
 
     Attributes:
         steps: decoding steps of each codebook; None for those of `CONDITIONED` with notes, of
@@ -137,9 +142,20 @@ class Inpainter:
         """Where all of them are."""
         return self.masked.device
 
-    def n_frames(self, n_samples: int, rate: int) -> int:
-        """Frames of a loop, see `compression.n_frames`."""
-        return compression.n_frames(n_samples, rate, self.codec.config)
+    def loop_frames(self, n_samples: int, rate: int) -> int:
+        """Frames of a loop, see `compression.n_frames`.
+
+        Raises:
+            LoopError: they are more than `MAX_FRAMES`, or less than one.
+        """
+        n_frames = compression.n_frames(n_samples, rate, self.codec.config)
+        if n_frames > MAX_FRAMES:
+            longest_s = MAX_FRAMES / self.codec.config.frames_per_s
+            raise LoopError(
+                f"{n_samples / rate:.0f} s are over {longest_s:.0f}, the longest loop that is made "
+                "anew at once; give fewer bars, or a faster tempo"
+            )
+        return n_frames
 
     @torch.inference_mode()
     def filled(
@@ -247,6 +263,9 @@ def load(
     precision: Precision = "float32",
 ) -> Inpainter:
     """The models that ship, or those of runs.
+
+    >>> import audioloop
+    >>> inpainter = audioloop.load_inpainter()
 
     Args:
         precision: of products inside the masked model; "auto" measures which is faster here, see

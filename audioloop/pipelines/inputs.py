@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -47,15 +48,15 @@ class SourceLoop:
     """A loop.
 
     Attributes:
-        source: its file.
+        source: its file; None where it comes from memory.
         wave: whole bars of it.
         label: whose number of samples is that of the wave.
-        told: its notes, if they are known, its beat, and what plays them.
+        conditioning: its notes, if they are known, its beat, and what plays them.
         score: of its notes, if they are known.
         notes: what was found out, or is odd.
     """
 
-    source: Path
+    source: Path | None
     wave: Wave
     label: Label
     conditioning: Conditioning
@@ -80,7 +81,7 @@ def files(given: Sequence[Path]) -> Iterator[Path]:
 
 def read(
     path: Path,
-    font: SoundFont | None,
+    font: SoundFont | None = None,
     sound: Sound = SOUND,
     *,
     bpm: float | None = None,
@@ -88,8 +89,16 @@ def read(
 ) -> SourceLoop:
     """Read a loop.
 
+    >>> import audioloop, midiloop, numpy as np
+    >>> from pathlib import Path
+    >>> roll = np.zeros((16, 93), bool)
+    >>> roll[::4, 0] = True
+    >>> midiloop.write(midiloop.decode(roll, 150), "beat.mid")
+    >>> audioloop.read_loop(Path("beat.mid")).label.tempo_bpm
+    150.0
+
     Args:
-        font: what MIDI is rendered with.
+        font: what MIDI is rendered with; None for the one that is found, see `synth.soundfont`.
         sound: and how.
         bpm, bars: in place of what the file says. Audio that is longer than so many bars at that
             tempo is cut to them.
@@ -100,8 +109,8 @@ def read(
     with sources.errors_named(path):
         try:
             if path.suffix.lower() in MIDI:
-                assert font is not None  # whoever gives MIDI gives something to play it
-                return _of_midi(path, font, sound, bpm, bars)
+                loop = piece.read(path, name_of(path), bpm=bpm, bars=bars)
+                return replace(_of_piece(loop, font, sound), source=path)
             return _of_audio(metadata.read(path), bpm, bars)
         except ImportError as error:  # of a tracker, which other files may not need
             raise LoopError(str(error)) from error
@@ -117,13 +126,98 @@ def name_of(path: Path) -> str:
     return _STATED_TEMPO.sub("", path.stem) or path.stem
 
 
-def _of_midi(
-    path: Path, font: SoundFont, sound: Sound, bpm: float | None, bars: int | None
+def of(
+    source: Score | Roll | Wave,
+    font: SoundFont | None = None,
+    sound: Sound = SOUND,
+    *,
+    bpm: float | None = None,
+    bars: int | None = None,
+    name: str = "loop",
 ) -> SourceLoop:
-    loop = piece.read(path, name_of(path), bpm=bpm, bars=bars)
-    rendered = render.loop(loop, font, sound)
+    """A loop of what is in memory: a score, a roll or a wave; see `of_score` and so on.
+
+    >>> import audioloop, numpy as np
+    >>> roll = np.zeros((16, 93), bool)
+    >>> roll[::4, 0] = True
+    >>> loop = audioloop.as_loop(roll, bpm=150)
+    >>> loop.label.bars, len(loop.wave)
+    (1, 70560)
+
+    Raises:
+        LoopError: it is no loop, or silent, or its tempo can be found nowhere.
+        ImportError: FluidSynth, or a tracker of beats, is missing.
+    """
+    if isinstance(source, Wave):
+        return of_wave(source, bpm=bpm, bars=bars, name=name)
+    if isinstance(source, Score):
+        return of_score(source, font, sound, bpm=bpm, bars=bars, name=name)
+    return of_roll(source, font, sound, bpm=bpm, bars=bars, name=name)
+
+
+def of_score(
+    song: Score,
+    font: SoundFont | None = None,
+    sound: Sound = SOUND,
+    *,
+    bpm: float | None = None,
+    bars: int | None = None,
+    name: str = "loop",
+) -> SourceLoop:
+    """A score, rendered: the same as `read` gives of its file.
+
+    Raises:
+        LoopError: see `piece.of_score`; or it is silent with this SoundFont.
+        ImportError: FluidSynth is missing.
+    """
+    return _of_piece(piece.of_score(song, name, bpm=bpm, bars=bars), font, sound)
+
+
+def of_roll(
+    roll: Roll,
+    font: SoundFont | None = None,
+    sound: Sound = SOUND,
+    *,
+    bpm: float | None = None,
+    bars: int | None = None,
+    name: str = "loop",
+) -> SourceLoop:
+    """A roll (steps, columns), rendered, at 120 bpm where no tempo is given.
+
+    Raises:
+        LoopError: see `of_score`.
+        ImportError: FluidSynth is missing.
+    """
+    return _of_piece(piece.of(roll, name, bpm=bpm, bars=bars), font, sound)
+
+
+def of_wave(
+    loop: Wave,
+    *,
+    bpm: float | None = None,
+    bars: int | None = None,
+    meter: tuple[int, int] = (4, 4),
+    name: str = "loop",
+) -> SourceLoop:
+    """A wave, as `read` takes a file that states nothing.
+
+    Args:
+        bpm, bars: that it has; what is longer than so many bars at that tempo is cut to them.
+            Without them the tempo is tracked, or found by its length.
+
+    Raises:
+        LoopError: it is silent, or its tempo can be found nowhere.
+        ImportError: a tracker of beats is missing.
+    """
+    if not loop.samples.size:
+        raise LoopError("no samples; give a loop that sounds")
+    return _of_wave(loop, name, [], _Length(bpm, bars, meter, exact=bpm is not None))
+
+
+def _of_piece(loop: Piece, font: SoundFont | None, sound: Sound) -> SourceLoop:
+    rendered = render.loop(loop, font or SoundFont(), sound)
     conditioning = conditioning_of(replace(loop, score=rendered.score))
-    return SourceLoop(path, rendered.mix, rendered.label, conditioning, rendered.score)
+    return SourceLoop(None, rendered.mix, rendered.label, conditioning, rendered.score)
 
 
 def conditioning_of(loop: Piece) -> Conditioning:
@@ -136,25 +230,43 @@ def conditioning_of(loop: Piece) -> Conditioning:
     return Conditioning(roll, steps, parts.get(DRUMS), parts.get(render.BASS))
 
 
+class _Length(NamedTuple):
+    """What is said of a wave.
+
+    Attributes:
+        exact: the tempo is said by the caller; with bars, the wave is cut to as much.
+    """
+
+    tempo_bpm: float | None
+    bars: int | None
+    meter: tuple[int, int]
+    exact: bool
+
+
 def _of_audio(found: Metadata, bpm: float | None, bars: int | None) -> SourceLoop:
-    loop, notes = found.repeats, found.remarks
+    tempo_bpm = found.tempo_bpm if bpm is None else bpm
+    length = _Length(tempo_bpm, bars or found.bars, found.meter, exact=bpm is not None)
+    loop = _of_wave(found.repeats, name_of(found.path), found.remarks, length)
+    return replace(loop, source=found.path)
+
+
+def _of_wave(loop: Wave, name: str, notes: list[str], length: _Length) -> SourceLoop:
+    tempo_bpm, n_bars, meter, exact = length
     if not np.isfinite(loop.samples).all():
         raise LoopError("samples that are no numbers; export it again")
     if loop.peak < SILENT:
         raise LoopError("silent; give a loop that sounds")
     if len(loop.samples) > 1:
         notes.append(f"{len(loop.samples)} channels mixed to one")
-    stated = found.tempo_bpm if bpm is None else bpm
-    n_bars, meter = bars or found.bars, found.meter
-    if bpm is not None and n_bars is not None:
-        loop, remarks = _so_long(loop, bpm, n_bars, meter)
+    if exact and tempo_bpm is not None and n_bars is not None:
+        loop, remarks = _so_long(loop, tempo_bpm, n_bars, meter)
         notes += remarks
     elif n_bars is None:
-        loop, n_bars, meter, remarks = _whole_bars(loop, stated, meter)
+        loop, n_bars, meter, remarks = _whole_bars(loop, tempo_bpm, meter)
         notes += remarks
-    label = Label(_tempo(loop, n_bars, meter, stated), n_bars, meter, name=name_of(found.path))
+    label = Label(_tempo(loop, n_bars, meter, tempo_bpm), n_bars, meter, name=name)
     steps = int(label.quarters * STEPS_PER_BEAT)
-    return SourceLoop(found.path, loop, label, Conditioning(steps=steps), notes=tuple(notes))
+    return SourceLoop(None, loop, label, Conditioning(steps=steps), notes=tuple(notes))
 
 
 def _so_long(loop: Wave, bpm: float, n_bars: int, meter: tuple[int, int]) -> tuple[Wave, list[str]]:

@@ -5,6 +5,7 @@ The model writes lines of a fixed length; `magnet.loops.tiled` makes a ring of t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,12 +14,16 @@ import torch
 from audioloop.codec import compression, encodec
 from audioloop.codec.compression import CompressionModel
 from audioloop.io.label import Label
-from audioloop.io.wave import Wave
+from audioloop.io.wave import Format, Wave
+from audioloop.pipelines import inputs, outputs
+from audioloop.pipelines.generate import BARS, BPM
 from audioloop.pipelines.inpaint import SamplingConfig
+from audioloop.pipelines.outputs import FORMAT, MadeLoop, WrittenLoop
 from audioloop.tokens.magnet import checkpoint, decode, loops
 from audioloop.tokens.magnet.checkpoint import Published, TextModel
 from midiloop.errors import LoopError, counted
 
+NAME_LENGTH = 40  # characters of a text that a file is named by
 ENCODEC = "facebook/encodec_32khz"
 # As published: a text is followed further than notes are, and drawing begins hotter.
 SAMPLING = SamplingConfig(
@@ -66,6 +71,47 @@ class TextToAudio:
         codes = decode.decode(predict, blank, model.config.mask_token, generator, config)
         latent = compression.dequantize(codes, self.codec)
         return compression.decode(latent, self.codec, n_samples, rate)
+
+
+def generate(
+    writer: TextToAudio,
+    text: str,
+    label: Label,
+    *,
+    rate: int = inputs.RATE,
+    num_samples: int = 1,
+    sampling: SamplingConfig = SAMPLING,
+) -> Iterator[MadeLoop]:
+    """Loops of a text, each made as it is asked for.
+
+    Raises:
+        LoopError: see `TextToAudio.loop`.
+    """
+    for number in range(num_samples):
+        wave = writer.loop(text, label, rate, sampling, number)
+        yield MadeLoop(wave, outputs.with_number(label, number + 1, num_samples))
+
+
+def run(
+    writer: TextToAudio,
+    text: str,
+    out: Path,
+    *,
+    bpm: float | None = None,
+    bars: int | None = None,
+    num_samples: int = 1,
+    sampling: SamplingConfig = SAMPLING,
+    form: Format = FORMAT,
+) -> Iterator[list[WrittenLoop]]:
+    """Write loops of a text, by default 4 bars at 120 bpm; their names begin with the text.
+
+    Raises:
+        CallError: ``out`` is a file, or another run is at work there.
+        LoopError: see `TextToAudio.loop`.
+    """
+    label = Label(bpm or BPM, bars or BARS, name=text[:NAME_LENGTH])
+    made = generate(writer, text, label, num_samples=num_samples, sampling=sampling)
+    return outputs.write_all(made, out, form)
 
 
 def load(

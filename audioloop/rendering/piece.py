@@ -60,6 +60,19 @@ def read(
     return of_score(song, name, bpm=bpm, bars=bars, end_quarters=end_quarters)
 
 
+def of(
+    source: Score | Roll, name: str, *, bpm: float | None = None, bars: int | None = None
+) -> Piece:
+    """A score, or a roll (steps, columns), as a loop; see `of_score`.
+
+    Args:
+        bpm: another tempo than the score's; of a roll, 120 without it.
+    """
+    if not isinstance(source, Score):
+        source = pianoroll.decode(source, DEFAULT_BPM if bpm is None else _in_range(bpm))
+    return of_score(source, name, bpm=bpm, bars=bars)
+
+
 def of_roll(roll: Roll, tempo_bpm: float, name: str) -> Piece:
     """A roll (128, 93) as a loop.
 

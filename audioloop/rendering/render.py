@@ -26,6 +26,7 @@ import numpy as np
 from audioloop.io.label import Label
 from audioloop.io.wave import SILENT, Samples, Wave, loudness_lufs, resample, tile
 from audioloop.rendering.piece import Piece
+from audioloop.rendering.piece import of as piece_of
 from audioloop.rendering.synth import (
     BEND,
     BLOCK,
@@ -39,6 +40,7 @@ from audioloop.rendering.synth import (
 )
 from audioloop.signal import effects
 from midiloop.errors import LoopError
+from midiloop.grid import Roll
 from midiloop.midi.score import Score, Track
 
 # What is left of the first pass has to be this much softer than the loop before it is nothing.
@@ -51,6 +53,9 @@ BASS_PROGRAMS = range(32, 40)
 @dataclass(frozen=True)
 class Sound:
     """How a loop is to sound.
+
+    >>> import audioloop
+    >>> dub = audioloop.Sound(kit=25, bass=38, reverb=0.2)
 
     Attributes:
         repeat: passes in one file.
@@ -91,6 +96,39 @@ class Rendered(NamedTuple):
     label: Label
     score: Score
     held_back_db: float
+
+
+def render(
+    source: Score | Roll,
+    font: SoundFont | None = None,
+    sound: Sound = Sound(),
+    *,
+    bpm: float | None = None,
+    bars: int | None = None,
+    name: str = "loop",
+) -> Rendered:
+    """Render a score, or a roll (steps, columns), that is one loop.
+
+    >>> import audioloop, midiloop, numpy as np
+    >>> roll = np.zeros((16, 93), bool)
+    >>> roll[::4, 0] = True
+    >>> audioloop.render(roll, bpm=150).mix.samples.shape
+    (2, 70560)
+    >>> apart = audioloop.Sound(stems=True)
+    >>> list(audioloop.render(midiloop.decode(roll, 150), sound=apart).stems)
+    ['drums', 'bass']
+
+    Args:
+        font: what plays it; None for the one that is found, see `synth.soundfont`.
+        bpm: another tempo than the score's; of a roll, 120 without it.
+        bars: how long it is, where its last note does not say so.
+        name: put into the label.
+
+    Raises:
+        LoopError: it is no loop, see `piece.of_score`, or silent with this SoundFont.
+        ImportError: FluidSynth is missing.
+    """
+    return loop(piece_of(source, name, bpm=bpm, bars=bars), font or SoundFont(), sound)
 
 
 def loop(piece: Piece, font: SoundFont, sound: Sound = Sound()) -> Rendered:

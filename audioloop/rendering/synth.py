@@ -23,6 +23,7 @@ from midiloop.errors import CallError, LoopError
 
 BLOCK = 64  # samples between which FluidSynth lets nothing happen
 RATES = (8_000, 96_000)
+DEFAULT_RATE = 44_100
 # Voices are never stolen: which one would be depends on more than what is heard.
 POLYPHONY = 512
 GAIN = 0.25  # well under full scale; the output is floats, and is brought to level later
@@ -191,8 +192,12 @@ def _library_found(path: str) -> Iterator[None]:
 class SoundFont:
     """A SoundFont in memory, for synths of one rate.
 
+    >>> import audioloop
+    >>> audioloop.SoundFont(rate=48_000).rate
+    48000
+
     Args:
-        path: of the file.
+        path: of the file; None for the one that is found, see `soundfont`.
         rate: samples a second.
 
     Raises:
@@ -200,8 +205,9 @@ class SoundFont:
         ImportError: FluidSynth is missing.
     """
 
-    def __init__(self, path: Path, rate: int) -> None:
+    def __init__(self, path: Path | None = None, rate: int = DEFAULT_RATE) -> None:
         check_rate(rate)
+        path = path or soundfont()
         self.path, self.rate = path, rate
         self._api = load()
         self._owner = self._new(_CHANNELS_A_PORT)

@@ -6,10 +6,10 @@ The library is imported inside each command, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -20,10 +20,13 @@ from midiloop_cli.models import device_option
 from midiloop_cli.options import refuse, refuse_top_p
 
 if TYPE_CHECKING:
-    from audioloop.io.label import Label
-    from audioloop.io.wave import Wave
-    from audioloop.pipelines.inpaint import SamplingConfig
-    from audioloop.pipelines.refine import WrittenLoop
+    from audioloop.io.wave import Format
+    from audioloop.pipelines.inpaint import Inpainter, SamplingConfig
+    from audioloop.pipelines.outputs import WrittenLoop
+    from audioloop.rendering.synth import SoundFont
+    from midiloop.errors import LoopError
+
+    Outcome = list[WrittenLoop] | LoopError
 
 
 def taste_options(*, texts: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -168,48 +171,40 @@ def refine(
     if not options["rescoring_weight"]:
         refuse("is asked only with --rescoring-weight", "causal_model")
     refuse_top_p(options["temperature"])
-    from audioloop.io.wave import Format
-    from audioloop.pipelines import inpaint, inputs
-    from audioloop.pipelines import refine as making
-    from audioloop.rendering import synth
+    from audioloop.pipelines import inpaint, inputs, masks
+    from audioloop.pipelines import refine as pipeline
     from audioloop.rendering.render import Sound
-    from midiloop.errors import LoopError
 
-    part = making.InpaintMask(keep, mask)
+    part = masks.InpaintMask(keep, mask)
     sampling = _taste(options, inpaint.SAMPLING)  # out of range: an error before anything is read
     paths = list(inputs.files(sources))
-    if not inputs.needs_font(paths):
-        refuse("is for MIDI files, and none was given", "soundfont", "kit", "bass", "ignore_notes")
-    if ignore_notes or not inputs.needs_font(paths):
-        refuse("are compared by the notes, and no notes are used", "best_of")
-    font = (
-        synth.SoundFont(synth.soundfont(soundfont), inputs.RATE)
-        if inputs.needs_font(paths)
-        else None
-    )
+    font = _font(paths, soundfont, ignore_notes=ignore_notes)
     sound = Sound(kit=kit, bass=bass)
-    done: list[WrittenLoop] = []
-    failed: list[LoopError] = []
-    with report.counting("files", len(paths)) as count:
-        for outcome in making.run(
-            paths,
-            out,
-            _filler(options, device),
-            lambda path: inputs.read(path, font, sound, bpm=bpm, bars=bars),
-            part,
-            num_samples=num_samples,
-            sampling=sampling,
-            ignore_notes=ignore_notes,
-            form=Format(form, "lossy" if form == "ogg" else "24"),
-        ):
-            count()
-            if isinstance(outcome, LoopError):
-                failed.append(outcome)
-                continue
-            done += outcome
-            if not as_json:
-                report.echo("\n".join(_lines(outcome, out)))
-    _end(done, failed, as_json)
+    made = pipeline.run(
+        paths,
+        out,
+        _inpainter(options, device),
+        lambda path: inputs.read(path, font, sound, bpm=bpm, bars=bars),
+        part,
+        num_samples=num_samples,
+        sampling=sampling,
+        ignore_notes=ignore_notes,
+        form=_format(form),
+    )
+    _report(made, out, "files", len(paths), as_json=as_json)
+
+
+def _font(paths: Sequence[Path], soundfont: Path | None, *, ignore_notes: bool) -> SoundFont | None:
+    """What plays MIDI files, None where there are none; options that change nothing are refused."""
+    from audioloop.pipelines import inputs
+    from audioloop.rendering import synth
+
+    midi = inputs.needs_font(paths)
+    if not midi:
+        refuse("is for MIDI files, and none was given", "soundfont", "kit", "bass", "ignore_notes")
+    if ignore_notes or not midi:
+        refuse("are compared by the notes, and no notes are used", "best_of")
+    return synth.SoundFont(synth.soundfont(soundfont), inputs.RATE) if midi else None
 
 
 @click.command()
@@ -254,11 +249,7 @@ def generate(
 
     No SoundFont is heard: a model makes the sound, on the circle.
     """
-    from audioloop.io.wave import Format
     from audioloop.pipelines import inputs
-    from audioloop.pipelines import refine as making
-    from midiloop.common.files import working_in
-    from midiloop.errors import LoopError
 
     if (text is None) != (magnet is None):
         raise click.UsageError("--text and --magnet go together: words, and who reads them.")
@@ -266,27 +257,16 @@ def generate(
         raise click.UsageError("--text and MIDI files are two ways to say what to write; give one.")
     _check_used(text, sources, options)
     paths = list(inputs.files(sources))
-    made = _of_text(text, magnet, options) if text is not None else _of_notes(paths, options)
-    names = making.reserved_names(paths, out)
-    form_ = Format(form, "lossy" if form == "ogg" else "24")
-    done: list[WrittenLoop] = []
-    failed: list[LoopError] = []
+    wanted = {name: options[name] for name in ("bpm", "bars", "num_samples")}
+    wanted["form"] = _format(form)
+    if text is not None and magnet is not None:
+        made = _of_text(text, magnet, out, wanted, options)
+    else:
+        made = _of_notes(paths, out, wanted, options)
+    # What is made of a file comes all at once, else one comes after the other.
+    n_at_once = options["num_samples"] if paths else 1
     n_loops = max(1, len(paths)) * options["num_samples"]
-    with working_in(out), report.counting("loops", n_loops) as count:
-        for outcome in made:
-            if isinstance(outcome, LoopError):
-                failed.append(outcome)
-                count(options["num_samples"])
-                continue
-            source, wanted, wave, score = outcome
-            label = making.with_unique_name(wanted, names)
-            files, notes = making.write(wave, out, label, form_, score)
-            written = making.WrittenLoop(source, files, label, len(wave), 1.0, tuple(notes))
-            done.append(written)
-            count()
-            if not as_json:
-                report.echo("\n".join(_lines([written], out)))
-    _end(done, failed, as_json)
+    _report(made, out, "loops", n_loops, n_at_once, as_json=as_json)
 
 
 def _check_used(text: str | None, sources: tuple[Path, ...], options: dict[str, Any]) -> None:
@@ -313,72 +293,41 @@ def _check_used(text: str | None, sources: tuple[Path, ...], options: dict[str, 
         refuse("is asked only with --rescoring-weight or --causal-prefix", "causal_model")
 
 
-KIT, BASS = 0, 33  # of loops that no file describes: General MIDI's standard kit, a fingered bass
-Made = tuple[str, "Label", "Wave", Any]
-
-
-def _of_notes(paths: Sequence[Path], options: dict[str, Any]) -> Iterator[Made | Any]:
+def _of_notes(
+    paths: Sequence[Path], out: Path, wanted: dict[str, Any], options: dict[str, Any]
+) -> Iterable[Outcome]:
     """Loops of the notes of files, or of no notes at all."""
-    from audioloop.conditioning import STEPS_PER_BEAT, Conditioning
-    from audioloop.io.label import Label
-    from audioloop.pipelines import inpaint, inputs
-    from audioloop.pipelines import refine as making
-    from audioloop.rendering import piece, render
+    from audioloop.pipelines import generate, inpaint
     from audioloop.rendering.render import Sound
-    from midiloop.errors import LoopError
 
     sampling = _taste(options, inpaint.SAMPLING)  # out of range: an error before anything is read
-    inpainter = _filler(options, options["device"], options["causal_prefix"])
-    n, kit, bass = options["num_samples"], options["kit"], options["bass"]
-
-    def loops(source: str, label: Label, conditioning: Conditioning, score: Any) -> Iterator[Made]:
-        waves = making.generate(
-            label,
-            conditioning,
-            inpainter,
-            num_samples=n,
-            sampling=sampling,
-            causal_prefix=options["causal_prefix"],
-        )
-        for number, wave in enumerate(waves, start=1):
-            yield source, making.with_number(label, number, n), wave, score
-
-    if not paths:
-        label = Label(options["bpm"] or 120.0, options["bars"] or 4, name=f"seed-{options['seed']}")
-        # What nothing is told of comes out faint, so both are told.
-        kit, bass = (
-            defaults if said is None else said for said, defaults in ((kit, KIT), (bass, BASS))
-        )
-        conditioning = Conditioning(None, int(label.quarters * STEPS_PER_BEAT), kit, bass)
-        yield from loops("", label, conditioning, None)
-    for path in paths:
-        try:
-            loop = piece.read(path, inputs.name_of(path), bpm=options["bpm"], bars=options["bars"])
-            loop = replace(loop, score=render.voiced(loop.score, Sound(kit=kit, bass=bass)))
-            yield from loops(str(path), loop.label, inputs.conditioning_of(loop), loop.score)
-        except (LoopError, OSError) as error:
-            cause = f"{error.strerror}; check the path" if isinstance(error, OSError) else None
-            yield LoopError(f"{path}: {cause or str(error).removeprefix(f'{path}: ')}")
+    primed = options["causal_prefix"]
+    inpainter = _inpainter(options, options["device"], primed)
+    sound = Sound(kit=options["kit"], bass=options["bass"])
+    return generate.run(
+        paths, out, inpainter, sound, sampling=sampling, causal_prefix=primed, **wanted
+    )
 
 
-def _of_text(text: str, magnet: str | None, options: dict[str, Any]) -> Iterator[Made]:
-    from audioloop.io.label import Label
-    from audioloop.pipelines import inputs, text_to_audio
-    from audioloop.pipelines import refine as making
+def _of_text(
+    text: str, magnet: str, out: Path, wanted: dict[str, Any], options: dict[str, Any]
+) -> Iterable[Outcome]:
+    from audioloop.pipelines import text_to_audio
     from midiloop.common.devices import choose_device
 
-    assert magnet is not None  # as the command has seen to
-    writer = text_to_audio.load(
-        magnet, options["encodec"], options["t5"], choose_device(options["device"])
-    )
-    sampling, n = _taste(options, text_to_audio.SAMPLING), options["num_samples"]
-    label = Label(options["bpm"] or 120.0, options["bars"] or 4, name=text[:40])
-    for number in range(n):
-        wave = writer.loop(text, label, inputs.RATE, sampling, number)
-        yield "", making.with_number(label, number + 1, n), wave, None
+    sampling = _taste(options, text_to_audio.SAMPLING)
+    device = choose_device(options["device"])
+    writer = text_to_audio.load(magnet, options["encodec"], options["t5"], device)
+    return text_to_audio.run(writer, text, out, sampling=sampling, **wanted)
 
 
-def _filler(options: dict[str, Any], device: str, causal_prefix: bool = False) -> Any:
+def _format(name: str) -> Format:
+    from audioloop.io.wave import Format
+
+    return Format(name, "lossy" if name == "ogg" else "24")
+
+
+def _inpainter(options: dict[str, Any], device: str, causal_prefix: bool = False) -> Inpainter:
     from audioloop.pipelines import inpaint
     from midiloop.common.devices import choose_device
 
@@ -392,6 +341,30 @@ def _filler(options: dict[str, Any], device: str, causal_prefix: bool = False) -
     )
 
 
+def _report(
+    outcomes: Iterable[Outcome], out: Path, unit: str, total: int, each: int = 1, *, as_json: bool
+) -> NoReturn:
+    """Print what is written, as it is, and exit.
+
+    Args:
+        unit: what is counted on a terminal, ``total`` of them, ``each`` in an outcome.
+    """
+    from midiloop.errors import LoopError
+
+    done: list[WrittenLoop] = []
+    failed: list[LoopError] = []
+    with report.counting(unit, total) as count:
+        for outcome in outcomes:
+            count(each)
+            if isinstance(outcome, LoopError):
+                failed.append(outcome)
+                continue
+            done += outcome
+            if not as_json:
+                report.echo("\n".join(_lines(outcome, out)))
+    _end(done, failed, as_json)
+
+
 def _lines(found: Sequence[WrittenLoop], out: Path) -> Iterator[str]:
     for one in found:
         label = one.label
@@ -403,7 +376,7 @@ def _lines(found: Sequence[WrittenLoop], out: Path) -> Iterator[str]:
         yield from (f"    {report.plain(note)}" for note in one.notes)
 
 
-def _end(done: Sequence[WrittenLoop], failed: Sequence[Any], as_json: bool) -> None:
+def _end(done: Sequence[WrittenLoop], failed: Sequence[LoopError], as_json: bool) -> NoReturn:
     if as_json:
         loops = [
             {

@@ -25,6 +25,7 @@ from midiloop_cli import seam as seam_command
 MODELS_NEED = ("torch", "safetensors", "einops")
 INTERRUPTED = 130  # as shells count: 128 and the number of SIGINT
 MIN_ADDRESS_BYTES = 512 << 20  # where there is less, Arrow and NumPy crash while they are loaded
+FORESEEN = (LoopError, ImportError, OSError, UnicodeEncodeError, MemoryError)
 TOO_LITTLE_MEMORY = "there is too little memory; free some, or run it on less at a time"
 
 
@@ -44,22 +45,12 @@ class OneLineErrors(click.Group):
             place = error.ctx.command_path if error.ctx else self.name
             message = " ".join(error.format_message().split())
             self._fail(2, f"{message} See '{place} --help'.")
-        except CallError as error:
-            self._fail(2, str(error))
-        except ImportError as error:
-            self._fail(1, _unloadable(error))
-        except LoopError as error:
-            self._fail(1, str(error))
         except BrokenPipeError:
             # The reader of our output has gone; what Python would still flush goes nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        except OSError as error:
-            self._fail(1, report.os_error(error))
-        except UnicodeEncodeError as error:  # as of PyArrow, which takes no other names
-            self._fail(2, f"{error.object}: a name that is not UTF-8; rename it")
-        except MemoryError:
-            self._fail(1, TOO_LITTLE_MEMORY)
+        except FORESEEN as error:
+            self._fail(*_in_one_line(error))
         except (KeyboardInterrupt, click.Abort):
             self._interrupted()
         sys.exit(code if isinstance(code, int) else 0)
@@ -95,6 +86,22 @@ def _check_memory() -> None:
                 f"address space is limited to {limit >> 20} MiB, and at least "
                 f"{MIN_ADDRESS_BYTES >> 20} MiB are needed; raise the limit (ulimit -v)"
             )
+
+
+def _in_one_line(error: Exception) -> tuple[int, str]:
+    """The exit code of a foreseen error, and what is said."""
+    match error:
+        case CallError():
+            return 2, str(error)
+        case ImportError():
+            return 1, _unloadable(error)
+        case OSError():
+            return 1, report.os_error(error)
+        case UnicodeEncodeError():  # as of PyArrow, which takes no other names
+            return 2, f"{error.object}: a name that is not UTF-8; rename it"
+        case MemoryError():
+            return 1, TOO_LITTLE_MEMORY
+    return 1, str(error)
 
 
 def _unloadable(error: ImportError) -> str:

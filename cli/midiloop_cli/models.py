@@ -241,21 +241,25 @@ def generate(
         from midiloop.generation import outputs, sample
         from midiloop.mining import midi_loop
 
-    names = tuple(name.strip() for name in must.split(",")) if must else ()
+    request["must"] = _listed(must or "")
     wanted = sample.GenerationRequest(
-        **request, must=names, like=midi_loop.read(like, search=True).roll if like else None
+        **request, like=midi_loop.read(like, search=True).roll if like else None
     )
-    generator = sample.load(run or sample.SHIPPED)
+    generator = sample.load(run)
     with report.counting("loops", wanted.n) as count:
         drawn = sample.sample(generator, wanted, batch=batch_size or sample.BATCH, on_loops=count)
-    about = {"run": run.name if run else "midiloop", "tried": drawn.tried, **request, "must": names}
-    found = outputs.write(drawn.rolls, out, tempo_bpm=bpm, seed=wanted.seed, about=about)
-    shown = {name: path and str(path) for name, path in found._asdict().items()}
-    report.echo(
-        report.to_json({"loops": wanted.n, "tried": drawn.tried, **shown})
-        if as_json
-        else report.generated(found, wanted.n, drawn.tried if names or wanted.novel else None)
-    )
+    about = {"run": run.name if run else "midiloop", "tried": drawn.tried, **request}
+    found = publish.write(drawn.rolls, out, tempo_bpm=bpm, seed=wanted.seed, about=about)
+    if as_json:
+        shown = {name: path and str(path) for name, path in found._asdict().items()}
+        report.echo(report.to_json({"loops": wanted.n, "tried": drawn.tried, **shown}))
+    else:
+        report.echo(report.generated(found, wanted, drawn.tried))
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """The words of a list with commas."""
+    return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
 @click.command()

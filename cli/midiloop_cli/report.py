@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from midiloop.common.trainer import Progress as TrainingProgress
     from midiloop.evaluation.evaluate import Distance, Estimate, Evaluation, Size
     from midiloop.evaluation.overview import Histogram, Overview
-    from midiloop.generation.outputs import WrittenLoops
+    from midiloop.generation.publish import WrittenLoops
+    from midiloop.generation.sample import GenerationRequest
     from midiloop.mining.extract import Progress as MiningProgress
     from midiloop.training.recipes import Trained
 
@@ -329,10 +330,11 @@ def trained(stages: Sequence[Trained]) -> str:
     )
 
 
-def generated(found: WrittenLoops, n_loops: int, tried: int | None) -> str:
-    """What was written, and how many candidates were drawn for it, where any were turned down."""
+def generated(found: WrittenLoops, wanted: GenerationRequest, tried: int) -> str:
+    """What was written, and how many candidates were drawn for it, where some may be refused."""
+    n_loops = wanted.n
     lines = [f"{counted(n_loops, 'loop')} in {plain(found.midi)}   dataset: {plain(found.dataset)}"]
-    if tried:
+    if wanted.must or wanted.novel:
         lines.append(
             f"as wanted: {n_loops:,} of {counted(tried, 'candidate')} ({n_loops / tried:.1%})"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -18,52 +18,13 @@ from midiloop_cli import report
 from midiloop_cli.dataset import INPUT, PATH, json_option, seed_option
 
 if TYPE_CHECKING:
-    from audioloop.codec.compression import CompressionModel
-    from audioloop.evaluation.perplexity import LanguageModel, SeamPerplexity
-    from audioloop.io.wave import Wave
-    from audioloop.signal.seam import Figures, Seam
-    from audioloop.signal.verdict import Verdict
+    from audioloop.evaluation.perplexity import SeamPerplexity
+    from audioloop.evaluation.seam_report import FailedFile, FileReport, Scorer, SeamReport
+    from audioloop.signal.seam import Figures
     from midiloop.common.statistics import Interval, Paired
 
 PICTURES = (".png", ".svg", ".pdf")
 ENCODEC = "facebook/encodec_32khz"
-
-
-class Ear(NamedTuple):
-    """What perplexity is measured with: a codec, and a model that knows its codes."""
-
-    codec: CompressionModel
-    model: LanguageModel
-
-    def perplexity(self, wave: Wave, bars: int | None) -> SeamPerplexity:
-        """Of one loop."""
-        from audioloop.evaluation import perplexity
-
-        return perplexity.of_wave(wave, self.codec, self.model, bars)
-
-
-class Measured(NamedTuple):
-    """A file's seam, what is worth knowing of the file, and the picture of it."""
-
-    file: str
-    seam: Seam
-    verdict: Verdict
-    notes: list[str]
-    picture: Path | None = None
-    perplexity: SeamPerplexity | None = None
-
-    def excess(self) -> float:
-        """The larger of both, of what can be heard."""
-        from audioloop.signal import verdict
-
-        return verdict.excess(self.seam, self.verdict)
-
-
-class Failed(NamedTuple):
-    """A file whose seam could not be measured, and why, the file's name in front."""
-
-    file: str
-    error: str
 
 
 @click.command()
@@ -110,34 +71,55 @@ def seam(
     The verdict is the one of audioloop check. Exit with 0 unless a file cannot be measured, or is
     above --fail-above.
     """
+    from audioloop.evaluation import seam_report
     from audioloop.io.sources import audio
 
-    _check_ear(perplexity, causal_model or codec, musicgen, encodec)
+    _check_scorer(perplexity, causal_model or codec, musicgen, encodec)
     files = list(audio(sources))
     if out and out.suffix.lower() in PICTURES and len(files) > 1:
         raise click.UsageError("--out names one picture for several files; give a folder.")
-    found: list[Measured | Failed] = []
+    found: list[FileReport | FailedFile] = []
     with report.counting("files", len(files)) as count:
-        ear = _ear(causal_model, codec, musicgen, encodec or ENCODEC) if perplexity else None
-        for path, place in _places(files, out):
-            found.append(_measured(path, place, bars, seed, ear))
+        scorer = _scorer(causal_model, codec, musicgen, encodec) if perplexity else None
+        for one in seam_report.run(files, out, bars=bars, seed=seed, scorer=scorer):
+            found.append(one)
             count()
-    measured = [one for one in found if isinstance(one, Measured)]
-    failed = [one for one in found if isinstance(one, Failed)]
-    over = [one.file for one in measured if limit is not None and one.excess() > limit]
+    _report(found, limit, explain=explain, as_json=as_json)
+
+
+def _report(
+    found: Sequence[FileReport | FailedFile], limit: float | None, *, explain: bool, as_json: bool
+) -> NoReturn:
+    """Print what was found, and exit."""
+    from audioloop.evaluation.seam_report import FailedFile, FileReport
+
+    measured = [one for one in found if isinstance(one, FileReport)]
+    failed = [one for one in found if isinstance(one, FailedFile)]
+    over = _above(measured, limit)
     if as_json:
-        report.echo(report.to_json(_as_json(found, over)))
+        report.echo(report.to_json(_as_json(found, measured, over)))
     else:
-        lines = _table(measured, len(found), over, limit)
-        lines += _explained(measured) if explain and measured else []
-        if lines:
-            report.echo("\n".join(lines))
+        _print(measured, len(found), over, limit, explain=explain)
     for one in failed:
         report.error("audioloop", one.error)
     sys.exit(1 if over or failed else 0)
 
 
-def _check_ear(
+def _above(found: Sequence[FileReport], limit: float | None) -> list[str]:
+    """Files whose seams are above a limit."""
+    return [] if limit is None else [one.file for one in found if one.report.excess > limit]
+
+
+def _print(
+    found: list[FileReport], n_files: int, over: list[str], limit: float | None, *, explain: bool
+) -> None:
+    lines = _table(found, n_files, over, limit)
+    lines += _explained(found) if explain and found else []
+    if lines:
+        report.echo("\n".join(lines))
+
+
+def _check_scorer(
     perplexity: bool, own: Path | None, musicgen: str | None, encodec: str | None
 ) -> None:
     if (own or musicgen or encodec) and not perplexity:
@@ -151,69 +133,34 @@ def _check_ear(
         raise click.UsageError("--encodec is the codec of a MusicGen; give --musicgen as well.")
 
 
-def _ear(causal_model: Path | None, codec: Path | None, musicgen: str | None, encodec: str) -> Ear:
+def _scorer(
+    causal_model: Path | None, codec: Path | None, musicgen: str | None, encodec: str | None
+) -> Scorer:
+    from audioloop.evaluation.seam_report import Scorer
+
     if musicgen:
         from audioloop.codec import encodec as published
         from audioloop.tokens import musicgen as generators
 
-        generator, coder_of_it = generators.load(musicgen), published.load(encodec)
-        generators.of_codec(generator, coder_of_it)
-        return Ear(coder_of_it, generator)
+        generator, its_codec = generators.load(musicgen), published.load(encodec or ENCODEC)
+        generators.of_codec(generator, its_codec)
+        return Scorer(its_codec, generator)
     from audioloop.codec import compression
     from audioloop.tokens import pretrained
 
     own, trained = compression.load(codec), pretrained.load_causal(causal_model)
     pretrained.of_codec(trained, own)
-    return Ear(own, trained)
+    return Scorer(own, trained)
 
 
-def _places(files: Sequence[Path], out: Path | None) -> Iterator[tuple[Path, Path | None]]:
-    """Each file, and where its picture goes."""
-    from audioloop.io.label import Names, legal
-
-    if out is None or (len(files) == 1 and out.suffix and not out.is_dir()):
-        yield from ((path, out) for path in files)
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    names = Names()
-    for path in files:
-        stem = legal(path.stem)
-        yield path, out / f"{stem + names.own(stem.__add__)}.png"
-
-
-def _measured(
-    path: Path, picture: Path | None, bars: int | None, seed: int, ear: Ear | None
-) -> Measured | Failed:
-    import numpy as np
-
-    from audioloop.evaluation.plots import seam_plot
-    from audioloop.io import metadata
-    from audioloop.io.sources import errors_named
-    from audioloop.signal import seam, verdict
-    from midiloop.errors import LoopError
-
-    name = printable(path)
-    try:
-        with errors_named(path):
-            loop = metadata.read(path)
-            rng = np.random.default_rng(seed)
-            found = seam.measure(loop.repeats, bars=bars or loop.bars, rng=rng)
-            judged = verdict.of(loop.repeats, found.bars)
-            expected = ear.perplexity(loop.repeats, found.bars) if ear else None
-        if picture:
-            with errors_named(picture):
-                seam_plot.draw(loop.repeats, found, picture, printable(path.name))
-    except LoopError as error:
-        return Failed(name, str(error))
-    return Measured(name, found, judged, loop.remarks, picture, expected)
-
-
-def _as_json(found: Sequence[Measured | Failed], over: list[str]) -> dict[str, Any]:
+def _as_json(
+    found: Sequence[FileReport | FailedFile], measured: Sequence[FileReport], over: list[str]
+) -> dict[str, Any]:
     from audioloop.signal.seam import CONTROLS, MEANING
 
-    files = [_file_as_json(one) for one in found]
-    shown = {"files": files, "above": over, "meaning": MEANING, "controls": CONTROLS}
-    expected = _perplexities(found)
+    rows = [_row(one) for one in found]
+    shown = {"files": rows, "above": over, "meaning": MEANING, "controls": CONTROLS}
+    expected = _perplexities(measured)
     if not expected:
         return shown
     from audioloop.evaluation import perplexity
@@ -222,57 +169,66 @@ def _as_json(found: Sequence[Measured | Failed], over: list[str]) -> dict[str, A
     return {**shown, "perplexity": perplexity.summary(expected).as_json(), "meaning": meaning}
 
 
-def _perplexities(found: Sequence[Measured | Failed]) -> list[SeamPerplexity]:
-    return [one.perplexity for one in found if isinstance(one, Measured) and one.perplexity]
+def _perplexities(found: Sequence[FileReport]) -> list[SeamPerplexity]:
+    return [one.report.perplexity for one in found if one.report.perplexity]
 
 
-def _file_as_json(one: Measured | Failed) -> dict[str, Any]:
-    if isinstance(one, Failed):
-        return {"file": one.file, "error": one.error}
-    expected = one.perplexity.as_json() if one.perplexity else {}
-    picture = one.picture and printable(one.picture)
-    judged = {"bad": one.verdict.bad, "step": one.verdict.step, "notes": one.notes}
-    return {"file": one.file, **judged, **one.seam.as_json(), **expected, "picture": picture}
+def _row(one: FileReport | FailedFile) -> dict[str, Any]:
+    """A file as JSON holds it."""
+    from audioloop.evaluation.seam_report import FailedFile
+
+    if isinstance(one, FailedFile):
+        return one._asdict()
+    figures = one.report.as_json()
+    judged = {"bad": figures.pop("bad"), "step": figures.pop("step"), "notes": one.notes}
+    return {
+        "file": one.file,
+        **judged,
+        **figures,
+        "picture": one.picture and printable(one.picture),
+    }
 
 
-def _table(found: list[Measured], n_files: int, over: list[str], limit: float | None) -> list[str]:
+def _table(
+    found: list[FileReport], n_files: int, over: list[str], limit: float | None
+) -> list[str]:
     """One seam with its controls, or a line for each of several; the verdicts first."""
     lines = _one(found[0]) if len(found) == n_files == 1 else list(_several(found))
     lines += [f"picture: {printable(one.picture)}" for one in found if one.picture and n_files == 1]
     return lines + [f"above {limit:g}: {file}" for file in over]
 
 
-def _one(found: Measured) -> list[str]:
+def _one(found: FileReport) -> list[str]:
     from audioloop.signal import seam
 
-    word = "bad" if found.verdict.bad else "ok "
-    heard = "can be heard" if found.verdict.bad else "cannot be heard"
-    lines = [f"{word} {found.file}  the seam {heard}: {found.verdict}"]
+    word = "bad" if found.report.verdict.bad else "ok "
+    heard = "can be heard" if found.report.verdict.bad else "cannot be heard"
+    lines = [f"{word} {found.file}  the seam {heard}: {found.report.verdict}"]
     lines += [f"    {note}" for note in found.notes]
     lines.append(f"{'':<14}{'joins':>6}{'jump':>18}{'residual':>18}{'flux percentile':>18}")
-    for row in seam.rows(found.seam):
+    for row in seam.rows(found.report.seam):
         lines.append(f"{_spoken(row.name):<14}{row.joins:>6}" + _cells(row.median, row.largest))
-    among = found.seam.bar_flux_percentile
+    among = found.report.seam.bar_flux_percentile
     if among is not None:
         lines.append(f"bar flux percentile {among:.0f}")
-        over = ", ".join(f"{name} {value:.2f}" for name, value in found.seam.excess.items())
+        over = ", ".join(f"{name} {value:.2f}" for name, value in found.report.seam.excess.items())
         lines.append(f"excess over the other bar lines: {over}")
-    return lines + (_one_perplexity(found.perplexity) if found.perplexity else [])
+    return lines + (_one_perplexity(found.report.perplexity) if found.report.perplexity else [])
 
 
-def _explained(found: list[Measured]) -> list[str]:
+def _explained(found: list[FileReport]) -> list[str]:
     """What the figures that were shown mean."""
     from audioloop.evaluation import perplexity
     from audioloop.signal import seam, verdict
 
-    barred = any(one.seam.bar_flux_percentile is not None for one in found)
+    barred = any(one.report.seam.bar_flux_percentile is not None for one in found)
     meaning = {"verdict": verdict.MEANING, **seam.MEANING}
     if barred:
         meaning["excess"] = seam.EXCESS
     else:
         del meaning["bar_flux_percentile"]
     if len(found) == 1:
-        shown = found[0].seam.controls
+        shown = found[0].report.seam.controls
         meaning |= {name: text for name, text in seam.CONTROLS.items() if name in shown}
         meaning["in brackets, beside a median"] = "the largest"
     if _perplexities(found):
@@ -297,35 +253,40 @@ def _cells(median: Figures, largest: Figures | None) -> str:
     return "".join(f"{cell:>18}" for cell in cells)
 
 
-def _several(found: list[Measured]) -> Iterator[str]:
-    from audioloop.signal.verdict import percent
-
+def _several(found: list[FileReport]) -> Iterator[str]:
+    """A line for each file under a line of names, and one for all."""
     expected = _perplexities(found)
     if found:
         names = f"{'jump':>8}{'step':>8}{'residual':>10}{'flux':>6}{'bar flux':>10}{'bars':>6}"
         more = f"{'perplexity':>12}{'all':>8}{'at bars':>9}{'all':>8}{'apart':>8}{'all':>8}"
         yield "   " + names + more * bool(expected) + "  file"
     for one in found:
-        among, bars = one.seam.bar_flux_percentile, one.seam.bars
-        cells = [
-            "bad" if one.verdict.bad else "ok ",
-            f"{_figure(one.seam.figures.jump):>8}",
-            f"{percent(one.verdict.step):>8}",
-            f"{_figure(one.seam.figures.residual):>10}",
-            f"{one.seam.figures.flux_percentile:>6.0f}",
-            f"{'–' if among is None else f'{among:.0f}':>10}",
-            f"{'–' if bars is None else bars:>6}",
-        ]
-        if one.perplexity:
-            shown = zip((12, 8, 9, 8, 8, 8), one.perplexity.measures.values(), strict=True)
-            cells += [f"{_figure(value):>{width}}" for width, value in shown]
-        yield "".join(cells) + f"  {one.file}"
+        yield _line(one.report) + f"  {one.file}"
         yield from (f"    {note}" for note in one.notes)
     if len(found) > 1:
-        bad = sum(one.verdict.bad for one in found)
+        bad = sum(one.report.verdict.bad for one in found)
         yield f"{counted(len(found), 'file')}, " + (f"{bad:,} of them bad" if bad else "all right")
     if expected:
         yield from _all_perplexities(expected)
+
+
+def _line(one: SeamReport) -> str:
+    from audioloop.signal.verdict import percent
+
+    figures, among, bars = one.seam.figures, one.seam.bar_flux_percentile, one.seam.bars
+    cells = [
+        "bad" if one.verdict.bad else "ok ",
+        f"{_figure(figures.jump):>8}",
+        f"{percent(one.verdict.step):>8}",
+        f"{_figure(figures.residual):>10}",
+        f"{figures.flux_percentile:>6.0f}",
+        f"{'–' if among is None else f'{among:.0f}':>10}",
+        f"{'–' if bars is None else bars:>6}",
+    ]
+    if one.perplexity:
+        shown = zip((12, 8, 9, 8, 8, 8), one.perplexity.measures.values(), strict=True)
+        cells += [f"{_figure(value):>{width}}" for width, value in shown]
+    return "".join(cells)
 
 
 def _all_perplexities(found: list[SeamPerplexity]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from midiloop_cli.models import compile_option, device_option, precision_option
 if TYPE_CHECKING:
     from audioloop.codec.compression import CompressionModel
     from audioloop.evaluation.reconstruct import Figures, Reconstructed, Summary
+    from midiloop.common.trainer import Result
     from midiloop.errors import LoopError
 
 
@@ -111,52 +112,92 @@ def train(
     them.
     Start it under torchrun to use several GPUs or machines.
     """
-    from audioloop.codec import train as codec_train
     from audioloop.rendering import synth
-    from audioloop.tokens import train as token_train
     from midiloop.common import devices
     from midiloop.common.processes import Processes
-    from midiloop.common.train_config import Budget
-    from midiloop.dataset.parquet import LoopDataset
 
     mine = {"--loss-weight": changes or None, "--decoder-only": decoder_only or None}
-    _only(model == "codec", mine, "a codec")
-    if decoder_only and init_from is None:
-        raise click.UsageError("--decoder-only: say which codec's decoder by --init-from.")
     theirs = {"--loops": n_loops, "--token-cache": token_cache, "--codec": run}
-    _only(model != "codec", theirs, "masked and causal")
+    _check(model, mine, theirs, init_from)
     fonts = [synth.soundfont(path).resolve() for path in soundfonts or (None,)]
     if model != "codec" and len(fonts) > 1:
         raise click.UsageError("--soundfont: masked and causal learn from one SoundFont; give one.")
-    recipe, n = codec_train.with_loss_weights(changes), n_loops or token_train.N_LOOPS
-    loops, budget = LoopDataset(dataset), Budget(steps=steps, minutes=minutes)
     shared: dict[str, Any] = {
-        "init_from": init_from, "engine": Processes(n_workers), "resume": resume,
-        "events": tensorboard,
-        "training": replace(
-            (codec_train if model == "codec" else token_train).TRAINING,
-            **settings,
-            compile=compiled,
-        ),
+        "budget": (steps, minutes), "init_from": init_from, "engine": Processes(n_workers),
+        "resume": resume, "events": tensorboard, "training": {**settings, "compile": compiled},
     }  # fmt: skip
     with devices.processes(devices.choose_device(device)) as place:
         if model == "codec":
-            with report.sounding(model) as live:
-                result = codec_train.codec(
-                    loops, out, budget, fonts, recipe=recipe, decoder_only=decoder_only,
-                    device=place, on_progress=live, **shared,
-                )  # fmt: skip
+            result = _train_codec(
+                dataset, out, fonts, changes, decoder_only=decoder_only, device=place, **shared
+            )
         else:
-            with report.counting("loops", n) as count, report.sounding(model) as live:
-                result = token_train.tokens(
-                    model, loops, out, budget, fonts[0], n_loops=n, folder=token_cache, codec=run,
-                    device=place, on_encoded=report.steps(count), on_lost=_left_out,
-                    on_progress=live, **shared,
-                )  # fmt: skip
+            result = _train_tokens(
+                model, dataset, out, fonts[0], n_loops, folder=token_cache, codec=run,
+                device=place, **shared,
+            )  # fmt: skip
     if int(os.environ.get("RANK", "0")):
         return  # the first of several processes reports for all
     figures = {**result.history[-1], "folder": str(out), "steps": result.steps}
     report.echo(report.to_json(figures) if as_json else _trained(model, figures))
+
+
+def _check(
+    model: str, mine: dict[str, Any], theirs: dict[str, Any], init_from: Path | None
+) -> None:
+    """Raise `click.UsageError` for options of another model, or that lack another."""
+    _only(model == "codec", mine, "a codec")
+    if mine["--decoder-only"] and init_from is None:
+        raise click.UsageError("--decoder-only: say which codec's decoder by --init-from.")
+    _only(model != "codec", theirs, "masked and causal")
+
+
+def _train_codec(
+    dataset: Path,
+    out: Path,
+    fonts: list[Path],
+    changes: tuple[str, ...],
+    *,
+    budget: tuple[int | None, float | None],
+    training: dict[str, Any],
+    **options: Any,
+) -> Result:
+    from audioloop.codec import train
+    from midiloop.common.train_config import Budget
+    from midiloop.dataset.parquet import LoopDataset
+
+    recipe = train.with_loss_weights(changes)
+    loops, lasting = LoopDataset(dataset), Budget(steps=budget[0], minutes=budget[1])
+    with report.sounding("codec") as live:
+        return train.codec(
+            loops, out, lasting, fonts, recipe=recipe, on_progress=live,
+            training=replace(train.TRAINING, **training), **options,
+        )  # fmt: skip
+
+
+def _train_tokens(
+    model: str,
+    dataset: Path,
+    out: Path,
+    font: Path,
+    n_loops: int | None,
+    *,
+    budget: tuple[int | None, float | None],
+    training: dict[str, Any],
+    **options: Any,
+) -> Result:
+    from audioloop.tokens import train
+    from midiloop.common.train_config import Budget
+    from midiloop.dataset.parquet import LoopDataset
+
+    n = n_loops or train.N_LOOPS
+    loops, lasting = LoopDataset(dataset), Budget(steps=budget[0], minutes=budget[1])
+    with report.counting("loops", n) as count, report.sounding(model) as live:
+        return train.tokens(
+            model, loops, out, lasting, font, n_loops=n, on_coded=report.steps(count),
+            on_lost=_left_out, on_progress=live,
+            training=replace(train.TRAINING, **training), **options,
+        )  # fmt: skip
 
 
 def _left_out(split: str, number: int) -> None:

@@ -168,6 +168,16 @@ class LoopBatch:
 class LoopDataset:
     """A finished dataset, read batch by batch.
 
+    >>> import midiloop, numpy as np
+    >>> from pathlib import Path
+    >>> from midiloop.common.engine import Inline
+    >>> roll = np.zeros((256, 93), bool)
+    >>> roll[::4, [0, 6]] = roll[::2, 20:21] = True
+    >>> midiloop.write(midiloop.decode(roll), "long.mid")
+    >>> _ = midiloop.extract_corpus([Path("long.mid")], Path("mined"), engine=Inline())
+    >>> [batch.rolls.shape for batch in midiloop.LoopDataset(Path("mined")).batches(5)]
+    [(5, 128, 93), (4, 128, 93)]
+
     Loops come in the order of the shards' names, in which other programs read them too: split by
     split, and within a split in the order of the corpus. In datasets of earlier versions all come
     in the order of the corpus.

@@ -38,6 +38,9 @@ OF_ONE_LOOP: dict[str, Measure] = {
 class LoopSet(NamedTuple):
     """Loops to judge, n of them.
 
+    >>> import midiloop, numpy as np
+    >>> stand_alone = midiloop.LoopSet(np.zeros((20, 128, 93), bool))
+
     Attributes:
         rolls: bool (n, steps, columns), or their bits.
         songs: the song of each, (n,) of any type that sorts; None where each stands alone, as

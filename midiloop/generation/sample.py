@@ -80,6 +80,9 @@ class Generator:
 class GenerationRequest:
     """Settings of generation.
 
+    >>> import midiloop
+    >>> wanted = midiloop.GenerationRequest(n=4, seed=1, must=("kick", "loop"))
+
     Attributes:
         n: number of loops.
         seed: of all random numbers.
@@ -112,12 +115,16 @@ class Generated(NamedTuple):
     tried: int
 
 
-def load(folder: Path, device: torch.device | None = None) -> Generator:
-    """Load a run of ``midiloop train``, whichever model it holds.
+def load(folder: Path | None = None, device: torch.device | None = None) -> Generator:
+    """Load a run of ``midiloop train``, whichever model it holds; None for the one that ships.
+
+    >>> import midiloop
+    >>> generator = midiloop.load_generator()
 
     Raises:
         LoopError: the folder holds no run, one without its prior, or a damaged one.
     """
+    folder = folder or SHIPPED
     if not folder.is_dir():
         raise LoopError(f"{folder}: no such folder; give one that 'midiloop train' wrote")
     kinds = [kind for kind in MODELS if (folder / kind / "config.json").exists()]
@@ -155,6 +162,11 @@ def sample(
     on_loops: Callable[[int], None] = lambda _: None,
 ) -> Generated:
     """Sample loops in order, and keep the first ``request.n`` that meet the request.
+
+    >>> import midiloop
+    >>> wanted = midiloop.GenerationRequest(n=4, seed=1)
+    >>> midiloop.generate(midiloop.load_generator(), wanted).rolls.shape
+    (4, 128, 93)
 
     Args:
         generator: the model.

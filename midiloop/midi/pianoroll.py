@@ -35,6 +35,11 @@ def encode(
     A tick becomes the nearest step, ties up. A drum note fills the step of its onset, a bass note
     all steps from its onset to its end, at least one; of several bass pitches the lowest stays.
 
+    >>> import midiloop, numpy as np
+    >>> roll = np.eye(16, 93, dtype=bool)
+    >>> bool((midiloop.encode(midiloop.decode(roll)) == roll).all())
+    True
+
     Args:
         by_name: see `bass_tracks`.
         span: ticks from which, and to which, it is drawn; otherwise all.
@@ -125,6 +130,10 @@ def decode(roll: Roll, tempo_bpm: float = 120.0, *, name: str = "", grid: Grid =
     """Write a roll as a score of two tracks, drums and bass, which ends at its last bar line.
 
     Repeated steps of a bass pitch become one note; a drum hit lasts one step.
+
+    >>> import midiloop, numpy as np
+    >>> midiloop.decode(np.eye(16, 93, dtype=bool), tempo_bpm=96).n_notes
+    16
 
     Args:
         roll: bool (whole bars, columns).

@@ -165,6 +165,12 @@ class Score:
 def read(source: Path | str | bytes) -> Score:
     """Read a standard MIDI file from a path or from its bytes.
 
+    >>> import midiloop, numpy as np
+    >>> midiloop.write(midiloop.decode(np.eye(16, 93, dtype=bool), 97.5), "loop.mid")
+    >>> song = midiloop.read("loop.mid")
+    >>> song.n_notes, song.tempos[0].bpm
+    (16, 97.5)
+
     Raises:
         MidiError: the file holds no usable score; ``reason`` is one of `REASONS`.
         OSError: the path cannot be read.
@@ -467,6 +473,9 @@ def write(score: Score, path: Path | str) -> None:
 
     Tempo, meter and track name stand at tick 0, drums are on channel 10, and every track ends
     exactly at ``score.length_ticks``: importers take the length of a clip from there.
+
+    >>> import midiloop, numpy as np
+    >>> midiloop.write(midiloop.decode(np.eye(16, 93, dtype=bool)), "loop.mid")
     """
     files.write(Path(path), to_bytes(score))
 

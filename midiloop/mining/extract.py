@@ -83,6 +83,12 @@ WORKERS_NEED = ("midiloop.mining.extract", "symusic.core")
 def loops(song: Score, settings: Settings = PAPER) -> list[Roll]:
     """All loops of one song, as bool rolls (steps, columns).
 
+    >>> import midiloop, numpy as np
+    >>> roll = np.zeros((256, 93), bool)  # 16 bars
+    >>> roll[::4, [0, 6]] = roll[::2, 20:21] = True  # kick, crash, bass
+    >>> len(midiloop.extract(midiloop.decode(roll)))  # at every bar that 8 bars begin with
+    9
+
     Raises:
         MidiError: the song cannot have any; ``reason`` is one of `REASONS`.
     """
@@ -290,6 +296,16 @@ def run(
     item_timeout_s: float = ITEM_TIMEOUT_S,
 ) -> Result:
     """Mine every MIDI file of ``sources`` into the loop dataset ``out``.
+
+    >>> import midiloop, numpy as np
+    >>> from pathlib import Path
+    >>> from midiloop.common.engine import Inline
+    >>> roll = np.zeros((256, 93), bool)
+    >>> roll[::4, [0, 6]] = roll[::2, 20:21] = True
+    >>> midiloop.write(midiloop.decode(roll), "long.mid")
+    >>> _ = midiloop.extract_corpus([Path("long.mid")], Path("loops"), engine=Inline())
+    >>> len(midiloop.LoopDataset(Path("loops")))
+    9
 
     Until the dataset is whole its parts lie in ``OUT.partial``; a run that was killed goes on from
     there with ``resume``. A whole dataset stays as it is, unless files were lost to workers that

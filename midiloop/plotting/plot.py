@@ -101,13 +101,19 @@ SMALL = _Style(
 HEADING, HEADING_TEXT = 30, 17
 
 
-def draw(picture: Picture, path: Path, *, grid: Grid = LOOP) -> None:
+def draw(picture: Picture | Roll, path: Path, *, grid: Grid = LOOP) -> None:
     """Draw one loop, large, to a .png, .svg or .pdf file.
+
+    >>> import midiloop, numpy as np
+    >>> from pathlib import Path
+    >>> midiloop.plot(np.eye(128, 93, dtype=bool), Path("loop.png"))
 
     Raises:
         LoopError: the roll does not fit the grid, or the file cannot be called that.
         ImportError: matplotlib is missing.
     """
+    if not isinstance(picture, Picture):
+        picture = Picture(picture)
     _check([picture], path, grid)
     edge, lane = LARGE.margin, _lane_width([picture], LARGE)
     left = edge + LARGE.gutter

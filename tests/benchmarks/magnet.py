@@ -28,7 +28,8 @@ from audioloop.codec import compression, fidelity
 from audioloop.conditioning import Conditioning
 from audioloop.evaluation import reconstruct
 from audioloop.io.wave import Wave
-from audioloop.pipelines import inpaint, inputs, refine
+from audioloop.pipelines import generate, inpaint, inputs, refine
+from audioloop.pipelines.generate import LoopPrompt
 from audioloop.pipelines.inpaint import Inpainter
 from audioloop.pipelines.inputs import SourceLoop
 from audioloop.rendering import augment, piece, render, synth
@@ -84,9 +85,9 @@ def follows(pieces: list[Piece], inpainter: Inpainter, font: synth.SoundFont) ->
         assert other is not None
         true = render.loop(loop, font).mix
         back = compression.encode(true, inpainter.codec)
-        made = refine.generate(loop.label, conditioning, inpainter, rate=RATE)[0]
-        free = refine.generate(
-            loop.label, Conditioning(steps=conditioning.steps), inpainter, rate=RATE
+        made = generate.generate(LoopPrompt(loop.label, conditioning), inpainter, rate=RATE)[0]
+        free = generate.generate(
+            LoopPrompt(loop.label, Conditioning(steps=conditioning.steps)), inpainter, rate=RATE
         )[0]
         note("render", true, conditioning.roll)
         note(
@@ -138,7 +139,9 @@ def lengths(loop: Piece, inpainter: Inpainter) -> None:
         label = replace(loop.label, tempo_bpm=tempo_bpm)
         for rate in (44_100, 48_000):
             conditioning = inputs.conditioning_of(loop)
-            made = refine.generate(label, conditioning, inpainter, rate=rate, sampling=quick)[0]
+            made = generate.generate(
+                LoopPrompt(label, conditioning), inpainter, rate=rate, sampling=quick
+            )[0]
             worst = max(worst, abs(len(made) - round(BARS * 4 * 60 / tempo_bpm * rate)))
     show("samples too many or too few, 40 to 250 bpm: worst", worst)
     print()

@@ -24,7 +24,8 @@ from scipy.optimize import linear_sum_assignment
 
 from audioloop.codec import compression
 from audioloop.io.wave import Wave
-from audioloop.pipelines import inpaint, inputs, refine
+from audioloop.pipelines import generate, inpaint, inputs
+from audioloop.pipelines.generate import LoopPrompt
 from audioloop.rendering import augment, piece, render, synth
 from audioloop.rendering.piece import Piece
 from midiloop.dataset.parquet import LoopDataset
@@ -152,8 +153,8 @@ def main() -> None:
         codes = compression.encode(true, inpainter.codec).codes
         waves["render"].append(true)
         waves["codes"].append(inpainter.decoded(codes, len(true), RATE))
-        waves["generated"] += refine.generate(
-            loop.label, conditioning, inpainter, rate=RATE, sampling=sampling
+        waves["generated"] += generate.generate(
+            LoopPrompt(loop.label, conditioning), inpainter, rate=RATE, sampling=sampling
         )
         rolls.append(conditioning.roll)
     print(f"{len(rolls)} loops of validation songs; F1 within {1000 * WITHIN_S:g} ms\n")

@@ -79,6 +79,7 @@ def test_what_is_no_whole_bars_is_cut_and_says_so(seconds: float, bars: int, sav
     assert loop.label.bars == bars
     assert loop.label.tempo_bpm == 120
     assert len(loop.wave) == bars * 2 * RATE
+    assert loop.source is not None
     np.testing.assert_array_equal(loop.wave.samples, read_all(loop.source)[:, : len(loop.wave)])
     said = f"{'1 bar' if bars == 1 else f'{bars} bars'} at 120 bpm"
     if len(loop.wave) < round(seconds * RATE):

@@ -13,30 +13,29 @@ import pytest
 import soundfile
 import torch
 from click.testing import CliRunner
+from small_inpainter import CODEC, small_inpainter
 from torch import Tensor
 
-from audioloop.codec import compression, encoded_dataset
-from audioloop.codec.model import Codec, CodecConfig
+from audioloop.codec import compression
+from audioloop.codec.model import Codec
 from audioloop.conditioning import Conditioning, ConditioningTensors
 from audioloop.evaluation import reconstruct, validate
 from audioloop.io import metadata, wave
 from audioloop.io.label import Label
 from audioloop.io.wave import Format, Samples, Wave
-from audioloop.pipelines import inpaint, refine
+from audioloop.pipelines import generate, inpaint, outputs, refine
+from audioloop.pipelines.generate import LoopPrompt
 from audioloop.pipelines.inpaint import Inpainter, SamplingConfig
 from audioloop.pipelines.inputs import SourceLoop
-from audioloop.pipelines.refine import InpaintMask
+from audioloop.pipelines.masks import InpaintMask
 from audioloop.tokens.magnet import decode, loops
-from audioloop.tokens.model import Causal, Masked, TokenConfig
+from audioloop.tokens.model import Masked, TokenConfig
 from handmade import groove, random_rolls
 from midiloop.common import checkpoint, files
 from midiloop.errors import CallError, LoopError
 from midiloop.midi import score
 from midiloop_cli import main
 
-CODEC = CodecConfig(
-    fine=32, coarse=32, encoder_blocks=1, decoder_blocks=1, latent_dim=16, codebook_size=32
-)
 FAST = SamplingConfig(steps=(4, 2, 2, 2))
 RATE = 44_100
 # Seconds: a block sees 3 places of 10 or 20 ms on either side, inward one of 20, and a window half
@@ -54,19 +53,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def inpainter() -> Inpainter:
-    """Models that have learned nothing."""
-    torch.manual_seed(4)
-    codec = Codec(CODEC).eval().requires_grad_(False)
-    config = TokenConfig(
-        dim=16,
-        heads=2,
-        layers=1,
-        codebook_size=32,
-        reach=5,
-        codec=encoded_dataset.encode_loop(codec),
-    )
-    masked, causal = Masked(config), Causal(config)
-    return Inpainter(codec, masked.requires_grad_(False), causal.requires_grad_(False))
+    return small_inpainter()
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +113,9 @@ def test_every_sample_is_there(tempo_bpm: float, rate: int, inpainter: Inpainter
     assert [one.samples.shape for one in made] == [(1, label.samples(rate))]
     assert (made[0].rate, regenerated) == (rate, 1.0)
     conditioning = Conditioning(steps=16, kit=25)
-    written = refine.generate(label, conditioning, inpainter, rate=rate, sampling=FAST)
+    written = generate.generate(
+        LoopPrompt(label, conditioning), inpainter, rate=rate, sampling=FAST
+    )
     assert [one.samples.shape for one in written] == [(1, label.samples(rate))]
 
 
@@ -264,7 +253,7 @@ def test_silence_and_no_numbers_are_refused(level: float, inpainter: Inpainter) 
 
 def test_what_is_too_long_or_too_short_is_refused(inpainter: Inpainter) -> None:
     with pytest.raises(LoopError, match=r"96 s are over 80.*give fewer bars, or a faster tempo"):
-        refine.generate(Label(20, 8), Conditioning(steps=128), inpainter)
+        generate.generate(LoopPrompt(Label(20, 8), Conditioning(steps=128)), inpainter)
     samples = np.full((1, 300), 0.1, np.float32)
     loop = replace(loop_of(Label(240, 1)), wave=Wave(samples, RATE))
     with pytest.raises(LoopError, match="less than a frame"):
@@ -285,8 +274,12 @@ def test_a_way_depends_on_the_seed_and_its_number_alone(
 
     def made(seed: int, n: int) -> list[Any]:
         sampling = replace(FAST, seed=seed, rescoring_weight=rescoring_weight)
-        waves = refine.generate(
-            label, conditioning, inpainter, num_samples=n, sampling=sampling, causal_prefix=primed
+        waves = generate.generate(
+            LoopPrompt(label, conditioning),
+            inpainter,
+            num_samples=n,
+            sampling=sampling,
+            causal_prefix=primed,
         )
         return [one.samples.tobytes() for one in waves]
 
@@ -348,8 +341,11 @@ def test_the_first_codebooks_may_be_known_and_stay(inpainter: Inpainter, known: 
 def test_who_is_not_there_has_no_say(inpainter: Inpainter) -> None:
     alone = replace(inpainter, causal=None)
     with pytest.raises(CallError, match="primed without a causal model"):
-        refine.generate(
-            Label(240, 1), Conditioning(steps=16), alone, sampling=FAST, causal_prefix=True
+        generate.generate(
+            LoopPrompt(Label(240, 1), Conditioning(steps=16)),
+            alone,
+            sampling=FAST,
+            causal_prefix=True,
         )
     with pytest.raises(CallError, match="rescored without a causal model"):
         refine.refine(
@@ -421,12 +417,12 @@ def test_what_would_clip_is_turned_down_and_says_so(form: Format, tmp_path: Path
     label = Label(240, 1, name="dub")
     loud = tones(label.samples(RATE))
     loud = Wave(loud.samples * np.float32(4), RATE)
-    files, conditioning = refine.write(loud, tmp_path, label, form, None)
+    files, conditioning = outputs.write(loud, tmp_path, label, form, None)
     assert files == (f"dub_240bpm{form.suffix}",)
     room_db = 7.0 if form.name == "ogg" else 6.0
     assert conditioning == [f"turned down by {room_db:.1f} dB, or it clips"]
     assert sound(tmp_path / files[0]) == []
-    files, conditioning = refine.write(tones(label.samples(RATE)), tmp_path, label, form, None)
+    files, conditioning = outputs.write(tones(label.samples(RATE)), tmp_path, label, form, None)
     assert conditioning == []
     assert wave.read(tmp_path / files[0]).peak == pytest.approx(0.5, abs=0.05)
 

@@ -9,7 +9,7 @@ import mido
 import numpy as np
 import pytest
 
-from audioloop.pipelines.refine import InpaintMask
+from audioloop.pipelines.masks import InpaintMask
 from audioloop.rendering import piece
 from handmade import BAR, END_OF_TRACK, FOUR_FOUR, STEP, TPQ, groove, smf, vlq
 from midiloop.errors import LoopError, MidiError
