@@ -158,7 +158,7 @@ class Inpainter:
         return n_frames
 
     @torch.inference_mode()
-    def filled(
+    def inpaint(
         self,
         codes: Tensor,
         inpaint_mask: Tensor,
@@ -212,7 +212,7 @@ class Inpainter:
         )
 
     @torch.inference_mode()
-    def primed(
+    def prefix(
         self,
         condition: ConditioningTensors,
         n_frames: int,
@@ -224,7 +224,7 @@ class Inpainter:
         Raises:
             CallError: there is no causal model.
         """
-        model = self._causal("primed")
+        model = self._causal("prefix")
         tensors = condition.to(self.device)
         generators = (sampling.generator(-1 - number, self.device) for number in range(n))
         return torch.cat([prefix.prefix(model, tensors, n_frames, one) for one in generators])

@@ -64,13 +64,13 @@ class SourceLoop:
     notes: tuple[str, ...] = ()
 
 
-def files(given: Sequence[Path]) -> Iterator[Path]:
+def files(paths: Sequence[Path]) -> Iterator[Path]:
     """Files as they are given, and the MIDI files of folders, or else their audio.
 
     Raises:
         LoopError: there is neither in a folder.
     """
-    for source in given:
+    for source in paths:
         inside = sorted(source.rglob("*")) if source.is_dir() else []
         midi = [path for path in inside if path.suffix.lower() in MIDI and path.is_file()]
         if midi:

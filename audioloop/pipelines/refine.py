@@ -70,7 +70,7 @@ def refine(
     peak = np.float32(loop.wave.peak)
     encoded = compression.encode(Wave(loop.wave.samples / peak, rate), inpainter.codec)
     condition = conditioning.on(n_frames, frames_per_s)
-    filled = inpainter.filled(encoded.codes, inpaint_mask, condition, num_samples, sampling)
+    filled = inpainter.inpaint(encoded.codes, inpaint_mask, condition, num_samples, sampling)
     kept = ~inpaint_mask, encoded.latent
     made = [inpainter.decoded(codes[None], n_samples, rate, kept) for codes in filled]
     return [Wave(one.samples * peak, rate) for one in made], float(inpaint_mask.float().mean())

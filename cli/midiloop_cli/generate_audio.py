@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Outcome = list[WrittenLoop] | LoopError
 
 
-def taste_options(*, texts: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def sampling_options(*, texts: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Options of how codes are drawn, and by which models; of texts as well, or of notes alone."""
 
     def of_texts(default: str) -> str:
@@ -102,7 +102,7 @@ def taste_options(*, texts: bool) -> Callable[[Callable[..., Any]], Callable[...
     return added
 
 
-def _taste(options: dict[str, Any], defaults: SamplingConfig) -> SamplingConfig:
+def _config(options: dict[str, Any], defaults: SamplingConfig) -> SamplingConfig:
     names = (
         "seed",
         "temperature",
@@ -144,7 +144,7 @@ def _taste(options: dict[str, Any], defaults: SamplingConfig) -> SamplingConfig:
     type=click.IntRange(0, 127),
     help="General MIDI program of the bass of MIDI files, as in 33 for fingered.",
 )
-@taste_options(texts=False)
+@sampling_options(texts=False)
 def refine(
     sources: tuple[Path, ...],
     out: Path,
@@ -176,7 +176,7 @@ def refine(
     from audioloop.rendering.render import Sound
 
     part = masks.InpaintMask(keep, mask)
-    sampling = _taste(options, inpaint.SAMPLING)  # out of range: an error before anything is read
+    sampling = _config(options, inpaint.SAMPLING)  # out of range: an error before anything is read
     paths = list(inputs.files(sources))
     font = _font(paths, soundfont, ignore_notes=ignore_notes)
     sound = Sound(kit=kit, bass=bass)
@@ -235,7 +235,7 @@ def _font(paths: Sequence[Path], soundfont: Path | None, *, ignore_notes: bool) 
     help="The EnCodec of the MAGNeT, as a folder or as NAME or NAME@REVISION of Hugging Face.",
 )
 @click.option("--t5", metavar="NAME", help="The T5 that reads its text, likewise.")
-@taste_options(texts=True)
+@sampling_options(texts=True)
 def generate(
     sources: tuple[Path, ...],
     out: Path,
@@ -300,7 +300,7 @@ def _of_notes(
     from audioloop.pipelines import generate, inpaint
     from audioloop.rendering.render import Sound
 
-    sampling = _taste(options, inpaint.SAMPLING)  # out of range: an error before anything is read
+    sampling = _config(options, inpaint.SAMPLING)  # out of range: an error before anything is read
     primed = options["causal_prefix"]
     inpainter = _inpainter(options, options["device"], primed)
     sound = Sound(kit=options["kit"], bass=options["bass"])
@@ -315,7 +315,7 @@ def _of_text(
     from audioloop.pipelines import text_to_audio
     from midiloop.common.devices import choose_device
 
-    sampling = _taste(options, text_to_audio.SAMPLING)
+    sampling = _config(options, text_to_audio.SAMPLING)
     device = choose_device(options["device"])
     writer = text_to_audio.load(magnet, options["encodec"], options["t5"], device)
     return text_to_audio.run(writer, text, out, sampling=sampling, **wanted)

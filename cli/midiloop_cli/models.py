@@ -249,7 +249,7 @@ def generate(
     with report.counting("loops", wanted.n) as count:
         drawn = sample.sample(generator, wanted, batch=batch_size or sample.BATCH, on_loops=count)
     about = {"run": run.name if run else "midiloop", "tried": drawn.tried, **request}
-    found = publish.write(drawn.rolls, out, tempo_bpm=bpm, seed=wanted.seed, about=about)
+    found = outputs.write(drawn.rolls, out, tempo_bpm=bpm, seed=wanted.seed, about=about)
     if as_json:
         shown = {name: path and str(path) for name, path in found._asdict().items()}
         report.echo(report.to_json({"loops": wanted.n, "tried": drawn.tried, **shown}))

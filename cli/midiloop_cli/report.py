@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from midiloop.common.trainer import Progress as TrainingProgress
     from midiloop.evaluation.evaluate import Distance, Estimate, Evaluation, Size
     from midiloop.evaluation.overview import Histogram, Overview
-    from midiloop.generation.publish import WrittenLoops
+    from midiloop.generation.outputs import WrittenLoops
     from midiloop.generation.sample import GenerationRequest
     from midiloop.mining.extract import Progress as MiningProgress
     from midiloop.training.recipes import Trained

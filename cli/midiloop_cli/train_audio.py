@@ -194,7 +194,7 @@ def _train_tokens(
     loops, lasting = LoopDataset(dataset), Budget(steps=budget[0], minutes=budget[1])
     with report.counting("loops", n) as count, report.sounding(model) as live:
         return train.tokens(
-            model, loops, out, lasting, font, n_loops=n, on_coded=report.steps(count),
+            model, loops, out, lasting, font, n_loops=n, on_encoded=report.steps(count),
             on_lost=_left_out, on_progress=live,
             training=replace(train.TRAINING, **training), **options,
         )  # fmt: skip
