@@ -1,4 +1,4 @@
-"""A loop that is given to be made anew: how it sounds, how long it is, and what is known of it."""
+"""The source of refine and generate: a loop's wave, its length and its conditioning."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def _of_piece(loop: Piece, font: SoundFont | None, sound: Sound) -> SourceLoop:
 
 
 def conditioning_of(loop: Piece) -> Conditioning:
-    """What can be told of a piece: its drums and its bass, on the grid."""
+    """Conditioning of a piece: its drums and its bass, on the grid."""
     steps = int(loop.label.quarters * STEPS_PER_BEAT)
     drawn = pianoroll.encode(loop.score)[:steps]
     roll: Roll = np.zeros((steps, LOOP.columns), np.bool_)

@@ -66,7 +66,7 @@ def refine(
     frames_per_s = inpainter.codec.config.frames_per_s
     inpaint_mask = part.inpaint_mask(loop.conditioning, loop.label.bars, n_frames, frames_per_s)
     conditioning = replace(loop.conditioning, roll=None) if ignore_notes else loop.conditioning
-    # Models have learned from loops of about full scale.
+    # Models were trained on loops of about full scale.
     peak = np.float32(loop.wave.peak)
     encoded = compression.encode(Wave(loop.wave.samples / peak, rate), inpainter.codec)
     condition = conditioning.on(n_frames, frames_per_s)

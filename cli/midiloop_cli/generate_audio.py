@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def sampling_options(*, texts: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Options of how codes are drawn, and by which models; of texts as well, or of notes alone."""
+    """Options of sampling and of models; for texts as well, or for notes only."""
 
     def of_texts(default: str) -> str:
         return default if texts else ""
@@ -54,7 +54,7 @@ def sampling_options(*, texts: bool) -> Callable[[Callable[..., Any]], Callable[
         click.option(
             "--cfg-scale", type=click.FloatRange(0, 100),
             help=f"How strictly notes, kit{of_texts(', text')} and tempo are followed. Default: 1 "
-            "with notes, 1.5 with notes and one candidate, 4 without notes"
+            "with notes, 1.5 with notes and --best-of 1, 4 without notes"
             f"{of_texts(', 10 for a text')}.",
         ),
         click.option(
@@ -78,7 +78,7 @@ def sampling_options(*, texts: bool) -> Callable[[Callable[..., Any]], Callable[
             "--causal-model", type=INPUT, metavar="RUN", help="A causal model that you trained."
         ),
         click.option(
-            "--codec", type=INPUT, metavar="RUN", help="The codec that they learned from."
+            "--codec", type=INPUT, metavar="RUN", help="The codec that they were trained with."
         ),
         click.option(
             "--format", "form", type=click.Choice(["wav", "flac", "ogg"]), default="wav",
@@ -169,7 +169,7 @@ def refine(
     if mask is not None:
         refuse("--mask says what is regenerated, and --keep what stays; give one", "keep")
     if not options["rescoring_weight"]:
-        refuse("is asked only with --rescoring-weight", "causal_model")
+        refuse("is used only with --rescoring-weight", "causal_model")
     refuse_top_p(options["temperature"])
     from audioloop.pipelines import inpaint, inputs, masks
     from audioloop.pipelines import refine as pipeline
@@ -247,7 +247,7 @@ def generate(
 ) -> None:
     """Write audio loops from the notes of MIDI files, from a drum kit and a tempo, or from a text.
 
-    No SoundFont is heard: a model makes the sound, on the circle.
+    No SoundFont is used: a model generates the sound, as a circular sequence.
     """
     from audioloop.pipelines import inputs
 
@@ -290,7 +290,7 @@ def _check_used(text: str | None, sources: tuple[Path, ...], options: dict[str, 
     if not sources:
         refuse("are compared by the notes; give MIDI files", "best_of")
     if not options["rescoring_weight"] and not options["causal_prefix"]:
-        refuse("is asked only with --rescoring-weight or --causal-prefix", "causal_model")
+        refuse("is used only with --rescoring-weight or --causal-prefix", "causal_model")
 
 
 def _of_notes(
