@@ -125,10 +125,10 @@ def generate(
     inpaint_mask = torch.ones(n_frames, dtype=torch.bool)
     half = n_frames // 2
     if causal_prefix and half:
-        first = inpainter.primed(condition, half, num_samples, sampling).cpu()
+        first = inpainter.prefix(condition, half, num_samples, sampling).cpu()
         codes = torch.cat([first, codes[..., half:].expand(num_samples, -1, -1)], -1)
         inpaint_mask[:half] = False
-    filled = inpainter.filled(codes, inpaint_mask, condition, num_samples, sampling)
+    filled = inpainter.inpaint(codes, inpaint_mask, condition, num_samples, sampling)
     return [inpainter.decoded(codes[None], n_samples, rate) for codes in filled]
 
 

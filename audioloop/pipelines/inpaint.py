@@ -1,4 +1,4 @@
-"""Gaps of a coded loop, filled on the ring: what `refine` and `generate` have in common.
+"""Inpainting of encoded loops as circular sequences: what `refine` and `generate` share.
 
 ::
 
@@ -130,7 +130,7 @@ class Inpainter:
     """The models that it takes.
 
     Attributes:
-        causal: for rescoring and priming; None without.
+        causal: for rescoring weights and prefixes; None without.
     """
 
     codec: Codec
@@ -153,12 +153,12 @@ class Inpainter:
             longest_s = MAX_FRAMES / self.codec.config.frames_per_s
             raise LoopError(
                 f"{n_samples / rate:.0f} s are over {longest_s:.0f}, the longest loop that is made "
-                "anew at once; give fewer bars, or a faster tempo"
+                "regenerated at once; give fewer bars, or a faster tempo"
             )
         return n_frames
 
     @torch.inference_mode()
-    def filled(
+    def inpaint(
         self,
         codes: Tensor,
         inpaint_mask: Tensor,
@@ -166,15 +166,15 @@ class Inpainter:
         n: int,
         sampling: SamplingConfig = SAMPLING,
     ) -> Tensor:
-        """Fill some frames of a loop, in ``n`` ways.
+        """Regenerate some frames of a loop, ``n`` times.
 
         Args:
-            codes: int64 (1, K, T), or (n, K, T) where each way begins with other ones.
-            inpaint_mask: bool (T,): frames to be made anew; or (K, T), codebook by codebook.
+            codes: int64 (1, K, T), or (n, K, T) with other source tokens for each sample.
+            inpaint_mask: bool (T,): frames to regenerate; or (K, T), codebook by codebook.
             condition: of one loop.
 
         Returns:
-            int64 (n, K, T). Way number i depends on the seed and i alone.
+            int64 (n, K, T). Sample number i depends on the seed and i alone.
 
         Raises:
             CallError: a causal model is to have a say, and there is none.
@@ -212,19 +212,19 @@ class Inpainter:
         )
 
     @torch.inference_mode()
-    def primed(
+    def prefix(
         self,
         condition: ConditioningTensors,
         n_frames: int,
         n: int = 1,
         sampling: SamplingConfig = SAMPLING,
     ) -> Tensor:
-        """The first frames of a loop by the causal model, in ``n`` ways: int64 (n, K, n_frames).
+        """The first frames of a loop by the causal model, ``n`` samples: int64 (n, K, n_frames).
 
         Raises:
             CallError: there is no causal model.
         """
-        model = self._causal("primed")
+        model = self._causal("prefix")
         tensors = condition.to(self.device)
         generators = (sampling.generator(-1 - number, self.device) for number in range(n))
         return torch.cat([prefix.prefix(model, tensors, n_frames, one) for one in generators])

@@ -1,4 +1,4 @@
-"""A loop that is given to be made anew: how it sounds, how long it is, and what is known of it."""
+"""The source of refine and generate: a loop's wave, its length and its conditioning."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ class SourceLoop:
     notes: tuple[str, ...] = ()
 
 
-def files(given: Sequence[Path]) -> Iterator[Path]:
+def files(paths: Sequence[Path]) -> Iterator[Path]:
     """Files as they are given, and the MIDI files of folders, or else their audio.
 
     Raises:
         LoopError: there is neither in a folder.
     """
-    for source in given:
+    for source in paths:
         inside = sorted(source.rglob("*")) if source.is_dir() else []
         midi = [path for path in inside if path.suffix.lower() in MIDI and path.is_file()]
         if midi:
@@ -221,7 +221,7 @@ def _of_piece(loop: Piece, font: SoundFont | None, sound: Sound) -> SourceLoop:
 
 
 def conditioning_of(loop: Piece) -> Conditioning:
-    """What can be told of a piece: its drums and its bass, on the grid."""
+    """Conditioning of a piece: its drums and its bass, on the grid."""
     steps = int(loop.label.quarters * STEPS_PER_BEAT)
     drawn = pianoroll.encode(loop.score)[:steps]
     roll: Roll = np.zeros((steps, LOOP.columns), np.bool_)

@@ -14,7 +14,7 @@ from midiloop.errors import CallError, counted
 from midiloop.grid import LOOP
 
 MOST_BARS = 1024
-# Around a note's beginning, what is made anew where only beginnings are.
+# Around an onset, the time that is regenerated where only onsets are.
 ONSET_S = (-0.02, 0.1)
 BAR_SETS = {"even": slice(1, None, 2), "odd": slice(0, None, 2), "last": slice(-1, None)}
 _BARS = re.compile(r"(\d+)(?:-(\d+))?")
@@ -22,7 +22,7 @@ _BARS = re.compile(r"(\d+)(?:-(\d+))?")
 
 @dataclass(frozen=True)
 class InpaintMask:
-    """Which part of a loop is made anew.
+    """Which part of a loop is regenerated.
 
     >>> import audioloop
     >>> first_bar_stays = audioloop.InpaintMask(keep=0.25)
@@ -51,7 +51,7 @@ class InpaintMask:
     def inpaint_mask(
         self, conditioning: Conditioning, bars: int, n_frames: int, frames_per_s: float
     ) -> Tensor:
-        """Frames to be made anew, bool (T,).
+        """Frames to regenerate, bool (T,).
 
         Raises:
             CallError: none are, or there are no such bars, or no notes are known.
@@ -78,7 +78,7 @@ class InpaintMask:
         return (torch.arange(n_frames) + 0.5) * beats / n_frames >= kept
 
     def _bars(self, bars: int) -> set[int]:
-        """Bars to be made anew, from 1."""
+        """Bars to regenerate, counted from 1."""
         every = range(1, bars + 1)
         if self.mask is None:
             return set(every[round(self.keep * bars) :])

@@ -66,11 +66,11 @@ def refine(
     frames_per_s = inpainter.codec.config.frames_per_s
     inpaint_mask = part.inpaint_mask(loop.conditioning, loop.label.bars, n_frames, frames_per_s)
     conditioning = replace(loop.conditioning, roll=None) if ignore_notes else loop.conditioning
-    # Models have learned from loops of about full scale.
+    # Models were trained on loops of about full scale.
     peak = np.float32(loop.wave.peak)
     encoded = compression.encode(Wave(loop.wave.samples / peak, rate), inpainter.codec)
     condition = conditioning.on(n_frames, frames_per_s)
-    filled = inpainter.filled(encoded.codes, inpaint_mask, condition, num_samples, sampling)
+    filled = inpainter.inpaint(encoded.codes, inpaint_mask, condition, num_samples, sampling)
     kept = ~inpaint_mask, encoded.latent
     made = [inpainter.decoded(codes[None], n_samples, rate, kept) for codes in filled]
     return [Wave(one.samples * peak, rate) for one in made], float(inpaint_mask.float().mean())

@@ -1,4 +1,4 @@
-"""Loops of a text, by a published MAGNeT and the EnCodec whose codes it has learned.
+"""Loops from a text, by a published MAGNeT and the EnCodec whose tokens it models.
 
 The model writes lines of a fixed length; `magnet.loops.tiled` makes a ring of them.
 """
@@ -64,7 +64,7 @@ class TextToAudio:
         predict = loops.tiled(lambda _: decode.guided(model, condition), n_frames, window)
         generator = sampling.generator(number, model.device)
         blank = decode.blank(model, 1, n_frames)
-        # As published, all codebooks are drawn alike.
+        # As published, all codebooks are sampled alike.
         config = replace(
             sampling.config(conditioned=False), fine_temperature=1.0, span=self.published.span
         )
@@ -82,7 +82,7 @@ def generate(
     num_samples: int = 1,
     sampling: SamplingConfig = SAMPLING,
 ) -> Iterator[MadeLoop]:
-    """Loops of a text, each made as it is asked for.
+    """Loops from a text, each generated on demand.
 
     Raises:
         LoopError: see `TextToAudio.loop`.

@@ -1,4 +1,4 @@
-"""The command that compares ways to make loops: audioloop benchmark.
+"""The command that compares methods of loop generation: audioloop benchmark.
 
 The library is imported inside it, so that ``--help`` answers at once.
 """
@@ -40,7 +40,7 @@ def steps_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[i
 @seed_option
 @click.option(
     "--window-s", type=float, default=12.0, show_default=True, metavar="S",
-    help="Seconds that a window holds, of ways that have one; loops last from a third of it to two "
+    help="Seconds of a window, for methods that have one; loops last from a third of it to two "
     "thirds.",
 )  # fmt: skip
 @click.option(
@@ -57,7 +57,7 @@ def steps_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[i
 )  # fmt: skip
 @click.option("--masked-model", type=INPUT, metavar="RUN", help="A masked model that you trained.")
 @click.option("--causal-model", type=INPUT, metavar="RUN", help="A causal model that you trained.")
-@click.option("--codec", type=INPUT, metavar="RUN", help="The codec that they learned from.")
+@click.option("--codec", type=INPUT, metavar="RUN", help="The codec that they were trained with.")
 @sf2_option
 @click.option("--keep-audio", is_flag=True, help="Write the loops of the first 3 items as WAV.")
 @click.option(

@@ -182,13 +182,13 @@ def plot(sources: tuple[Path, ...], out: Path, columns: int, as_json: bool, **ch
     """
     from midiloop.plotting import contact_sheet
 
-    chosen = options.given("song", "split")
+    chosen = options.passed("song", "split")
     if chosen and not any(source.is_dir() for source in sources):
         raise click.UsageError(f"{chosen} chooses loops of a dataset; none was given.")
     with report.counting("drawing", None):
         shown = contact_sheet.pictures(sources, **choice)
         contact_sheet.draw(shown, out, columns=columns)
-    if len(shown.pictures) == 1 and (unused := options.given("columns")):
+    if len(shown.pictures) == 1 and (unused := options.passed("columns")):
         report.note(f"{unused} is for several loops; one was drawn")
     found = {"picture": str(out), "loops": [picture.title for picture in shown.pictures]}
     report.echo(report.to_json(found) if as_json else report.plain(out))

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     Outcome = list[WrittenLoop] | LoopError
 
 
-def taste_options(*, texts: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Options of how codes are drawn, and by which models; of texts as well, or of notes alone."""
+def sampling_options(*, texts: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Options of sampling and of models; for texts as well, or for notes only."""
 
     def of_texts(default: str) -> str:
         return default if texts else ""
@@ -54,7 +54,7 @@ def taste_options(*, texts: bool) -> Callable[[Callable[..., Any]], Callable[...
         click.option(
             "--cfg-scale", type=click.FloatRange(0, 100),
             help=f"How strictly notes, kit{of_texts(', text')} and tempo are followed. Default: 1 "
-            "with notes, 1.5 with notes and one candidate, 4 without notes"
+            "with notes, 1.5 with notes and --best-of 1, 4 without notes"
             f"{of_texts(', 10 for a text')}.",
         ),
         click.option(
@@ -78,7 +78,7 @@ def taste_options(*, texts: bool) -> Callable[[Callable[..., Any]], Callable[...
             "--causal-model", type=INPUT, metavar="RUN", help="A causal model that you trained."
         ),
         click.option(
-            "--codec", type=INPUT, metavar="RUN", help="The codec that they learned from."
+            "--codec", type=INPUT, metavar="RUN", help="The codec that they were trained with."
         ),
         click.option(
             "--format", "form", type=click.Choice(["wav", "flac", "ogg"]), default="wav",
@@ -102,7 +102,7 @@ def taste_options(*, texts: bool) -> Callable[[Callable[..., Any]], Callable[...
     return added
 
 
-def _taste(options: dict[str, Any], defaults: SamplingConfig) -> SamplingConfig:
+def _config(options: dict[str, Any], defaults: SamplingConfig) -> SamplingConfig:
     names = (
         "seed",
         "temperature",
@@ -144,7 +144,7 @@ def _taste(options: dict[str, Any], defaults: SamplingConfig) -> SamplingConfig:
     type=click.IntRange(0, 127),
     help="General MIDI program of the bass of MIDI files, as in 33 for fingered.",
 )
-@taste_options(texts=False)
+@sampling_options(texts=False)
 def refine(
     sources: tuple[Path, ...],
     out: Path,
@@ -169,14 +169,14 @@ def refine(
     if mask is not None:
         refuse("--mask says what is regenerated, and --keep what stays; give one", "keep")
     if not options["rescoring_weight"]:
-        refuse("is asked only with --rescoring-weight", "causal_model")
+        refuse("is used only with --rescoring-weight", "causal_model")
     refuse_top_p(options["temperature"])
     from audioloop.pipelines import inpaint, inputs, masks
     from audioloop.pipelines import refine as pipeline
     from audioloop.rendering.render import Sound
 
     part = masks.InpaintMask(keep, mask)
-    sampling = _taste(options, inpaint.SAMPLING)  # out of range: an error before anything is read
+    sampling = _config(options, inpaint.SAMPLING)  # out of range: an error before anything is read
     paths = list(inputs.files(sources))
     font = _font(paths, soundfont, ignore_notes=ignore_notes)
     sound = Sound(kit=kit, bass=bass)
@@ -235,7 +235,7 @@ def _font(paths: Sequence[Path], soundfont: Path | None, *, ignore_notes: bool) 
     help="The EnCodec of the MAGNeT, as a folder or as NAME or NAME@REVISION of Hugging Face.",
 )
 @click.option("--t5", metavar="NAME", help="The T5 that reads its text, likewise.")
-@taste_options(texts=True)
+@sampling_options(texts=True)
 def generate(
     sources: tuple[Path, ...],
     out: Path,
@@ -247,7 +247,7 @@ def generate(
 ) -> None:
     """Write audio loops from the notes of MIDI files, from a drum kit and a tempo, or from a text.
 
-    No SoundFont is heard: a model makes the sound, on the circle.
+    No SoundFont is used: a model generates the sound, as a circular sequence.
     """
     from audioloop.pipelines import inputs
 
@@ -290,7 +290,7 @@ def _check_used(text: str | None, sources: tuple[Path, ...], options: dict[str, 
     if not sources:
         refuse("are compared by the notes; give MIDI files", "best_of")
     if not options["rescoring_weight"] and not options["causal_prefix"]:
-        refuse("is asked only with --rescoring-weight or --causal-prefix", "causal_model")
+        refuse("is used only with --rescoring-weight or --causal-prefix", "causal_model")
 
 
 def _of_notes(
@@ -300,7 +300,7 @@ def _of_notes(
     from audioloop.pipelines import generate, inpaint
     from audioloop.rendering.render import Sound
 
-    sampling = _taste(options, inpaint.SAMPLING)  # out of range: an error before anything is read
+    sampling = _config(options, inpaint.SAMPLING)  # out of range: an error before anything is read
     primed = options["causal_prefix"]
     inpainter = _inpainter(options, options["device"], primed)
     sound = Sound(kit=options["kit"], bass=options["bass"])
@@ -315,7 +315,7 @@ def _of_text(
     from audioloop.pipelines import text_to_audio
     from midiloop.common.devices import choose_device
 
-    sampling = _taste(options, text_to_audio.SAMPLING)
+    sampling = _config(options, text_to_audio.SAMPLING)
     device = choose_device(options["device"])
     writer = text_to_audio.load(magnet, options["encodec"], options["t5"], device)
     return text_to_audio.run(writer, text, out, sampling=sampling, **wanted)

@@ -1,4 +1,4 @@
-"""Commands that learn, and that look at what was learned: train, generate, evaluate, reproduce.
+"""Commands of models: train, generate, evaluate, reproduce.
 
 The library is imported inside each command, so that ``--help`` answers at once.
 """
@@ -117,7 +117,7 @@ def _uncollected() -> Iterator[None]:
     help="Move each bass up or down at random, so many semitones at most.",
 )
 @click.option(
-    "--repeats", is_flag=True, help="Learn from each loop as often as it comes, and not once."
+    "--repeats", is_flag=True, help="Train on each loop as often as it occurs, instead of once."
 )
 @seed_option
 @device_option
@@ -213,7 +213,7 @@ def train(
     metavar="kick,crash,bass,loop",
     help="What plays on the first step; loop: bars 1 and 5 are alike, by the rules.",
 )
-@click.option("--batch-size", type=click.IntRange(1), help="Loops drawn at a time; default: 512.")
+@click.option("--batch-size", type=click.IntRange(1), help="Loops sampled at a time; default: 512.")
 @json_option
 def generate(
     run: Path | None,

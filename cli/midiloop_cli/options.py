@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 
-def given(*names: str) -> str:
+def passed(*names: str) -> str:
     """The options among ``names`` that were written in this call, as in "--keep, --mask"."""
     context = click.get_current_context()
     sources = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP, None)
@@ -21,7 +21,7 @@ def given(*names: str) -> str:
 
 def refuse(reason: str, *names: str) -> None:
     """Raise `click.UsageError` where one of ``names`` was written, for it would change nothing."""
-    if found := given(*names):
+    if found := passed(*names):
         raise click.UsageError(f"{found}: {reason}.")
 
 

@@ -152,7 +152,7 @@ def _check_used(sources: Sequence[Path]) -> None:
         options.refuse("chooses loops of a dataset, and none was given", "song", "split")
     if all(datasets):
         options.refuse("is for MIDI files, and loops of a dataset say their length", "bars")
-    if options.given("loudness_lufs"):
+    if options.passed("loudness_lufs"):
         options.refuse("--loudness says how loud it is to be; give one of both", "gain_db")
 
 

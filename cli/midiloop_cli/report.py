@@ -331,12 +331,12 @@ def trained(stages: Sequence[Trained]) -> str:
 
 
 def generated(found: WrittenLoops, wanted: GenerationRequest, tried: int) -> str:
-    """What was written, and how many candidates were drawn for it, where some may be refused."""
+    """What was written, and how many samples were tried, where some may be rejected."""
     n_loops = wanted.n
     lines = [f"{counted(n_loops, 'loop')} in {plain(found.midi)}   dataset: {plain(found.dataset)}"]
     if wanted.must or wanted.novel:
         lines.append(
-            f"as wanted: {n_loops:,} of {counted(tried, 'candidate')} ({n_loops / tried:.1%})"
+            f"as wanted: {n_loops:,} of {counted(tried, 'sample')} ({n_loops / tried:.1%})"
         )
     picture = (found.picture and plain(found.picture)) or "none; for one: pip install matplotlib"
     return "\n".join([*lines, f"picture: {picture}"])

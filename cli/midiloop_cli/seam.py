@@ -45,7 +45,7 @@ ENCODEC = "facebook/encodec_32khz"
     help="Measure as well how unlikely a model of codes finds what follows the seam.",
 )  # fmt: skip
 @click.option("--causal-model", type=INPUT, metavar="RUN", help="A causal model that you trained.")
-@click.option("--codec", type=INPUT, metavar="RUN", help="The codec that it learned from.")
+@click.option("--codec", type=INPUT, metavar="RUN", help="The codec that it was trained with.")
 @click.option(
     "--musicgen", metavar="NAME",
     help="A published MusicGen instead, as a folder or as NAME or NAME@REVISION of Hugging Face.",

@@ -48,7 +48,10 @@ if TYPE_CHECKING:
     "a system's FluidR3, or a small one.",
 )  # fmt: skip
 @click.option(
-    "--init-from", type=INPUT, metavar="RUN", help="A model that is to learn more, from here on."
+    "--init-from",
+    type=INPUT,
+    metavar="RUN",
+    help="A model that gives the first weights and the sizes.",
 )
 @click.option(
     "--loss-weight", "changes", multiple=True, metavar="NAME=VALUE",
@@ -57,11 +60,11 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--decoder-only", is_flag=True,
-    help="Leave the encoder and the codes of a codec as they are, for models that learned them.",
+    help="Keep the encoder and the tokens of a codec, for models that were trained on them.",
 )  # fmt: skip
 @click.option(
     "--loops", "n_loops", type=click.IntRange(1), metavar="N",
-    help="Loops to render and code before masked or causal learn from them; default: 10,000.",
+    help="Loops to render and encode before masked or causal are trained; default: 10,000.",
 )  # fmt: skip
 @click.option(
     "--token-cache", type=PATH, metavar="FOLDER",
@@ -72,7 +75,7 @@ if TYPE_CHECKING:
     "run",
     type=INPUT,
     metavar="RUN",
-    help="The codec whose codes masked or causal learn.",
+    help="The codec whose tokens masked or causal model.",
 )
 @seed_option
 @click.option(
@@ -121,7 +124,9 @@ def train(
     _check(model, mine, theirs, init_from)
     fonts = [synth.soundfont(path).resolve() for path in soundfonts or (None,)]
     if model != "codec" and len(fonts) > 1:
-        raise click.UsageError("--soundfont: masked and causal learn from one SoundFont; give one.")
+        raise click.UsageError(
+            "--soundfont: masked and causal are trained with one SoundFont; give one."
+        )
     shared: dict[str, Any] = {
         "budget": (steps, minutes), "init_from": init_from, "engine": Processes(n_workers),
         "resume": resume, "events": tensorboard, "training": {**settings, "compile": compiled},
@@ -240,7 +245,7 @@ def _trained(model: str, figures: dict[str, Any]) -> str:
 def reconstruct(
     files: tuple[Path, ...], out: Path, run: Path | None, encodec: str | None, as_json: bool
 ) -> None:
-    """Take loops through a codec and back; hear, see and measure what comes back.
+    """Encode and decode loops with a codec; write and measure the result.
 
     For each file: DIR/NAME_latent.wav, DIR/NAME_codes.wav, and NAME.png with their spectra.
     """

@@ -80,7 +80,7 @@ def written(
     inpaint_mask = torch.ones(codes.shape[1:], dtype=torch.bool)
     inpaint_mask[:known] = False
     condition = conditioning.on(codes.shape[2], inpainter.codec.config.frames_per_s)
-    ways = inpainter.filled(codes, inpaint_mask, condition, 1, sampling)
+    ways = inpainter.inpaint(codes, inpaint_mask, condition, 1, sampling)
     return inpainter.decoded(ways, len(true), RATE), conditioning.roll
 
 

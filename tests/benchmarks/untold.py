@@ -60,7 +60,7 @@ def main() -> None:
         condition = conditioning.on(item.n_frames, inpainter.codec.config.frames_per_s)
         inpaint_mask = torch.ones(item.n_frames, dtype=torch.bool)
         sampling = drawn.sampling(options, number + options.seed)
-        one = inpainter.filled(codes, inpaint_mask, condition, 1, sampling)
+        one = inpainter.inpaint(codes, inpaint_mask, condition, 1, sampling)
         true.append(wave)
         coded.append(inpainter.decoded(codes, len(wave), rate))
         written.append(inpainter.decoded(one, len(wave), rate))

@@ -209,7 +209,7 @@ def test_a_loop_has_no_seam(inpainter: Inpainter) -> None:
     loop = loop_of(Label(240, 4))
     codes = compression.encode(loop.wave, inpainter.codec).codes
     inpaint_mask = InpaintMask().inpaint_mask(loop.conditioning, 4, codes.shape[-1], 50)
-    codes = inpainter.filled(
+    codes = inpainter.inpaint(
         codes, inpaint_mask, loop.conditioning.on(codes.shape[-1], 50), 1, FAST
     )
     latent = compression.dequantize(codes, inpainter.codec)
@@ -293,11 +293,11 @@ def test_frames_that_stay_keep_their_codes(inpainter: Inpainter) -> None:
     codes = torch.randint(32, (1, 4, 40), generator=torch.Generator().manual_seed(1))
     inpaint_mask = torch.arange(40) % 7 < 3
     condition = Conditioning(steps=16).on(40, 50)
-    found = inpainter.filled(codes, inpaint_mask, condition, 3, FAST)
+    found = inpainter.inpaint(codes, inpaint_mask, condition, 3, FAST)
     assert found.shape == (3, 4, 40)
     assert (found[..., ~inpaint_mask] == codes[..., ~inpaint_mask]).all()
     assert (found != codes).any(1).any(1).all()
-    begun = inpainter.filled(codes.expand(2, -1, -1), inpaint_mask, condition, 2, FAST)
+    begun = inpainter.inpaint(codes.expand(2, -1, -1), inpaint_mask, condition, 2, FAST)
     assert torch.equal(begun, found[:2])
 
 
@@ -308,7 +308,7 @@ def test_of_candidates_the_one_goes_on_that_the_notes_say_most_about(inpainter: 
 
     def found(best_of: int, conditioning: ConditioningTensors = condition) -> Tensor:
         sampling = replace(FAST, best_of=best_of, seed=2)
-        return inpainter.filled(codes, inpaint_mask, conditioning, 1, sampling)
+        return inpainter.inpaint(codes, inpaint_mask, conditioning, 1, sampling)
 
     mask_token = inpainter.masked.config.mask_token
     generator = replace(FAST, seed=2).generator(0, inpainter.device)
@@ -333,7 +333,7 @@ def test_the_first_codebooks_may_be_known_and_stay(inpainter: Inpainter, known: 
     codes = torch.randint(32, (1, 4, 40), generator=torch.Generator().manual_seed(3))
     inpaint_mask = torch.ones(4, 40, dtype=torch.bool)
     inpaint_mask[:known] = False
-    found = inpainter.filled(codes, inpaint_mask, Conditioning(steps=16).on(40, 50), 1, FAST)
+    found = inpainter.inpaint(codes, inpaint_mask, Conditioning(steps=16).on(40, 50), 1, FAST)
     assert torch.equal(found[:, :known], codes[:, :known])
     assert (found[:, known:] != codes[:, known:]).any(2).all()
 
