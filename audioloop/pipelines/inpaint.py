@@ -207,7 +207,7 @@ class Inpainter:
         if not sampling.rescoring_weight:
             return None
         return Rescoring(
-            prefix.token_probabilities(self._causal("rescored"), condition),
+            prefix.token_probabilities(self._causal("rescoring weight"), condition),
             sampling.rescoring_weight,
         )
 
@@ -231,7 +231,7 @@ class Inpainter:
 
     def _causal(self, what: str) -> Causal:
         if self.causal is None:
-            raise CallError(f"nothing can be {what} without a causal model; load one as well")
+            raise CallError(f"no {what} without a causal model; load one as well")
         return self.causal
 
     def decoded(

@@ -73,7 +73,7 @@ def test_help_of_what_depends_on_notes_says_what_the_models_take() -> None:
     told, free, text = inpaint.CONDITIONED, inpaint.UNCONDITIONED, text_to_audio.SAMPLING
     expected = {
         "--cfg-scale": f"{inpaint.BEST_OF_CFG_SCALE:g} with notes, {told.cfg_scale:g} with notes "
-        f"and one candidate, {free.cfg_scale:g} without notes, {text.cfg_scale:g} for a text",
+        f"and --best-of 1, {free.cfg_scale:g} without notes, {text.cfg_scale:g} for a text",
         "--temperature": f"{told.temperature:g} with notes, {free.temperature:g} without, "
         f"{text.temperature:g} for a text",
         "--top-p": f"{told.top_p:g} with notes, {free.top_p:g} without, {text.top_p:g} for a text",

@@ -340,14 +340,14 @@ def test_the_first_codebooks_may_be_known_and_stay(inpainter: Inpainter, known: 
 
 def test_who_is_not_there_has_no_say(inpainter: Inpainter) -> None:
     alone = replace(inpainter, causal=None)
-    with pytest.raises(CallError, match="primed without a causal model"):
+    with pytest.raises(CallError, match="no prefix without a causal model"):
         generate.generate(
             LoopPrompt(Label(240, 1), Conditioning(steps=16)),
             alone,
             sampling=FAST,
             causal_prefix=True,
         )
-    with pytest.raises(CallError, match="rescored without a causal model"):
+    with pytest.raises(CallError, match="no rescoring weight without a causal model"):
         refine.refine(
             loop_of(Label(240, 1)),
             alone,
