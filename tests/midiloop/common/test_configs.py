@@ -193,7 +193,7 @@ ALIASES = "a: &a [x, x, x, x, x, x, x, x]\n" + "\n".join(
         (ALIASES + "\nlm_model: x", "aliases"),
         ("a: " + "[" * 200_000, "nested more than"),
         ("- " * 50_000, "nested more than"),
-        ("x" * (1 << 19), "says nothing"),
+        ("x" * (1 << 19), "has no configuration"),
         ("lm_model: [1, 2]", "lm_model is a list of 2, not"),
         ("lm_model: " + "x" * 9000, "lm_model is xxx"),
         ("transformer_lm: {num_layers: 0x" + "f" * 9000 + "}", "a very large number"),
