@@ -88,7 +88,7 @@ fuzz: $(VENV)/.dev  ## 20,000 damaged files, each of which must end as loops or 
 	$(BIN)/python -m pytest -q tests/midiloop/midi/test_fuzz.py --mutations 20000
 
 torture: $(VENV)/.dev  ## break it on purpose, and count what is lost; about 20 minutes
-	$(BIN)/python tests/benchmarks/torture.py $(ROWS)
+	PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/torture.py $(ROWS)
 
 bench: $(VENV)/.dev  ## speed and memory on a corpus: make bench CORPUS=folder
 	$(BIN)/python tests/benchmarks/extract.py $(CORPUS)

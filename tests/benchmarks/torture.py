@@ -4,7 +4,7 @@ Each row is a function that draws from a seed and yields one outcome an attempt:
 "". A loss is a traceback, an exit code that is not the documented one, data lost or changed, a
 control code on the terminal, a file of somebody else's removed, or a hang. Exits 1 on any.
 
-    python tests/benchmarks/torture.py [ROW ...] [--seed N] [--share X] [--work FOLDER]
+    PYTHONPATH=tests/support python tests/benchmarks/torture.py [ROW ...] [--seed N] [--share X] [--work FOLDER]
 """
 
 from __future__ import annotations
@@ -880,6 +880,8 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="of the attempts of each row")
     parser.add_argument("--work", type=Path, help="where to make the folder to work in")
     asked = parser.parse_args()
+    if unknown := sorted(set(asked.rows) - set(ROWS)):
+        parser.error(f"no row is called {', '.join(unknown)}; there are {', '.join(ROWS)}")
     lost, began_s = False, time.monotonic()
     print("| test | attempts | losses | seconds |\n|---|---|---|---|", flush=True)
     with prepared(asked.work) as shared:
