@@ -4,7 +4,8 @@ Each row is a function that draws from a seed and yields one outcome an attempt:
 "". A loss is a traceback, an exit code that is not the documented one, data lost or changed, a
 control code on the terminal, a file of somebody else's removed, or a hang. Exits 1 on any.
 
-    PYTHONPATH=tests/support python tests/benchmarks/torture.py [ROW ...] [--seed N] [--share X] [--work FOLDER]
+    PYTHONPATH=tests/support python tests/benchmarks/torture.py \\
+        [ROW ...] [--seed N] [--share X] [--work FOLDER]
 """
 
 from __future__ import annotations
