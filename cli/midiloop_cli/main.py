@@ -61,10 +61,11 @@ class OneLineErrors(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            self._interrupted()
+            self._interrupted(self.commands.get(ctx.invoked_subcommand or ""))
 
-    def _interrupted(self) -> NoReturn:
-        self._fail(INTERRUPTED, "interrupted; runs with --resume go on where they stopped")
+    def _interrupted(self, command: click.Command | None = None) -> NoReturn:
+        resumes = command is not None and any("--resume" in one.opts for one in command.params)
+        self._fail(INTERRUPTED, "interrupted" + "; --resume goes on where it stopped" * resumes)
 
     def _fail(self, code: int, message: str) -> NoReturn:
         report.error(self.name, message)

@@ -28,7 +28,7 @@ class Device(click.ParamType[str]):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name itself."""
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
-            self.fail(f"{value!r} is none of auto, cpu, mps, cuda and cuda:N", param, ctx)
+            self.fail(f"{value!r} is none of auto, cpu, mps, cuda and cuda:N.", param, ctx)
         return value
 
 
