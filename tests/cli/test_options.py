@@ -245,3 +245,20 @@ def test_published_models_are_named_as_hugging_face_names_them(
     done = called(line)
     assert done.exit_code == 1
     assert done.stderr == "audioloop: error: asked for an/other@v1\n"
+
+
+@pytest.mark.parametrize("name", ["extract", "generate"])
+def test_an_interrupt_speaks_of_resume_where_there_is_one(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    command = main.midiloop.commands[name]
+    monkeypatch.setattr(command, "callback", interrupted)
+    sources = [str(tmp_path)] if name == "extract" else []
+    done = CliRunner().invoke(main.midiloop, [name, *sources, "-o", str(tmp_path / "out")])
+    resumes = any("--resume" in option.opts for option in command.params)
+    assert done.exit_code == 130
+    assert ("--resume" in done.output) == resumes
+    assert resumes == (name == "extract")
