@@ -47,7 +47,7 @@ def song_roll(rng: np.random.Generator, n_bars: int) -> Roll:
     return roll
 
 
-def mined_song(rng: np.random.Generator, number: int) -> SongRecord:
+def song_record(rng: np.random.Generator, number: int) -> SongRecord:
     """A song as mining leaves it."""
     n_loops = int(rng.integers(1, 2 * LOOPS_OF_A_SONG))
     roll = song_roll(rng, n_loops + LOOP.bars - 1)
@@ -72,7 +72,7 @@ def make(out: Path, n_loops: int) -> None:
     paths: list[Path] = []
     n_songs = n_found = 0
     while n_found < n_loops:
-        songs = [mined_song(rng, n_songs + at) for at in range(SONGS_OF_A_PART)]
+        songs = [song_record(rng, n_songs + at) for at in range(SONGS_OF_A_PART)]
         paths.append(folder / f"{len(paths):07d}.part")
         partials.write(paths[-1], songs, [], "", LOOP)
         n_songs, n_found = n_songs + len(songs), n_found + sum(len(s.start_bars) for s in songs)
@@ -89,7 +89,7 @@ def make(out: Path, n_loops: int) -> None:
     folder.rmdir()
 
 
-def measured(command: list[str]) -> tuple[float, float, float]:
+def measure(command: list[str]) -> tuple[float, float, float]:
     """Wall and processor seconds of a command, and its peak memory in MB."""
     began = time.perf_counter()
     process = subprocess.Popen([*MIDILOOP, *command], stdout=subprocess.DEVNULL)
@@ -115,7 +115,7 @@ def main() -> None:
         }
         print(f"{'':<12}{'wall':>10}{'processor':>10}{'memory':>13}")
         for name, command in commands.items():
-            runs = [measured(command) for _ in range(args.repeats)]
+            runs = [measure(command) for _ in range(args.repeats)]
             wall_s, processor_s, peaks = zip(*runs, strict=True)
             print(
                 f"{name:<12}{statistics.median(wall_s):>8.1f} s"
