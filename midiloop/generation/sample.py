@@ -1,4 +1,4 @@
-"""Generate loops: sample latents or codes, decode them, and keep those that meet the request.
+"""Generate loops: sample latents, codes or tokens, and keep those that meet the request.
 
 Every sample has random numbers of its own, derived from its number and the seed. So the same seed
 gives the same loops for any number of loops and any batch size.
@@ -7,7 +7,6 @@ gives the same loops for any number of loops and any batch size.
 from __future__ import annotations
 
 import itertools
-import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Generator as Yielding
@@ -30,13 +29,17 @@ from midiloop.common.sampling import MIN_ROWS, check
 from midiloop.dataset import tensors
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
+from midiloop.generation.form import parse_bars, parse_form
 from midiloop.grid import LOOP, Roll
 from midiloop.metrics import paper
 from midiloop.mining import rules
-from midiloop.models.form_prior import UNKNOWN, FormPrior
-from midiloop.models.layers import CodeModel, Model, RollModel
+from midiloop.mining.rules import Rules
+from midiloop.models import loop_sampling
+from midiloop.models.layers import Model, RollConfig, RollModel
+from midiloop.models.loop_sampling import Like
+from midiloop.models.loop_transformer import LoopTransformer
 from midiloop.models.lstm_vae import VAE
-from midiloop.models.prior import Prior
+from midiloop.models.prior import UNKNOWN, Prior
 from midiloop.models.vq_vae import VQVAE
 from midiloop.training.objective import Objective, mean_error
 from midiloop.training.recipes import FINGERPRINTS, MODELS, PRIOR, check_grid, knows
@@ -44,9 +47,9 @@ from midiloop.training.recipes import FINGERPRINTS, MODELS, PRIOR, check_grid, k
 SHIPPED = Path(__file__).parents[1] / "pretrained"
 BATCH = 512
 SMALL_BATCH = 64  # smaller batches are hardly faster
+BATCHES_PER_THREAD = 4  # where samples are rejected, so that few more are drawn than are needed
+KEPT = "1-4"  # of a loop that is varied, where nothing is said
 PATIENCE, MIN_TRIED = 200, 5_000  # samples tried per loop, and at least
-PARTS = ("drums", "bass")
-LOOP_RULE = "loop"
 
 Good = NDArray[np.bool_]
 Batches = Yielding[Roll, None, None]
@@ -58,21 +61,23 @@ class Generator:
 
     Attributes:
         name: of its folder.
-        model: a continuous VAE, or the prior of ``codec``.
-        known: int64, sorted fingerprints of the training loops, and of their variants.
+        model: a continuous VAE, the prior of ``codec``, or a loop transformer.
+        known: int64, sorted fingerprints of the training loops.
+        rules: of the loops that it was trained on.
     """
 
     name: str
     model: Model
     codec: VQVAE | None
     known: Tensor
+    rules: Rules = rules.PRESETS["open"]
 
     @property
     def draws(self) -> int:
         """Random numbers per loop."""
         if isinstance(self.model, VAE):
             return self.model.latent_shape[0]
-        assert isinstance(self.model, CodeModel)
+        assert isinstance(self.model, Prior | LoopTransformer)
         return self.model.draws
 
 
@@ -88,12 +93,13 @@ class GenerationRequest:
         seed: of all random numbers.
         temperature, top_p: see `sampling.draw`.
         copy_latents: copy the codes of bar 1's first half to bar 5, as the paper does.
-        pattern: a letter for each bar, as in ``ABABABCD``: bars of one letter have the same codes.
-        like: a roll to vary; what ``keep`` names stays.
-        keep: bars, as in ``1-4,8``, or ``drums``, or ``bass``.
-        must: what has to play on the first step: drums, or ``bass``; ``loop``: bars 1 and 5 differ
-            no more than the rules of mining allow.
+        pattern: see `form.parse_form`.
+        like: a roll of which parts stay or are varied; the rest is sampled anew.
+        keep, vary: bars, as in ``1-4,8``, or ``drums``, or ``bass``. What is varied takes up what
+            stood there. Where only ``vary`` is given, all else is kept; where neither is, `KEPT`.
+        must: what has to play on the first step: drums, or ``bass``.
         novel: no loop of the training set.
+        keep_rules: only loops by the rules of the training set.
     """
 
     n: int
@@ -103,9 +109,11 @@ class GenerationRequest:
     copy_latents: bool = False
     pattern: str | None = None
     like: Roll | None = None
-    keep: str = "1-4"
+    keep: str | None = None
+    vary: str | None = None
     must: tuple[str, ...] = ()
     novel: bool = False
+    keep_rules: bool = True
 
 
 class Generated(NamedTuple):
@@ -130,8 +138,8 @@ def load(folder: Path | None = None, device: torch.device | None = None) -> Gene
     kinds = [kind for kind in MODELS if (folder / kind / "config.json").exists()]
     if not kinds:
         raise LoopError(f"{folder}: no model inside; give a folder that 'midiloop train' wrote")
-    model, kind, _ = models.load(folder / kinds[0], device)
-    if not isinstance(model, RollModel):
+    model, kind, about = models.load(folder / kinds[0], device)
+    if not isinstance(model, RollModel | LoopTransformer):
         raise LoopError(f"{folder / kinds[0]}: holds a {kind}; train it again")
     if model.config.on(LOOP) != model.config:
         raise LoopError(
@@ -141,17 +149,18 @@ def load(folder: Path | None = None, device: torch.device | None = None) -> Gene
     known, _ = checkpoint.read_tensors(folder / FINGERPRINTS)
     if known.keys() != {"loops"} or known["loops"].dtype != torch.int64:
         raise LoopError(f"{folder / FINGERPRINTS}: no fingerprints of loops; train it again")
+    learned = rules.PRESETS.get(about.get("data", {}).get("rules"), Generator.rules)
     if not isinstance(model, VQVAE):
-        return Generator(folder.name, model, None, known["loops"])
+        return Generator(folder.name, model, None, known["loops"], learned)
     if not (folder / PRIOR / "config.json").exists():
         raise LoopError(f"{folder}: the VQ-VAE has no prior yet; train it with --stage prior")
     prior, kind, _ = models.load(folder / PRIOR, device)
-    if not isinstance(prior, CodeModel) or not knows(prior.config, model.config):
+    if not isinstance(prior, Prior) or not knows(prior.config, model.config):
         raise LoopError(
             f"{folder / PRIOR}: no prior of the codes of the VQ-VAE beside it; train it again, "
             "with --stage prior"
         )
-    return Generator(folder.name, prior, model, known["loops"])
+    return Generator(folder.name, prior, model, known["loops"], learned)
 
 
 def sample(
@@ -180,6 +189,8 @@ def sample(
     """
     source = _Source(generator, request)
     conditions = [_condition(name) for name in request.must]
+    if request.keep_rules:
+        conditions.append(partial(_is_loop, generator.rules))
     unfiltered = not conditions and not request.novel
     kept: list[Roll] = []
     found = tried = 0
@@ -201,7 +212,7 @@ def sample(
             if tried > max(MIN_TRIED, PATIENCE * found):
                 raise LoopError(
                     f"only {found} of {tried:,} samples met the request; relax --must and "
-                    "--novel, or change --temperature"
+                    "--novel, give --any, or change --temperature"
                 )
     return Generated(np.concatenate(kept), tried)
 
@@ -227,19 +238,15 @@ def _samples(source: _Source, batch: int, n: int, *, unfiltered: bool) -> Batche
 def _ranges(batch: int, n: int, threads: int, *, unfiltered: bool) -> Iterator[range]:
     """Which samples form a batch.
 
-    If every sample is kept, batches have one size, and as many keep all threads busy to the end.
-    Otherwise the first batch has ``n``, and later ones grow.
+    Batches have one size, and where every sample is kept, as many keep all threads busy to the end.
     """
     if unfiltered:
         rounds = -(-n // (batch * threads))
         size = min(batch, max(SMALL_BATCH, -(-n // (rounds * threads))))
         yield from (range(start, min(start + size, n)) for start in range(0, n, size))
         return
-    start, size = 0, min(batch, n)
-    while True:
-        yield range(start, start + size)
-        start += size
-        size = min(batch, 2 * size)
+    size = min(batch, max(SMALL_BATCH, -(-n // (BATCHES_PER_THREAD * threads))))
+    yield from (range(start, start + size) for start in itertools.count(0, size))
 
 
 class _Source:
@@ -249,85 +256,91 @@ class _Source:
         self.generator, self.request = generator, request
         check(request.temperature, request.top_p)
         self.device = next(generator.model.parameters()).device
-        codec = generator.codec
-        if codec is None:
+        if isinstance(generator.model, VAE):
             used = {
+                "--temperature": request.temperature != 1,
+                "--top-p": request.top_p != 1,
                 "--copy-latents": request.copy_latents,
-                "--pattern": request.pattern is not None,
             }
-            used["--like"] = request.like is not None
-            used["--temperature"] = request.temperature != 1
-            used["--top-p"] = request.top_p != 1
-            if any(used.values()):
-                what = next(name for name, is_used in used.items() if is_used)
-                raise CallError(f"{generator.name}: {what} needs codes; give a run of vq-vae")
-            return
-        self.sources = None if request.pattern is None else pattern_bars(request.pattern)
-        self.known: Tensor | None = None
+            used |= {"--pattern": request.pattern is not None, "--like": request.like is not None}
+            self._refuse(used, "needs codes or tokens; give a run of vq-vae or loop-transformer")
+        if isinstance(generator.model, LoopTransformer):
+            used = {"--copy-latents": request.copy_latents}
+            self._refuse(used, "needs codes; give a run of vq-vae, or --pattern")
+        self.form = None if request.pattern is None else parse_form(request.pattern)
+        self.like: Like | None = None
         if request.like is not None:
-            if self.sources:
+            if self.form:
                 raise CallError("--like and --pattern both say what repeats; give one of them")
-            self.known = self._kept(codec, request.like)
+            self.like = self._like(request.like)
+        if isinstance(generator.model, Prior):
+            used = {
+                "a prime in --pattern": any(not bar.exact for bar in self.form or ()),
+                "--vary": self.like is not None and bool(self.like.vary.any()),
+                "--keep of one part": self.like is not None
+                and bool((self.like.keep[0] != self.like.keep[1]).any()),
+            }
+            self._refuse(used, "needs the relations of bars; give a run of loop-transformer")
+
+    def _refuse(self, used: dict[str, bool], why: str) -> None:
+        for name in (name for name, is_used in used.items() if is_used):
+            raise CallError(f"{self.generator.name}: {name} {why}")
 
     def rolls(self, start: int, size: int) -> Roll:
         """Samples ``start`` to ``start + size``: bool (size, 128, 93)."""
         uniforms = uniforms_of(self.request.seed, start, max(size, MIN_ROWS), self.generator)
         with torch.no_grad():
             model, codec = self.generator.model, self.generator.codec
-            if codec is None:
-                assert isinstance(model, VAE)
+            if isinstance(model, VAE):
                 # Numbers from N(0, 1), by its inverse distribution function.
                 z = torch.special.ndtri(uniforms.clamp(min=1e-12)).float().to(self.device)
                 rolls = model.rolls(model.decode(z))
+            elif isinstance(model, LoopTransformer):
+                rolls = loop_sampling.sample(
+                    model,
+                    uniforms.to(self.device),
+                    temperature=self.request.temperature,
+                    top_p=self.request.top_p,
+                    form=self.form,
+                    like=self.like,
+                )
             else:
+                assert codec is not None
                 rolls = codec.rolls(codec.decode(self._codes(uniforms.to(self.device))))
         found: Roll = rolls[:size].cpu().numpy()
         return found
 
     def _codes(self, uniforms: Tensor) -> Tensor:
-        prior, request = self.generator.model, self.request
-        known = None if self.known is None else self.known.expand(len(uniforms), -1, -1)
-        if isinstance(prior, FormPrior):
-            form, order = self._form(prior), self._order()
-            codes = prior.sample(
-                uniforms,
-                temperature=request.temperature,
-                top_p=request.top_p,
-                known=known,
-                form=form,
-                order=order,
-            )
-        else:
-            assert isinstance(prior, Prior)
-            codes = prior.sample(
-                uniforms, temperature=request.temperature, top_p=request.top_p, known=known
-            )
-        if self.sources:
-            codes = rearrange(
-                rearrange(codes, "n s (bar k) -> n s bar k", bar=LOOP.bars)[:, :, self.sources],
-                "n s bar k -> n s (bar k)",
-            )
+        prior, codec, request = self.generator.model, self.generator.codec, self.request
+        assert isinstance(prior, Prior)
+        assert codec is not None
+        known = None
+        if self.like is not None:
+            codes = codec.encode(self.like.roll[None])
+            stays = self.like.keep[0].repeat_interleave(codes.shape[2] // LOOP.bars)
+            known = codes.where(stays.to(codes.device), UNKNOWN).expand(len(uniforms), -1, -1)
+        codes = prior.sample(
+            uniforms, temperature=request.temperature, top_p=request.top_p, known=known
+        )
+        if self.form:
+            bars = rearrange(codes, "n s (bar k) -> n s bar k", bar=LOOP.bars)
+            bars = bars[:, :, [bar.source for bar in self.form]]
+            codes = rearrange(bars, "n s bar k -> n s (bar k)")
         return copy_latents(codes) if request.copy_latents else codes
 
-    def _kept(self, codec: VQVAE, roll: Roll) -> Tensor:
-        """Codes (1, S, T) of a roll, `UNKNOWN` where ``keep`` does not name their bar."""
-        keep = torch.from_numpy(kept_bars(self.request.keep, codec.config.n_streams))
-        codes = codec.encode(torch.from_numpy(roll)[None].to(self.device))
-        steps = keep.repeat_interleave(codes.shape[2] // LOOP.bars, 1).to(self.device)  # (S, T)
-        return codes.where(steps, UNKNOWN)
-
-    def _form(self, prior: FormPrior) -> Tensor | None:
-        if not self.sources:
-            return None
-        return torch.tensor(self.sources).repeat_interleave(prior.config.streams).to(self.device)
-
-    def _order(self) -> Tensor | None:
-        """Order of decoding: known bars first, so that all sampled ones are conditioned on them."""
-        if self.known is None:
-            return None
-        bars = rearrange(self.known[0], "s (bar k) -> (bar s) k", bar=LOOP.bars)
-        unknown = (bars == UNKNOWN).any(1)
-        return unknown.to(torch.uint8).argsort(stable=True)
+    def _like(self, roll: Roll) -> Like:
+        vary = parse_bars("--vary", self.request.vary or "")
+        keep = ~vary if self.request.keep is None and vary.any() else None
+        if keep is None:
+            keep = parse_bars("--keep", self.request.keep or KEPT)
+        if (keep & vary).any():
+            raise CallError(
+                f"--keep {self.request.keep} and --vary {self.request.vary}: both name the same "
+                "bars; give each once"
+            )
+        return Like(
+            torch.from_numpy(roll).to(self.device), torch.from_numpy(keep), torch.from_numpy(vary)
+        )
 
 
 def uniforms_of(seed: int, start: int, size: int, generator: Generator) -> Tensor:
@@ -353,60 +366,22 @@ def copy_latents(codes: Tensor) -> Tensor:
     return copied
 
 
-def pattern_bars(pattern: str) -> list[int]:
-    """The bar that each bar repeats: ``ABABABCD`` to [0, 1, 0, 1, 0, 1, 6, 7].
-
-    Raises:
-        CallError: it has not a letter for each bar.
-    """
-    letters = pattern.upper()
-    if len(letters) != LOOP.bars or not letters.isalpha():
-        raise CallError(
-            f"--pattern {pattern}: expected {LOOP.bars} letters, one for each bar, as in ABABABCD"
-        )
-    return [letters.index(letter) for letter in letters]
-
-
-def kept_bars(keep: str, n_streams: int) -> Good:
-    """Which bars of which stream stay: bool (S, 8).
-
-    Raises:
-        CallError: it is neither bars nor a part, or the codes hold both parts together.
-    """
-    kept = np.zeros((n_streams, LOOP.bars), dtype=np.bool_)
-    if keep in PARTS:
-        if n_streams == 1:
-            raise CallError(f"--keep {keep}: this run's codes hold drums and bass together")
-        kept[PARTS.index(keep)] = True
-        return kept
-    for item in keep.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", item)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-        if not 1 <= first <= last <= LOOP.bars:
-            raise CallError(
-                f"--keep {keep}: expected bars from 1 to {LOOP.bars}, as in 1-4,8, or "
-                f"{' or '.join(PARTS)}"
-            )
-        kept[:, first - 1 : last] = True
-    return kept
-
-
 def _condition(name: str) -> Callable[[Roll], Good]:
     """The test for a word of ``must``: rolls (n, 128, 93) to bool (n,)."""
     if name == "bass":
         return lambda rolls: paper.first_note_bass(rolls).astype(np.bool_)
-    if name == LOOP_RULE:
-        return _repeats
     try:
         LOOP.drum_column(name)
     except LoopError as error:
-        raise CallError(f"--must {name}: {error}, or bass, or {LOOP_RULE}") from None
+        raise CallError(f"--must {name}: {error}, or bass") from None
     return lambda rolls: paper.first_note_drum(rolls, drums=(name,)).astype(np.bool_)
 
 
-def _repeats(rolls: Roll) -> Good:
+def _is_loop(wanted: Rules, rolls: Roll) -> Good:
     cells = paper.bar_distance(rolls) * LOOP.cells_per_bar
-    good: Good = cells.round() <= rules.PRESETS["paper"].max_distance_cells
+    good: Good = cells.round() <= wanted.max_distance_cells
+    for name in (*wanted.first_step_drums, "bass"):
+        good &= _condition(name)(rolls)
     return good
 
 
@@ -415,11 +390,17 @@ def _known(generator: Generator, rolls: Roll) -> Good:
     return np.isin(prints, generator.known.numpy())
 
 
-def reconstruction_error(generator: Generator, dataset: Path, split: str) -> float:
-    """Share of wrongly reconstructed cells, mean over all loops of a split of a dataset."""
+def held_out_error(generator: Generator, dataset: Path, split: str) -> tuple[str, float]:
+    """How far a generator is from the loops of a split, in all, and what that is.
+
+    Returns:
+        Its name and its mean over loops: the reconstruction error, the share of cells that come
+        back wrong; or, of what reconstructs nothing, its surprise in nats a loop.
+    """
     model = generator.codec or generator.model
     device, found = next(model.parameters()).device, LoopDataset(dataset)
-    assert isinstance(model, RollModel)  # as what has no codec is
+    assert isinstance(model.config, RollConfig)  # as what has no codec has
     check_grid(model.config, found.grid, dataset)
     loops = tensors.load(found, split, device, distinct=False)
-    return mean_error(Objective(model), loops)
+    name = "reconstruction_error" if isinstance(model, RollModel) else "nats_per_loop"
+    return name, mean_error(Objective(model), loops)

@@ -11,8 +11,8 @@ import torch
 from midiloop.common import checkpoint
 from midiloop.common.checkpoint import Kind
 from midiloop.models.cnn_vae import CNNVAE, CNNVAEConfig
-from midiloop.models.form_prior import FormPrior, FormPriorConfig
 from midiloop.models.layers import Model, RollConfig
+from midiloop.models.loop_transformer import LoopTransformer, LoopTransformerConfig
 from midiloop.models.lstm_vae import ARLSTMVAE, ARLSTMVAEConfig, NonARLSTMVAE, NonARLSTMVAEConfig
 from midiloop.models.prior import Prior, PriorConfig
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
@@ -26,11 +26,11 @@ KINDS: dict[str, Kind] = {
     "cnn-vae": Kind(CNNVAE, CNNVAEConfig, GRID),
     "vq-vae": Kind(VQVAE, VQVAEConfig, GRID),
     "prior": Kind(Prior, PriorConfig, GRID),
-    "form-prior": Kind(FormPrior, FormPriorConfig, GRID),
+    "loop-transformer": Kind(LoopTransformer, LoopTransformerConfig),
 }
 
-# ``paper``: the appendix tables. ``small``: less to wait for. ``bars``: codes of single bars, one
-# row for the drums and one for the bass, and a prior that knows the form.
+# ``paper``: the appendix tables; ``full``: what ships; ``small``: less to wait for. A model's first
+# one is the default.
 PRESETS: dict[str, dict[str, Any]] = {
     "ar-lstm-vae": {
         "paper": ARLSTMVAEConfig(),
@@ -44,18 +44,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vq-vae": {
         "paper": VQVAEConfig(),
         "small": VQVAEConfig(channels=16, embed_channels=32, codebook_size=256),
-        "bars": VQVAEConfig(
-            channels=64,
-            halvings=1,
-            streams="parts",
-            span="bar",
-            bass="softmax",
-        ),
     },
     "prior": {
         "paper": PriorConfig(),
         "small": PriorConfig(codebook_size=256, hidden=256),
-        "bars": FormPriorConfig(),
+    },
+    "loop-transformer": {
+        "full": LoopTransformerConfig(),
+        "small": LoopTransformerConfig(dim=64, layers=2, heads=2, token_dim=16, token_layers=1),
     },
 }
 

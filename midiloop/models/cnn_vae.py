@@ -40,19 +40,19 @@ class CNNVAE(VAE):
         if config.steps % 8:
             raise ValueError(f"{config.steps} steps cannot be halved three times")
         self.encoder = nn.Sequential(
-            ConvBlock(config.columns, c, 3, padding="zeros"),  # (B, c, 128)
-            ConvBlock(c, c, 3, stride=2, padding="zeros"),
-            ResBlock(c, padding="zeros"),  # (B, c, 64)
-            ConvBlock(c, c, 3, stride=2, padding="zeros"),
-            ResBlock(c, padding="zeros"),  # (B, c, 32)
+            ConvBlock(config.columns, c, 3),  # (B, c, 128)
+            ConvBlock(c, c, 3, stride=2),
+            ResBlock(c),  # (B, c, 64)
+            ConvBlock(c, c, 3, stride=2),
+            ResBlock(c),  # (B, c, 32)
         )
         self.posterior = Posterior(c * config.steps // 4, config.latent_dim)
         self.unflatten = nn.Linear(config.latent_dim, c * config.steps // 8)
         self.decoder = nn.Sequential(
             nn.Upsample(scale_factor=2),
-            ResBlock(c, padding="zeros"),  # (B, c, 32)
+            ResBlock(c),  # (B, c, 32)
             nn.Upsample(scale_factor=2),
-            ResBlock(c, padding="zeros"),  # (B, c, 64)
+            ResBlock(c),  # (B, c, 64)
             nn.Upsample(scale_factor=2),
             conv(c, config.columns, config.last_kernel),  # (B, 93, 128)
         )

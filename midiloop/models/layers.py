@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from midiloop.common.configs import Range, Steps
 from midiloop.grid import BEATS_PER_BAR, LOOP, Grid
 
 LEAK = 0.2
-Padding = Literal["zeros", "circular"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,11 +123,9 @@ class CodeModel(Model):
 class ConvBlock(nn.Sequential):
     """Convolution, batch norm, leaky ReLU: (B, C, T) to (B, C', T / stride)."""
 
-    def __init__(
-        self, channels_in: int, channels: int, kernel: int, *, stride: int = 1, padding: Padding
-    ) -> None:
+    def __init__(self, channels_in: int, channels: int, kernel: int, *, stride: int = 1) -> None:
         super().__init__(
-            conv(channels_in, channels, kernel, stride=stride, padding=padding, bias=False),
+            conv(channels_in, channels, kernel, stride=stride, bias=False),
             nn.BatchNorm1d(channels),
             nn.LeakyReLU(LEAK),
         )
@@ -137,11 +134,11 @@ class ConvBlock(nn.Sequential):
 class ResBlock(nn.Module):
     """x + conv, batch norm, leaky ReLU, conv, batch norm: (B, C, T) to the same."""
 
-    def __init__(self, channels: int, *, padding: Padding) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            ConvBlock(channels, channels, 3, padding=padding),
-            conv(channels, channels, 3, padding=padding, bias=False),
+            ConvBlock(channels, channels, 3),
+            conv(channels, channels, 3, bias=False),
             nn.BatchNorm1d(channels),
         )
 
@@ -157,22 +154,16 @@ def conv(
     kernel: int,
     *,
     stride: int = 1,
-    padding: Padding = "zeros",
     bias: bool = True,
 ) -> nn.Conv1d:
     """A convolution of odd kernel that keeps T, or divides it by ``stride``.
-
-    Args:
-        padding: ``zeros``, or ``circular`` where what follows the end is the beginning.
 
     Raises:
         ValueError: the kernel has no middle.
     """
     if kernel % 2 == 0:
         raise ValueError(f"a kernel of {kernel} has no middle")
-    return nn.Conv1d(
-        channels_in, channels, kernel, stride, kernel // 2, padding_mode=padding, bias=bias
-    )
+    return nn.Conv1d(channels_in, channels, kernel, stride, kernel // 2, bias=bias)
 
 
 def initialise(model: nn.Module) -> None:

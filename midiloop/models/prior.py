@@ -19,6 +19,8 @@ from midiloop.errors import LoopError
 from midiloop.models.layers import CodeModel, Loss, initialise
 from midiloop.models.recurrent import LSTM
 
+UNKNOWN = -1  # of a code that is to be drawn
+
 
 @dataclass(frozen=True)
 class PriorConfig:
@@ -127,8 +129,8 @@ class Prior(CodeModel):
         Args:
             uniforms: float64 (n, S · T), in [0, 1): one number for each code, in reading order.
             temperature, top_p: see `sampling.draw`.
-            known: int64 (n, S, T), codes to keep, -1 where one is to be drawn; no number moves to
-                another code for it.
+            known: int64 (n, S, T), codes to keep, `UNKNOWN` where one is to be drawn; no number
+                moves to another code for it.
 
         Returns:
             int64 (n, S, T).

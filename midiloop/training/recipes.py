@@ -25,13 +25,13 @@ from midiloop.dataset.parquet import LoopDataset
 from midiloop.dataset.tensors import PackedLoops
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import Grid
-from midiloop.models.form_prior import FormPriorConfig
-from midiloop.models.layers import CodeModel, RollConfig
+from midiloop.models.layers import CodeModel, RollConfig, RollModel
 from midiloop.models.prior import PriorConfig
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
 from midiloop.training.objective import LoopTask, Objective
 
-MODELS = ("ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae")
+PAPER_MODELS = ("ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae")
+MODELS = (*PAPER_MODELS, "loop-transformer")
 CODEC = "vq-vae"
 PRIOR = "prior"  # the folder of the second stage, whichever kind of prior it holds
 ENCODED_TOGETHER = 512  # loops that are encoded at a time
@@ -44,6 +44,7 @@ CONFIG = TrainConfig(
     patience=10,
     keep_best=True,
 )
+WARMUP_STEPS, EMA_DECAY = 300, 0.998  # of the loop transformer
 
 
 class Stage(NamedTuple):
@@ -76,8 +77,8 @@ class Trained:
         }
 
 
-def stages(model: str, preset: str) -> list[Stage]:
-    """What has to be trained for a model, in order.
+def stages(model: str, preset: str | None = None) -> list[Stage]:
+    """What has to be trained for a model, in order; without a preset its first one.
 
     Raises:
         CallError: there is no such model, or it has no such preset.
@@ -85,14 +86,14 @@ def stages(model: str, preset: str) -> list[Stage]:
     if model not in MODELS:
         raise CallError(f"no model is called {model!r}; choose from {', '.join(MODELS)}")
     found = models.PRESETS[model]
+    preset = preset or next(iter(found))
     if preset not in found:
         raise CallError(f"{model} has no preset {preset!r}; choose from {', '.join(found)}")
     first = Stage(model, model, found[preset])
     if model != CODEC:
         return [first]
     prior = models.PRESETS[PRIOR][preset]
-    kind = "form-prior" if isinstance(prior, FormPriorConfig) else "prior"
-    return [first, Stage(PRIOR, kind, prior)]
+    return [first, Stage(PRIOR, PRIOR, prior)]
 
 
 def run(
@@ -102,7 +103,7 @@ def run(
     budget: Budget,
     config: TrainConfig = CONFIG,
     *,
-    preset: str = "paper",
+    preset: str | None = None,
     only: str | None = None,
     transpose: int = 0,
     distinct: bool = True,
@@ -202,7 +203,7 @@ def run_stages(
             events=out / stage.name / "events" if events else None,
             on_progress=partial(on_progress, stage.name),
         )
-        measure = "nats a loop" if stage.name == PRIOR else "reconstruction error"
+        measure = "reconstruction error" if isinstance(task.model, RollModel) else "nats a loop"
         done.append(Trained(out / stage.name, measure, result))
     return done
 
@@ -248,7 +249,7 @@ def _objective(
     return Objective(model, codec)
 
 
-def _codec(folder: Path, prior: PriorConfig | FormPriorConfig, device: torch.device) -> VQVAE:
+def _codec(folder: Path, prior: PriorConfig, device: torch.device) -> VQVAE:
     """The VQ-VAE whose codes a prior models."""
     if not (folder / "config.json").exists():
         raise LoopError(f"{folder}: no checkpoint; train it first, with --stage {CODEC}")
@@ -260,11 +261,9 @@ def _codec(folder: Path, prior: PriorConfig | FormPriorConfig, device: torch.dev
     return codec
 
 
-def knows(prior: PriorConfig | FormPriorConfig, codec: VQVAEConfig) -> bool:
+def knows(prior: PriorConfig, codec: VQVAEConfig) -> bool:
     """Whether a prior is one of codes such as those of a VQ-VAE."""
-    if isinstance(prior, FormPriorConfig) and (codec.span, codec.bars) != ("bar", prior.bars):
-        return False
-    made = (codec.codebook_size, codec.n_streams, codec.code_steps)
+    made = (codec.codebook_size, 1, codec.code_steps)
     return made == (prior.codebook_size, prior.streams, prior.code_steps)
 
 

@@ -1,0 +1,123 @@
+"""How bars take up earlier ones: by hand, and by laws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from midiloop.grid import LOOP
+from midiloop.models.bar_relations import (
+    MAX_SHIFT,
+    Kind,
+    Tokens,
+    relations,
+    shifted,
+    to_rolls,
+    to_tokens,
+)
+from midiloop.models.layers import RollConfig
+
+SPB = LOOP.steps_per_beat
+NATURAL = torch.arange(LOOP.bars)[None]
+
+
+def random_tokens(n: int, seed: int = 0) -> Tokens:
+    drawn = torch.Generator().manual_seed(seed)
+    shape = n, LOOP.bars, LOOP.steps_per_bar
+    drums = torch.randint(1 << LOOP.n_drums, shape, generator=drawn)
+    bass = torch.randint(30, 50, shape, generator=drawn)
+    return Tokens(drums, bass * (torch.rand(shape, generator=drawn) < 0.7))
+
+
+def test_tokens_and_rolls_are_two_forms_of_one_thing() -> None:
+    tokens = random_tokens(5)
+    rolls = to_rolls(tokens, RollConfig())
+    assert rolls.shape == (5, LOOP.steps, LOOP.columns)
+    again = to_tokens(rolls, RollConfig())
+    assert torch.equal(again.drums, tokens.drums)
+    assert torch.equal(again.bass, tokens.bass)
+
+
+def test_tokens_by_hand() -> None:
+    roll = torch.zeros(1, LOOP.steps, LOOP.columns, dtype=torch.bool)
+    roll[0, 0, [0, 2]] = True  # kick and closed hi-hat
+    roll[0, 17, [LOOP.n_drums + 4, LOOP.n_drums + 7]] = True  # of two pitches the lower counts
+    tokens = to_tokens(roll, RollConfig())
+    assert tokens.drums[0, 0, 0] == 0b101
+    assert tokens.bass[0, 1, 1] == 5
+    assert int((tokens.drums > 0).sum() + (tokens.bass > 0).sum()) == 2
+
+
+def test_bars_that_have_nothing_in_common_are_new() -> None:
+    found = relations(random_tokens(8), NATURAL.repeat(8, 1), SPB)
+    assert (found.drums == int(Kind.NEW)).all()
+    assert (found.bass == int(Kind.NEW)).all()
+    assert not any(field.any() for field in (found.drum_source, found.bass_source, found.shift))
+
+
+@pytest.mark.parametrize(
+    ("kind", "same_steps"), [(Kind.EXACT, 16), (Kind.FIRST_BEATS, 12), (Kind.FIRST_HALF, 8)]
+)
+@pytest.mark.parametrize("part", ["drums", "bass"])
+def test_bars_that_begin_alike(part: str, kind: Kind, same_steps: int) -> None:
+    tokens = random_tokens(1)
+    steps = getattr(tokens, part)
+    steps[0, 5, :same_steps] = steps[0, 2, :same_steps]
+    found = relations(tokens, NATURAL, SPB)
+    assert getattr(found, part)[0].tolist() == [Kind.NEW] * 5 + [kind] + [Kind.NEW] * 2
+    source = found.drum_source if part == "drums" else found.bass_source
+    assert source[0].tolist() == [0] * 5 + [2] + [0] * 2
+
+
+@pytest.mark.parametrize("shift", [-12, -1, 5, MAX_SHIFT])
+def test_transposed_bars(shift: int) -> None:
+    tokens = random_tokens(1)
+    tokens.bass[0, 3] = shifted(tokens.bass[0, 1], torch.tensor(shift))
+    found = relations(tokens, NATURAL, SPB)
+    assert (found.bass[0, 3], found.bass_source[0, 3], found.shift[0, 3]) == (1, 1, shift)
+    # The other way round the other way.
+    backwards = relations(tokens, NATURAL.flip(1), SPB)
+    assert (backwards.bass[0, 1], backwards.bass_source[0, 1]) == (1, 3)
+    assert backwards.shift[0, 1] == -shift
+
+
+def test_too_far_is_only_the_rhythm() -> None:
+    tokens = random_tokens(1)
+    tokens.bass[0, 3] = shifted(tokens.bass[0, 1], torch.tensor(MAX_SHIFT + 1))
+    assert relations(tokens, NATURAL, SPB).bass[0, 3] == int(Kind.SAME_RHYTHM)
+
+
+def test_few_cells() -> None:
+    tokens = random_tokens(1)
+    tokens.drums[0, 4] = tokens.drums[0, 0]
+    tokens.drums[0, 4, 1] ^= 0b11  # two cells
+    tokens.bass[0, 6] = tokens.bass[0, 2]
+    tokens.bass[0, 6, 0] = tokens.bass[0, 2, 0] % 80 + 1  # another pitch: one cell less, one more
+    found = relations(tokens, NATURAL, SPB)
+    assert found.drums[0, 4] == int(Kind.FEW_CELLS)
+    assert found.bass[0, 6] == int(Kind.FEW_CELLS)
+    tokens.drums[0, 4, 2] ^= 0b1
+    assert relations(tokens, NATURAL, SPB).drums[0, 4] == int(Kind.NEW)
+
+
+def test_a_copy_names_the_first_of_its_kind() -> None:
+    tokens = random_tokens(1)
+    for bar in (3, 6):
+        tokens.drums[0, bar] = tokens.drums[0, 1]
+    assert relations(tokens, NATURAL, SPB).drum_source[0, 6] == 1
+    order = torch.tensor([[6, 3, 1, 0, 2, 4, 5, 7]])
+    found = relations(tokens, order, SPB)
+    assert found.drums[0, 6] == int(Kind.NEW)
+    assert found.drum_source[0, [3, 1]].tolist() == [6, 6]
+
+
+def test_sources_come_earlier_in_any_order() -> None:
+    tokens = random_tokens(64)
+    tokens = Tokens(tokens.drums[:, torch.arange(8) % 3], tokens.bass[:, torch.arange(8) % 2])
+    order = torch.rand(64, 8, generator=torch.Generator().manual_seed(1)).argsort(1)
+    turn = order.argsort(1)
+    found = relations(tokens, order, SPB)
+    for kind, source in ((found.drums, found.drum_source), (found.bass, found.bass_source)):
+        taken = kind != int(Kind.NEW)
+        assert (turn.gather(1, source) < turn)[taken].all()
+        assert not taken.gather(1, order[:, :1]).any()
