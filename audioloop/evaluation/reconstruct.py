@@ -17,7 +17,7 @@ from audioloop.codec import compression, fidelity
 from audioloop.codec.compression import CompressionModel, TokenFormat
 from audioloop.evaluation.plots import reconstruct_plot
 from audioloop.io import metadata, sources, wave
-from audioloop.io.label import Label, Names, legal
+from audioloop.io.label import LoopLabel, Names, legal
 from audioloop.io.metadata import Metadata
 from audioloop.io.wave import SILENT, Format, Wave
 from audioloop.nn.circular import pad
@@ -211,12 +211,12 @@ def _notes(loop: Wave, shape: TokenFormat) -> list[str]:
     return notes
 
 
-def _label(found: Metadata, name: str) -> Label | None:
+def _label(found: Metadata, name: str) -> LoopLabel | None:
     """The file's tempo and bars, if they agree with its length."""
     if found.tempo_bpm is None or found.bars is None:
         return None
     try:
-        label = Label(found.tempo_bpm, found.bars, found.meter, name=name)
+        label = LoopLabel(found.tempo_bpm, found.bars, found.meter, name=name)
     except LoopError:
         return None
     return label if label.samples(found.wave.rate) == len(found.repeats) else None

@@ -1,8 +1,8 @@
 """Waves: samples at a rate, their level, and audio files.
 
 A file is written beside its place and renamed, so it is there whole or not at all. WAV is written
-with the chunks of `riff`, FLAC and OGG with the tags of `Label`; every other format that libsndfile
-knows can be read.
+with the chunks of `riff`, FLAC and OGG with the tags of `LoopLabel`; every other format that
+libsndfile knows can be read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audioloop.io import riff
-from audioloop.io.label import Label, loop_tags
+from audioloop.io.label import LoopLabel, loop_tags
 from midiloop.common import files
 from midiloop.errors import CallError, LoopError
 
@@ -119,7 +119,7 @@ class Format:
         return np.asarray(_integers(samples, self.depth) / np.float32(scale), np.float32)
 
 
-def write(path: Path, wave: Wave, label: Label | None, form: Format) -> None:
+def write(path: Path, wave: Wave, label: LoopLabel | None, form: Format) -> None:
     """Write one loop, labelled with its length, tempo, meter and root, as far as they are known.
 
     Raises:
@@ -145,7 +145,7 @@ def _integers(samples: Samples, depth: str) -> NDArray[np.int32]:
     return scaled.astype(np.int32)
 
 
-def _wav(wave: Wave, label: Label | None, form: Format) -> bytes:
+def _wav(wave: Wave, label: LoopLabel | None, form: Format) -> bytes:
     interleaved = wave.samples.T
     if form.depth == "float":
         body, bits = interleaved.astype("<f4").tobytes(), 32
@@ -167,7 +167,7 @@ def _wav(wave: Wave, label: Label | None, form: Format) -> bytes:
     )
 
 
-def _tagged(wave: Wave, label: Label | None, form: Format) -> bytes:
+def _tagged(wave: Wave, label: LoopLabel | None, form: Format) -> bytes:
     soundfile = _soundfile()
     subtype = "VORBIS" if form.name == "ogg" else f"PCM_{form.depth}"
     buffer = io.BytesIO()

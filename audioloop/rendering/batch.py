@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from audioloop.io import wave
-from audioloop.io.label import Label
+from audioloop.io.label import LoopLabel
 from audioloop.io.wave import Format
 from audioloop.rendering import piece, render, synth
 from audioloop.rendering.piece import Piece
@@ -49,7 +49,7 @@ class Settings:
         form: of the audio files.
         bpm: in place of each loop's own tempo.
         bars: length of MIDI files whose end of track does not say it.
-        template: of file names, see `Label.file_name`.
+        template: of file names, see `LoopLabel.file_name`.
     """
 
     soundfont: Path
@@ -88,7 +88,7 @@ class RenderedLoop(NamedTuple):
 
     source: str
     files: tuple[str, ...]
-    label: Label
+    label: LoopLabel
     samples: int
     duration_s: float
     held_back_db: float
@@ -256,10 +256,10 @@ def _check(found: Sequence[Item], settings: Settings) -> None:
     settings.form.check_rate(settings.rate)
     if settings.sound.repeat < 1:
         raise CallError(f"--repeat {settings.sound.repeat}: give 1 or more")
-    pattern = Label(120, 1).file_name(settings.template)  # so that a bad template fails at once
+    pattern = LoopLabel(120, 1).file_name(settings.template)  # so that a bad template fails at once
     if len(found) > 1:
-        names = {Label(120, 1, name=n).file_name(settings.template) for n in ("aa", "bb")}
-        numbers = {Label(120, 1, number=n).file_name(settings.template) for n in (1, 2)}
+        names = {LoopLabel(120, 1, name=n).file_name(settings.template) for n in ("aa", "bb")}
+        numbers = {LoopLabel(120, 1, number=n).file_name(settings.template) for n in (1, 2)}
         if len(names | {pattern}) < 3 and len(numbers) < 2:
             raise CallError(
                 f"--name-template {settings.template!r}: would give every loop one name; "
@@ -330,7 +330,7 @@ def _piece(item: Item, settings: Settings) -> Piece:
     return replace(loop, label=replace(loop.label, number=item.number))
 
 
-def _names(loop: Piece, whole: Label, settings: Settings) -> tuple[str, ...]:
+def _names(loop: Piece, whole: LoopLabel, settings: Settings) -> tuple[str, ...]:
     """Names of the mix, its stems and the MIDI file."""
     stems = render.stems_of(loop.score) if settings.sound.stems else []
     labels = [whole, *(replace(whole, part=part) for part in stems)]

@@ -21,7 +21,7 @@ import numpy as np
 from scipy import stats
 
 from audioloop.io import wave
-from audioloop.io.label import Label
+from audioloop.io.label import LoopLabel
 from audioloop.io.wave import Format, Samples, Wave, resample
 from audioloop.rendering import piece, render, synth
 from audioloop.rendering.synth import BLOCK, Event
@@ -81,7 +81,7 @@ def bar_lines(n_samples: int) -> list[int]:
     return [round(block * n_samples / n_blocks) for block in blocks]
 
 
-def through_ogg(loop: Wave, said: Label) -> tuple[float, float]:
+def through_ogg(loop: Wave, said: LoopLabel) -> tuple[float, float]:
     """Level of what OGG adds, in dB, and the jump at the seam of what it leaves."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "loop.ogg"
