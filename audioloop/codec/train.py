@@ -231,8 +231,8 @@ class CodecTask(Task):
         for samples in self.valid():
             wanted = torch.from_numpy(samples).to(self.device)[None, None]
             latent = model.encode(wanted, circular=True)
-            codes = model.quantize(latent)
-            for into, what in ((continuous, latent), (quantized, model.dequantize(codes))):
+            tokens = model.quantize(latent)
+            for into, what in ((continuous, latent), (quantized, model.dequantize(tokens))):
                 found = model.decode(what, circular=True)
                 into.append(si_sdr_db(found[0, 0].cpu().numpy(), samples))
             apart = codec_losses.distances(found, wanted, model.config.rate, circular=True)

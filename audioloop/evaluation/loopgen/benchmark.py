@@ -1,4 +1,4 @@
-"""Every way to make a loop of codes, measured alike: LoopGen's table 2 for our own models.
+"""Every method of loop generation under the same metrics: LoopGen's table 2 for our own models.
 
 A comparison is a folder::
 
@@ -88,7 +88,7 @@ class Settings:
         SamplingConfig(rescoring_weight=self.rescoring_weight)
 
     def sampling(self, setting: str) -> SamplingConfig:
-        """How codes are drawn: once, as ways are compared and not drafts."""
+        """How tokens are sampled: one draft each, as methods are compared and not drafts."""
         steps = self.decode_steps if setting == "conditioned" else self.unconditioned_decode_steps
         return replace(SAMPLING, steps=steps, rescoring_weight=self.rescoring_weight, best_of=1)
 
