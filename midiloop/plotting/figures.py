@@ -55,8 +55,8 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -
         histories: by the name of a run, the ``history`` of its ``training.json``.
 
     Raises:
-        LoopError: there is no run or one without a number to draw, or the file cannot be called
-            that.
+        LoopError: there is no run or one without a number to draw, or the file has another
+            suffix.
         ImportError: matplotlib is missing.
     """
     if not histories:
@@ -91,7 +91,7 @@ def codes(
 ) -> None:
     """Draw the codes of some loops, a panel for each: the step to the right, the index upwards.
 
-    Loop patterns show as dots that come back at the same height (figure 4 of the paper). The first
+    Loop patterns show as dots that recur at the same height (figure 4 of the paper). The first
     bar of each half is tinted. Drums are round and bass square where each has a stream.
 
     Args:
@@ -100,7 +100,7 @@ def codes(
 
     Raises:
         LoopError: there is nothing to draw or too much for one page, codes have another shape or
-            are not in the dictionary, or the file cannot be called that.
+            are not in the codebook, or the file has another suffix.
         ImportError: matplotlib is missing.
     """
     _check_grids(grids, titles, path, codebook_size)
@@ -132,10 +132,9 @@ def reconstructions(
     others: Mapping[str, Rolls],
     path: Path,
 ) -> None:
-    """Draw loops, a row for each: the original, then what each model made of it.
+    """Draw loops, a row for each: the original, then each model's reconstruction.
 
-    Beside the original, cells that were lost and cells that came in addition stand out from those
-    that are as they were.
+    In reconstructions, missed cells and added cells stand out from those in both.
 
     Args:
         originals: bool (n, 128, 93).
@@ -143,7 +142,7 @@ def reconstructions(
 
     Raises:
         LoopError: there is nothing to draw or too much for one page, shapes differ, or the file
-            cannot be called that.
+            has another suffix.
         ImportError: matplotlib is missing.
     """
     for name, rolls in others.items():
@@ -165,7 +164,7 @@ def reconstructions(
 def frequent_codes(codes: Codes, codebook_size: int, rank: int) -> NDArray[np.int64]:
     """The code that is ``rank``-th most frequent at each step of each stream: (n, S, T) to (S, T).
 
-    Decoded, it shows what a dictionary is made of (figure 5 of the paper).
+    Decoded, it shows what a codebook holds (figure 5 of the paper).
 
     Args:
         codes: integers from 0 to ``codebook_size`` - 1.
@@ -174,7 +173,7 @@ def frequent_codes(codes: Codes, codebook_size: int, rank: int) -> NDArray[np.in
             way; where too few occur, the last of them stands in.
 
     Raises:
-        LoopError: codes have another shape or are not in the dictionary.
+        LoopError: codes have another shape or are not in the codebook.
     """
     if codes.ndim != 3 or not codes.size or not np.issubdtype(codes.dtype, np.integer):
         raise LoopError(f"expected integer codes (n, S, T), got {codes.dtype} {codes.shape}")
@@ -386,7 +385,7 @@ def _check_range(codes: Codes, codebook_size: int, what: str) -> None:
 
 
 def _write_streams(page: Canvas, streams: int) -> None:
-    """Say at the top right what the marks mean."""
+    """Write the legend of the streams at the top right."""
     x = page.width - EDGE
     for number, (name, colour) in reversed(list(enumerate(STREAMS[streams]))):
         x -= page.text(x, EDGE + 4, name, LABEL, INK, align="right") + 10

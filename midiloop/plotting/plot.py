@@ -1,7 +1,7 @@
 """Pictures of loops: a drum lane above a bass lane, one loop large or many side by side.
 
-Everything drawn is a box or a text on a `Page`. Matplotlib comes with the extra ``plot``; importing
-this module does not load it.
+Everything drawn is a box or a text on a `Canvas`. Matplotlib comes with the extra ``plot``;
+importing this module does not load it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from midiloop.common.canvas import INCH_PX, PNG_DPI, Canvas, open_canvas
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP, PITCH_NAMES, Grid, Roll
 
-# What drawing loads, for a process that shall begin with it.
+# Modules that drawing loads, for processes that import them at their start.
 MODULES = ("midiloop.plotting.plot", "matplotlib.backends.backend_agg", "matplotlib.figure")
 
 # Paul Tol's "bright" scheme, which colour-blind readers can tell apart. A drum belongs to the first
@@ -109,7 +109,7 @@ def draw(picture: Picture | Roll, path: Path, *, grid: Grid = LOOP) -> None:
     >>> midiloop.plot(np.eye(128, 93, dtype=bool), Path("loop.png"))
 
     Raises:
-        LoopError: the roll does not fit the grid, or the file cannot be called that.
+        LoopError: the roll does not fit the grid, or the file has another suffix.
         ImportError: matplotlib is missing.
     """
     if not isinstance(picture, Picture):
@@ -141,7 +141,7 @@ def contact_sheet(
 
     Raises:
         LoopError: there is nothing to draw or too much for one page, a roll does not fit the grid,
-            or the file cannot be called that.
+            or the file has another suffix.
         ImportError: matplotlib is missing.
     """
     _check(pictures, path, grid)
@@ -306,7 +306,7 @@ def _draw_bass(lane: _Lane, picture: Picture, pitches: range, grid: Grid) -> Non
 
 
 def _draw_marks(page: Canvas, right: float, y: float) -> float:
-    """Say what the marks of a comparison mean, up to ``right``; give the width that it takes."""
+    """Write the legend of a comparison, up to ``right``; returns its width."""
     marks = (("added", ADDED, 0.0), ("missed", MISSED, 1.0), ("in both", KEPT, 0.0))
     x = right
     for name, colour, outline in marks:
