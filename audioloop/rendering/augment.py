@@ -173,7 +173,9 @@ def render_circular(
     return np.asarray(samples * (10 ** (level_db / 20) / max(peak, 1e-4)), np.float32)
 
 
-def circles(samples: Samples, n: int, length: int, fade: int, rng: np.random.Generator) -> Samples:
+def circular_excerpts(
+    samples: Samples, n: int, length: int, fade: int, rng: np.random.Generator
+) -> Samples:
     """Random excerpts (n, length) of a periodic signal, each made circular.
 
     The last ``fade`` samples of an excerpt crossfade into those that precede its first sample in

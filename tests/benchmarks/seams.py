@@ -42,8 +42,8 @@ def main() -> None:
     font = synth.SoundFont(synth.soundfont(options.soundfont), RATE)
     print(f"FluidSynth {synth.version()}, {font.path.name}, {options.loops} loops", flush=True)
     at_seams, at_bars, snapped_db, own_db, lossy = [], [], [], [], []
-    wish = sample.GenerationRequest(n=options.loops, seed=5)
-    rolls = sample.sample(sample.load(sample.SHIPPED), wish).rolls
+    request = sample.GenerationRequest(n=options.loops, seed=5)
+    rolls = sample.sample(sample.load(sample.SHIPPED), request).rolls
     rng = np.random.default_rng(5)
     for roll, bpm in zip(rolls, rng.uniform(SLOWEST_BPM, FASTEST_BPM, len(rolls)), strict=True):
         loop = piece.of_roll(roll, float(bpm), "loop")
@@ -86,8 +86,8 @@ def through_ogg(loop: Wave, said: LoopLabel) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "loop.ogg"
         wave.write(path, loop, said, Format("ogg", "lossy"))
-        coded = wave.read(path)
-    return level(coded.samples, loop.samples), seam.jump(coded, 0)
+        decoded = wave.read(path)
+    return level(decoded.samples, loop.samples), seam.jump(decoded, 0)
 
 
 def in_a_row(loop: piece.Piece, font: synth.SoundFont) -> tuple[float, float]:

@@ -102,7 +102,7 @@ def test_a_batch_goes_on_after_every_bad_file(command: Any, batch: list[str]) ->
 
 
 class Silent(inpaint.Inpainter):
-    """Makes nothing anew, and needs no weights for it."""
+    """Regenerates nothing, and needs no weights for it."""
 
     def __init__(self) -> None: ...
 

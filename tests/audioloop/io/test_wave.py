@@ -373,8 +373,8 @@ def test_a_file_that_ends_early_is_one_error(tmp_path: Path, rng: np.random.Gene
     for end in range(12, len(data)):  # every boundary of a chunk is among them
         found = riff.read(io.BytesIO(data[:end]))
         assert any(one.what == "RIFF size" for one in found.findings)
-        mended = data[:4] + struct.pack("<I", end - 8) + data[8:end]
-        again = riff.read(io.BytesIO(mended))
+        fixed = data[:4] + struct.pack("<I", end - 8) + data[8:end]
+        again = riff.read(io.BytesIO(fixed))
         assert found.chunks == again.chunks
         assert [chunk.name for chunk in again.chunks] == names[: len(again.chunks)]
 

@@ -49,7 +49,7 @@ async ([file, rate, passes, length]) => {
 """
 
 
-class Heard(NamedTuple):
+class Playback(NamedTuple):
     """What a browser made of a file: samples and rate of its buffer, and what it played."""
 
     length: int
@@ -72,11 +72,11 @@ def page() -> Iterator[Page]:
         browser.close()
 
 
-def played(page: Page, path: Path, rate: int, length: int) -> Heard:
+def played(page: Page, path: Path, rate: int, length: int) -> Playback:
     file = base64.b64encode(path.read_bytes()).decode()
     frames, decoded, *channels = page.evaluate(PLAY, [file, rate, PASSES, length])
     samples = [np.frombuffer(base64.b64decode(text), np.float32) for text in channels]
-    return Heard(frames, decoded, np.stack(samples))
+    return Playback(frames, decoded, np.stack(samples))
 
 
 def loop(said: LoopLabel, rate: int) -> Wave:
@@ -129,7 +129,7 @@ def test_ogg_has_every_sample_and_repeats(page: Page, tmp_path: Path) -> None:
 
 
 def test_at_another_rate_than_the_file_s_it_is_no_longer_exact(page: Page, tmp_path: Path) -> None:
-    """Why players are told to open an AudioContext at the file's own rate."""
+    """Why players should open an AudioContext at the file's own rate."""
     said = LoopLabel(173.3, 1)
     sound = loop(said, 32_000)
     wave.write(tmp_path / "a.wav", sound, said, Format())
