@@ -212,7 +212,7 @@ def read(path: Path) -> Wave:
     if path.suffix.lower() == ".raw":  # soundfile asks for its rate
         raise LoopError(f"{name}: raw samples do not say what they are; give another file")
     try:
-        with _opened(path) as file:
+        with _open_sound(path) as file:
             if file.frames * file.channels > MAX_SAMPLES:
                 raise LoopError(f"{name}: {file.frames:,} samples are no loop; cut it first")
             # So many, because codecs that cannot seek, as GSM, do not know what is left.
@@ -234,14 +234,14 @@ def subtype(path: Path) -> str:
     """
     soundfile = _soundfile()
     try:
-        with _opened(path) as file:
+        with _open_sound(path) as file:
             return str(file.subtype)
     except soundfile.LibsndfileError as error:
         name = files.printable(path)
         raise LoopError(f"{name}: no audio that can be read; give another file") from error
 
 
-def _opened(path: Path) -> Any:  # a `soundfile.SoundFile`
+def _open_sound(path: Path) -> Any:  # a `soundfile.SoundFile`
     """Open an audio file to read; a WAV with wrong sizes in its header is repaired in memory.
 
     Raises:

@@ -36,7 +36,7 @@ LOOPS_A_JOB = 8
 LOOP_TIMEOUT_S = 300.0
 MAX_DURATION_S = 900.0
 RECORD = "render.json"
-_STATED_TEMPO = re.compile(r"[ _-]*\d+(?:\.\d+)?[ _-]?bpm$", re.IGNORECASE)
+_TEMPO_SUFFIX = re.compile(r"[ _-]*\d+(?:\.\d+)?[ _-]?bpm$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _of_dataset(path: Path, limit: int | None, song: str, split: str | None) -> 
 def _of_file(item: corpus.Item) -> Item:
     stem = PurePosixPath(item.name).stem
     midi = item.data if item.path is None else Path(item.path)
-    return Item(item.path or item.name, _STATED_TEMPO.sub("", stem) or stem, 0, midi=midi)
+    return Item(item.path or item.name, _TEMPO_SUFFIX.sub("", stem) or stem, 0, midi=midi)
 
 
 def _distinct(found: Sequence[Item]) -> list[Item]:

@@ -32,7 +32,7 @@ DRUM_BANK = 128
 _CHANNELS_A_PORT = 16  # FluidSynth has channels in multiples of 16
 
 _LogFunction = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-_SILENT = _LogFunction(lambda *_: None)
+_NO_LOG = _LogFunction(lambda *_: None)
 
 SOUNDFONT_FOLDERS = (
     "/usr/share/sounds/sf2",
@@ -156,7 +156,7 @@ def load(library: str | None = None) -> ModuleType:
         ImportError: there is no pyfluidsynth, or no library.
     """
     if "fluidsynth" in sys.modules:  # others may have imported it before
-        return _hushed(sys.modules["fluidsynth"])
+        return _without_log(sys.modules["fluidsynth"])
     if importlib.util.find_spec("fluidsynth") is None:
         raise needs("pyfluidsynth")
     causes = []
@@ -164,7 +164,7 @@ def load(library: str | None = None) -> ModuleType:
         # pyfluidsynth looks its library up while it is imported, and may print what it found.
         with _library_found(found), contextlib.redirect_stdout(io.StringIO()):
             try:
-                return _hushed(importlib.import_module("fluidsynth"))
+                return _without_log(importlib.import_module("fluidsynth"))
             except (ImportError, OSError, AttributeError) as error:
                 sys.modules.pop("fluidsynth", None)
                 causes.append(f"{found} does not load ({error})")
@@ -212,7 +212,7 @@ class SoundFont:
         self.path, self.rate = path, rate
         self._api = load()
         self._owner = self._new(_CHANNELS_A_PORT)
-        with _stderr_shut():  # FluidSynth's other loaders print messages of their own
+        with _without_stderr():  # FluidSynth's other loaders print messages of their own
             number = self._api.fluid_synth_sfload(self._owner.synth, os.fsencode(path), 0)
         self._number = number
         if number == -1:
@@ -352,7 +352,7 @@ def _call(api: ModuleType, name: str, synth: int, font: int) -> int:
     return int(function(synth, font))
 
 
-def _hushed(api: ModuleType) -> ModuleType:
+def _without_log(api: ModuleType) -> ModuleType:
     """Turn FluidSynth's log off: errors are raised here, in one line each."""
     set_log = api._fl.fluid_set_log_function
     set_log.restype, set_log.argtypes = (
@@ -360,12 +360,12 @@ def _hushed(api: ModuleType) -> ModuleType:
         [ctypes.c_int, _LogFunction, ctypes.c_void_p],
     )
     for level in range(5):
-        set_log(level, _SILENT, None)
+        set_log(level, _NO_LOG, None)
     return api
 
 
 @contextlib.contextmanager
-def _stderr_shut() -> Iterator[None]:
+def _without_stderr() -> Iterator[None]:
     """Discard what C code writes to stderr."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)

@@ -264,7 +264,7 @@ def task(source: Source, out: Path, job: Job, turn_to: TurnTo) -> None:
     if not job.lost:
         turn_to(0)
         with devices.one_thread():  # as many workers as cores, and the same for any number
-            found |= _measured_item(source, out, job.number)
+            found |= _measure_item(source, out, job.number)
     text = json.dumps(found) + "\n"
     files.write(_place(out, job.number), text.encode())
 
@@ -278,7 +278,7 @@ def _tools(
 
 
 @torch.inference_mode()
-def _measured_item(source: Source, out: Path, number: int) -> dict[str, Any]:
+def _measure_item(source: Source, out: Path, number: int) -> dict[str, Any]:
     settings = source.settings
     font, inpainter = _tools(source.soundfont, source.codec, source.masked, source.causal)
     codec = inpainter.codec
