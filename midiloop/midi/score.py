@@ -206,7 +206,7 @@ def parse(source: Path | str | bytes) -> Parsed:
 
 
 def end_of_tracks_quarters(source: Path | str | bytes) -> float:
-    """Where the last track of a MIDI file ends, in quarter notes; 0 where that cannot be told.
+    """Where the last track of a MIDI file ends, in quarter notes; 0 where it is unknown.
 
     A score that was read ends with its last note, but a loop that ends in silence is longer.
     """

@@ -5,11 +5,11 @@ A comparison is a folder::
     benchmark.md .json      the tables, and what stands in them
     seam_nats.png         cross-entropy around the seam, as figure 3 of the paper
     perplexity.png        seam perplexities of all loops, as figure 4
-    items/NNNNN.json      what was measured of an item; a run goes on where these end
-    audio/…               loops of the first items, if asked for
+    items/NNNNN.json      metrics of an item; a run resumes where these end
+    audio/…               loops of the first items, if wanted
 
-Neither model has learned from a loop of the test split. What is made of an item is always the same,
-by whatever worker and however many items there are.
+Neither model was trained on a loop of the test split. An item always gives the same loops, whatever
+the worker and the number of items.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class Settings:
     """What is compared, and how.
 
     Attributes:
-        num_loops: how many loops each way makes.
+        num_loops: loops of each method.
         window_s: of the model that has one, see `test_set.WINDOWS_S`; naive loops are as long,
             others a third to two thirds of it.
-        decode_steps, unconditioned_decode_steps: of each codebook, where notes are told and where
-            none are; None for those of `inpaint.CONDITIONED` and `inpaint.UNCONDITIONED`.
+        decode_steps, unconditioned_decode_steps: of each codebook, with and without notes;
+            None for those of `inpaint.CONDITIONED` and `inpaint.UNCONDITIONED`.
         rescoring_weight: see `inpaint.SamplingConfig`.
         keep_audio: write the loops of the first items as files.
     """
@@ -130,11 +130,11 @@ def run(
     resume: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> BenchmarkResult:
-    """Make all loops that the folder lacks, measure them, and write the tables.
+    """Generate all loops that the folder lacks, measure them, and write the tables.
 
     Args:
-        engine: who makes and measures; one process unless told otherwise, as it is timed too.
-        on_progress: called with how many more items are done.
+        engine: runs the workers; by default one process, since time is measured too.
+        on_progress: called with the number of items done since the last call.
 
     Raises:
         CallError: the settings fit no model, or the folder holds something else, or a comparison
