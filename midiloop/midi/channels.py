@@ -77,7 +77,7 @@ class Instrument:
 
 
 class Events:
-    """The events of a track, up to its end-of-track event or to where it is cut off, as arrays.
+    """The events of a track up to the one that ends it, or up to where it breaks, as arrays.
 
     Attributes:
         track: the bytes.
@@ -106,15 +106,15 @@ class Events:
 
     @property
     def kinds(self) -> NDArray[np.int64]:
-        """High half of each status byte; all of it for events without a channel."""
+        """High half of each status; all of it for what is of no channel."""
         return np.where(self.statuses < SYSEX, self.statuses & 0xF0, self.statuses)
 
     def metas(self, kind: int) -> NDArray[np.int64]:
-        """Indices of the meta events of a type."""
+        """Where meta events of a type are."""
         return np.flatnonzero((self.statuses == META) & (self.first == kind))
 
     def text(self, index: int) -> bytes:
-        """The data of a SysEx or meta event."""
+        """What a SysEx or meta event holds."""
         at = int(self.bodies[index]) + (self.statuses[index] == META)
         length, at = _quantity(self.track, at)
         return self.track[at : at + length]
@@ -128,11 +128,11 @@ class Events:
 
 
 def _times(track: bytes, padded: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last byte of each event's delta time.
+    """First and last byte of the time before each event.
 
-    Most events have two data bytes. Only data and the last byte of a delta time are below 128, so
-    in a run of such events every third of these bytes ends a delta time. All other events are read
-    one by one.
+    Most events have two data bytes. Only the last byte of a time and data are below 128, so while
+    such events follow one another each third of these bytes ends a time. The rest, and what looks
+    odd, is read one by one.
     """
     lows = np.flatnonzero(padded < 0x80)
     plain = _plain(padded, lows, len(track))
@@ -165,7 +165,7 @@ def _times(track: bytes, padded: NDArray[np.uint8]) -> tuple[NDArray[np.int64], 
 
 
 def _plain(padded: NDArray[np.uint8], lows: NDArray[np.int64], size: int) -> list[bytes]:
-    """For each third of ``lows``: whether a whole event with two data bytes follows each byte."""
+    """Of each third of ``lows``: whether a whole event with two data bytes stands after each."""
     status, gaps = padded[lows[:-2] + 1], np.diff(lows)
     plain = (gaps[:-1] == 1) | ((gaps[:-1] == 2) & (status < SYSEX) & (status & 0xE0 != PROGRAM))
     plain &= (gaps[1:] == 1) & (lows[2:] < size)
@@ -173,9 +173,9 @@ def _plain(padded: NDArray[np.uint8], lows: NDArray[np.int64], size: int) -> lis
 
 
 def _next(track: bytes, here: int, more: int, running: bool) -> tuple[int, int, bool]:
-    """Where the event ends whose delta time ends before ``here``, and the running status after it.
+    """Where the event ends whose time is over at ``here``, and the running status after it.
 
-    An end that is not beyond ``here`` means that the event is cut off or invalid.
+    An end that is not beyond ``here`` is of an event that is cut off, or none.
     """
     status = track[here]
     if status < 0x80:
@@ -195,7 +195,7 @@ def _next(track: bytes, here: int, more: int, running: bool) -> tuple[int, int, 
 def _quantities(
     data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Variable-length quantities, of which the last four bytes count."""
+    """Numbers of variable length, of which four bytes count."""
     values = data[ends].astype(np.int64)
     for back in range(1, 4):
         longer = np.flatnonzero(ends - starts >= back)
@@ -206,7 +206,7 @@ def _quantities(
 
 
 def _quantity(track: bytes, at: int) -> tuple[int, int]:
-    """A variable-length quantity, and where it ends."""
+    """A number of variable length, and where it ends."""
     value = 0
     while True:
         byte = track[at]
