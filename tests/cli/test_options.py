@@ -70,13 +70,13 @@ def test_help_shows_the_default_that_the_option_has(name: str) -> None:
 def test_help_of_what_depends_on_notes_says_what_the_models_take() -> None:
     inpaint = pytest.importorskip("audioloop.pipelines.inpaint")
     text_to_audio = pytest.importorskip("audioloop.pipelines.text_to_audio")
-    told, free, text = inpaint.CONDITIONED, inpaint.UNCONDITIONED, text_to_audio.SAMPLING
+    notes, free, text = inpaint.CONDITIONED, inpaint.UNCONDITIONED, text_to_audio.SAMPLING
     expected = {
-        "--cfg-scale": f"{inpaint.BEST_OF_CFG_SCALE:g} with notes, {told.cfg_scale:g} with notes "
+        "--cfg-scale": f"{inpaint.BEST_OF_CFG_SCALE:g} with notes, {notes.cfg_scale:g} with notes "
         f"and --best-of 1, {free.cfg_scale:g} without notes, {text.cfg_scale:g} for a text",
-        "--temperature": f"{told.temperature:g} with notes, {free.temperature:g} without, "
+        "--temperature": f"{notes.temperature:g} with notes, {free.temperature:g} without, "
         f"{text.temperature:g} for a text",
-        "--top-p": f"{told.top_p:g} with notes, {free.top_p:g} without, {text.top_p:g} for a text",
+        "--top-p": f"{notes.top_p:g} with notes, {free.top_p:g} without, {text.top_p:g} for a text",
         "--choice-temperature": f"{inpaint.SAMPLING.choice_temperature:g}; "
         f"{text.choice_temperature:g} for a text",
         "--rescoring-weight": f"{inpaint.SAMPLING.rescoring_weight:g}",
