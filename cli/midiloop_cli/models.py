@@ -51,6 +51,8 @@ precision_option = click.option(
 compile_option = click.option(
     "--compile", "compiled", is_flag=True, help="Compile the model by torch.compile."
 )
+# Those of `recipes.MODELS`, which would load PyTorch for the help.
+MODELS = ("ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae", "loop-transformer")
 split_choice = click.Choice(["train", "valid", "test"])
 
 
@@ -65,16 +67,14 @@ def _uncollected() -> Iterator[None]:
 
 
 @click.command()
-@click.argument("model", type=click.Choice(["ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae"]))
+@click.argument("model", type=click.Choice(MODELS))
 @click.argument("dataset", type=INPUT, metavar="LOOPS")
 @click.option("-o", "--out", required=True, type=PATH, metavar="RUN", help="Folder for the run.")
 @click.option(
     "--preset",
-    type=click.Choice(["paper", "small", "bars"]),
-    default="paper",
-    show_default=True,
-    help="Sizes. paper: its appendix; small: less to wait for; bars (vq-vae only): codes of single "
-    "bars, and a prior that knows which bar repeats which.",
+    type=click.Choice(["paper", "full", "small"]),
+    help="Sizes. paper: its appendix; full: of loop-transformer, as it ships; small: less to wait "
+    "for. Default: paper, or full.",
 )
 @click.option(
     "--stage",
@@ -130,7 +130,7 @@ def train(
     model: str,
     dataset: Path,
     out: Path,
-    preset: str,
+    preset: str | None,
     only: str | None,
     epochs: int,
     transpose: int,
@@ -199,19 +199,34 @@ def train(
     help="Tempo of the MIDI files.",
 )  # fmt: skip
 @click.option("--copy-latents", is_flag=True, help="Copy bar 1's first half to bar 5, in codes.")
-@click.option("--pattern", metavar="ABABABCD", help="Which bars are the same: a letter for each.")
+@click.option(
+    "--pattern",
+    metavar="ABABA'CA'D",
+    help="Which bars are the same: a letter for each; a prime makes a variation.",
+)
 @click.option("--like", type=INPUT, metavar="MIDI", help="Vary the first loop of this file.")
 @click.option(
     "--keep",
-    default="1-4",
-    show_default=True,
-    help="What stays of --like: bars, as in 1-4,8, or drums, or bass.",
+    metavar="BARS",
+    help="What stays of --like: bars, as in 1-4,8, or drums, or bass. Default: all but --vary, or "
+    "1-4.",
+)
+@click.option(
+    "--vary", metavar="BARS", help="What of --like is varied; what is neither is written anew."
 )
 @click.option("--novel", is_flag=True, help="No loop of the training set.")
 @click.option(
     "--must",
-    metavar="kick,crash,bass,loop",
-    help="What plays on the first step; loop: bars 1 and 5 are alike, by the rules.",
+    metavar="kick,crash,bass",
+    help="What plays on the first step.",
+)
+@click.option(
+    "--any",
+    "keep_rules",
+    flag_value=False,
+    default=True,
+    help="Also what is no loop by the rules: of which bars 1 and 5 differ, or that does not begin "
+    "with kick and bass.",
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Loops sampled at a time; default: 512.")
 @json_option
@@ -230,7 +245,7 @@ def generate(
     RUN is a folder that train wrote; without it the model that comes with midiloop is used.
     """
     if like is None:
-        options.refuse("says what stays of --like; give --like as well", "keep")
+        options.refuse("is about --like; give --like as well", "keep", "vary")
     options.refuse_top_p(request["temperature"])
     from midiloop.common import files, processes
     from midiloop.plotting import plot
@@ -372,19 +387,20 @@ def evaluate(
         options.refuse("chooses loops of a dataset, and the source is a run", "split")
     else:
         options.refuse("is for what a run writes, and the source is no run", "n")
-    error, grid = None, parquet.LoopDataset(reference).grid
+    error: tuple[str, float] | None = None
+    grid = parquet.LoopDataset(reference).grid
     if source and not of_run:
         loops = sources.open_source(source, split, grid)
     else:
         from midiloop.generation import sample
 
         generator = sample.load(source or sample.SHIPPED)
-        error = sample.reconstruction_error(generator, reference, "test")
+        error = sample.held_out_error(generator, reference, "test")
         with report.counting("loops", n) as count:
             drawn = sample.sample(generator, sample.GenerationRequest(n, seed=seed), on_loops=count)
         loops = iter([LoopSet(drawn.rolls)])
     with report.counting("measuring", None):
         beside = sources.of_dataset(reference, reference_split)
         found = evaluate.compare_sets(loops, beside, np.random.default_rng(seed), grid=grid)
-    shown = {"reconstruction_error": error, **found.as_json(), "seed": seed}
+    shown = {**dict([error] if error else []), **found.as_json(), "seed": seed}
     report.echo(report.to_json(shown) if as_json else report.evaluation(found, error))

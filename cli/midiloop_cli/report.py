@@ -334,7 +334,7 @@ def generated(found: WrittenLoops, wanted: GenerationRequest, tried: int) -> str
     """What was written, and how many samples were tried, where some may be rejected."""
     n_loops = wanted.n
     lines = [f"{counted(n_loops, 'loop')} in {plain(found.midi)}   dataset: {plain(found.dataset)}"]
-    if wanted.must or wanted.novel:
+    if wanted.must or wanted.novel or wanted.keep_rules:
         lines.append(
             f"as wanted: {n_loops:,} of {counted(tried, 'sample')} ({n_loops / tried:.1%})"
         )
@@ -412,11 +412,12 @@ def _bar(count: int, top: int) -> str:
     return ("█" * (eighths // 8) + EIGHTHS[eighths % 8]).rstrip() or ("▏" if count else "")
 
 
-def evaluation(found: Evaluation, reconstruction_error: float | None) -> str:
+def evaluation(found: Evaluation, error: tuple[str, float] | None) -> str:
     """The report of ``midiloop evaluate``."""
     lines = [f"{_size(found.loops)}, beside {_size(found.reference)}"]
-    if reconstruction_error is not None:
-        lines.append(f"reconstruction error on the test split: {_figure(reconstruction_error)}")
+    if error:
+        name = {"nats_per_loop": "nats a loop"}.get(error[0], "reconstruction error")
+        lines.append(f"{name} on the test split: {_figure(error[1])}")
     lines += [
         "",
         _row("metric", "loops", "reference", "", "95 % interval of loops"),

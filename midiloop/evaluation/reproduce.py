@@ -261,11 +261,11 @@ class _Measure:
         rows = {TRAINING_SET: self._once(TRAINING_SET, {}, [], self._training_set)}
         for name in NAMES:
             generator = sample.load(self.out / "runs" / name, self.device)
-            wishes = {name: GenerationRequest(self.n)}
+            wishes = {name: GenerationRequest(self.n, keep_rules=False)}
             if name == "vq-vae":
                 wishes = {
                     row_name(t, copied): GenerationRequest(
-                        self.n, temperature=t, copy_latents=copied
+                        self.n, temperature=t, copy_latents=copied, keep_rules=False
                     )
                     for copied in (False, True)
                     for t in TEMPERATURES

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +44,7 @@ CONFIG = TrainConfig(
     patience=10,
     keep_best=True,
 )
-WARMUP_STEPS, EMA_DECAY = 300, 0.998  # of the loop transformer
+WARMUP_STEPS, EMA_DECAY = 300, 0.998  # of the loop transformer: others need neither
 
 
 class Stage(NamedTuple):
@@ -121,6 +121,8 @@ def run(
         CallError, LoopError: see `stages` and `run_stages`.
     """
     plan = stages(model, preset)
+    if model == "loop-transformer":
+        config = replace(config, warmup_steps=WARMUP_STEPS, ema_decay=EMA_DECAY)
     chosen = [stage for stage in plan if only in (None, stage.name)]
     if not chosen:
         raise CallError(f"{model} has no stage {only!r}; it has {', '.join(s.name for s in plan)}")

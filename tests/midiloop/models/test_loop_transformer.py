@@ -53,9 +53,8 @@ def test_a_loop_does_not_depend_on_those_beside_it(model: LoopTransformer) -> No
     assert torch.equal(sample(model, numbers[13:33]), whole[13:33])
 
 
-@pytest.mark.parametrize("seed", range(12))
 def test_surprise_of_a_loop_is_that_of_its_draws(
-    model: LoopTransformer, monkeypatch: pytest.MonkeyPatch, seed: int
+    model: LoopTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps equal the whole: what `errors` says of a loop is the sum over what was drawn for it."""
     nats: list[float] = []
@@ -73,13 +72,19 @@ def test_surprise_of_a_loop_is_that_of_its_draws(
     draw, described = loop_sampling.draw, loop_sampling._Writing._relations
     monkeypatch.setattr(loop_sampling, "draw", noted)
     monkeypatch.setattr(loop_sampling._Writing, "_relations", read)
-    roll = sample(model, uniforms(model, 1, seed))
-    order = torch.arange(TINY.bars)[None]
-    labels = relations(to_tokens(roll, TINY), order, TINY.steps_per_beat)
-    for field, drawn in zip(labels, zip(*said, strict=True), strict=True):
-        if field[0].tolist() != [int(one) for one in drawn]:
-            pytest.skip("what was drawn as new happens to be like an earlier bar")
-    assert sum(nats) == pytest.approx(float(model.errors(roll)[0]), rel=1e-5)
+    compared = 0
+    for seed in range(30):
+        nats.clear()
+        said.clear()
+        roll = sample(model, uniforms(model, 1, seed))
+        order = torch.arange(TINY.bars)[None]
+        labels = relations(to_tokens(roll, TINY), order, TINY.steps_per_beat)
+        drawn = [torch.cat(field, 1) for field in zip(*said, strict=True)]
+        # What is drawn as new may happen to be like an earlier bar, and then has another name.
+        if all(map(torch.equal, labels, drawn)):
+            assert sum(nats) == pytest.approx(float(model.errors(roll)[0]), rel=1e-5)
+            compared += 1
+    assert compared >= 5
 
 
 @pytest.mark.parametrize(
