@@ -15,7 +15,7 @@ END_OF_TRACK = b"\x00\xff\x2f\x00"  # at the time of the event before it
 
 
 class Events:
-    """The events of a track up to the one that ends it, or up to where it breaks, as arrays.
+    """The events of a track, up to its end-of-track event or to where it is cut off, as arrays.
 
     Attributes:
         track: the bytes.
@@ -44,15 +44,15 @@ class Events:
 
     @property
     def kinds(self) -> NDArray[np.int64]:
-        """High half of each status; all of it for what is of no channel."""
+        """High half of each status byte; all of it for events without a channel."""
         return np.where(self.statuses < SYSEX, self.statuses & 0xF0, self.statuses)
 
     def metas(self, kind: int) -> NDArray[np.int64]:
-        """Where meta events of a type are."""
+        """Indices of the meta events of a type."""
         return np.flatnonzero((self.statuses == META) & (self.first == kind))
 
     def text(self, index: int) -> bytes:
-        """What a SysEx or meta event holds."""
+        """The data of a SysEx or meta event."""
         at = int(self.bodies[index]) + (self.statuses[index] == META)
         length, at = _quantity(self.track, at)
         return self.track[at : at + length]
@@ -66,11 +66,11 @@ class Events:
 
 
 def _times(track: bytes, padded: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last byte of the time before each event.
+    """First and last byte of each event's delta time.
 
-    Most events have two data bytes. Only the last byte of a time and data are below 128, so while
-    such events follow one another each third of these bytes ends a time. The rest, and what looks
-    odd, is read one by one.
+    Most events have two data bytes. Only data and the last byte of a delta time are below 128, so
+    in a run of such events every third of these bytes ends a delta time. All other events are read
+    one by one.
     """
     lows = np.flatnonzero(padded < 0x80)
     plain = _plain(padded, lows, len(track))
@@ -103,7 +103,7 @@ def _times(track: bytes, padded: NDArray[np.uint8]) -> tuple[NDArray[np.int64], 
 
 
 def _plain(padded: NDArray[np.uint8], lows: NDArray[np.int64], size: int) -> list[bytes]:
-    """Of each third of ``lows``: whether a whole event with two data bytes stands after each."""
+    """For each third of ``lows``: whether a whole event with two data bytes follows each byte."""
     status, gaps = padded[lows[:-2] + 1], np.diff(lows)
     plain = (gaps[:-1] == 1) | ((gaps[:-1] == 2) & (status < SYSEX) & (status & 0xE0 != PROGRAM))
     plain &= (gaps[1:] == 1) & (lows[2:] < size)
@@ -111,9 +111,9 @@ def _plain(padded: NDArray[np.uint8], lows: NDArray[np.int64], size: int) -> lis
 
 
 def _next(track: bytes, here: int, more: int, running: bool) -> tuple[int, int, bool]:
-    """Where the event ends whose time is over at ``here``, and the running status after it.
+    """Where the event ends whose delta time ends before ``here``, and the running status after it.
 
-    An end that is not beyond ``here`` is of an event that is cut off, or none.
+    An end that is not beyond ``here`` means that the event is cut off or invalid.
     """
     status = track[here]
     if status < 0x80:
@@ -133,7 +133,7 @@ def _next(track: bytes, here: int, more: int, running: bool) -> tuple[int, int, 
 def _quantities(
     data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Numbers of variable length, of which four bytes count."""
+    """Variable-length quantities, of which the last four bytes count."""
     values = data[ends].astype(np.int64)
     for back in range(1, 4):
         longer = np.flatnonzero(ends - starts >= back)
@@ -144,7 +144,7 @@ def _quantities(
 
 
 def _quantity(track: bytes, at: int) -> tuple[int, int]:
-    """A number of variable length, and where it ends."""
+    """A variable-length quantity, and where it ends."""
     value = 0
     while True:
         byte = track[at]
