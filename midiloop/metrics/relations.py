@@ -181,11 +181,13 @@ def _lifted(cells: Words, by: NDArray[np.int16]) -> Words:
     """Cells (bars, words, n, steps) moved by so many columns (bars, n) towards the first."""
     n_words = cells.shape[1]
     padded = np.concatenate([cells, np.zeros_like(cells), np.zeros_like(cells[:, :1])], axis=1)
-    whole, part = np.divmod(by[:, None, :, None], 64)
+    whole, part = np.divmod(by.astype(np.uint64)[:, None, :, None], np.uint64(64))
     at = whole.astype(np.int64) + np.arange(n_words)[:, None, None]
-    high = np.take_along_axis(padded, at, axis=1) << part.astype(np.uint64)
-    low = np.take_along_axis(padded, at + 1, axis=1) >> (64 - part).astype(np.uint64)
-    found: Words = high | low  # NumPy shifts by 64 to 0
+    high = np.left_shift(np.take_along_axis(padded, at, axis=1), part, dtype=np.uint64)
+    low = np.right_shift(
+        np.take_along_axis(padded, at + 1, axis=1), np.uint64(64) - part, dtype=np.uint64
+    )
+    found: Words = np.bitwise_or(high, low)  # NumPy shifts by 64 to 0
     return found
 
 
