@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from midiloop import __version__
 from midiloop.common import files
-from midiloop.common.engine import BETWEEN_ITEMS, CRASHED, TIMEOUT, Engine, Task, TurnTo
+from midiloop.common.engine import BETWEEN_ITEMS, CRASHED, TIMEOUT, Engine, TurnTo, Work
 from midiloop.common.processes import Processes
 from midiloop.common.resume import RunRecord
 from midiloop.dataset.records import Counts, Reject, SongRecord
@@ -363,9 +363,9 @@ def _mine(
             else:
                 yield batch
 
-    work = partial(mine_batch, settings=settings, folder=folder)
-    task = Task(work, item_timeout_s, WORKERS_NEED)
-    for batch, counts in engine.map(task, todo(), lambda in_work: on_progress(progress, in_work)):
+    do = partial(mine_batch, settings=settings, folder=folder)
+    work = Work(do, item_timeout_s, WORKERS_NEED)
+    for batch, counts in engine.map(work, todo(), lambda in_work: on_progress(progress, in_work)):
         importlib.import_module("midiloop.mining.assemble")  # and Arrow: while the workers work
         progress.add(batch, counts)
         on_progress(progress, 0)
