@@ -117,11 +117,12 @@ def sample(sets: Iterable[LoopSet], grid: Grid = LOOP, *, limit: int = MAX_LOOPS
     for rolls, songs in sets:
         bits = as_bits(rolls, grid)
         prints = grid.fingerprints(bits.packed)
-        columns = [prints, bits.packed, prints if songs is None else songs]
+        columns: list[NDArray[Any]] = [prints, bits.packed, prints if songs is None else songs]
         if kept:
-            columns = [np.concatenate(pair) for pair in zip(kept, columns, strict=True)]
+            columns = [np.concatenate([a, b]) for a, b in zip(kept, columns, strict=True)]
         order = np.lexsort((columns[2], columns[0]))
-        _, first = np.unique(columns[0][order], return_index=True)
+        sorted_prints: NDArray[np.uint64] = columns[0][order]
+        _, first = np.unique(sorted_prints, return_index=True)
         kept = [column[order[first[:limit]]] for column in columns]
     if not kept or not len(kept[0]):
         raise LoopError(NO_LOOPS)
