@@ -98,6 +98,11 @@ class Sample:
     def __len__(self) -> int:
         return len(self.bits)
 
+    @property
+    def n_songs(self) -> int:
+        """How many songs there are."""
+        return len(np.unique(self.songs))
+
     def take(self, which: NDArray[Any]) -> Sample:
         """Some of the loops."""
         return Sample(Bits(self.bits.packed[which], self.bits.grid), self.songs[which])
@@ -144,9 +149,9 @@ def compare(
         ImportError: scikit-learn is not installed.
     """
     for what, of in (("set to evaluate", loops), ("reference", reference), ("control", control)):
-        if of is not None and len(np.unique(of.songs)) < MIN_SONGS:
+        if of is not None and of.n_songs < MIN_SONGS:
             raise LoopError(
-                f"the {what} has distinct loops of {counted(len(np.unique(of.songs)), 'song')}, "
+                f"the {what} has distinct loops of {counted(of.n_songs, 'song')}, "
                 f"a classifier needs {MIN_SONGS}; widen the choice, or leave the classifier out"
             )
     task = _Task.of(loops, reference)
@@ -156,10 +161,19 @@ def compare(
         len(loops),
         len(reference),
         _tell_apart(task, seed),
-        _tell_apart(_Task.of(*others), seed),
+        tell_apart(*others, seed),
         dict(sorted(groups.items(), key=lambda group: -group[1].value)),
         _telltales(task),
     )
+
+
+def tell_apart(loops: Sample, reference: Sample, seed: int = 0) -> Estimate:
+    """The AUC of `compare` alone.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    return _tell_apart(_Task.of(loops, reference), seed)
 
 
 def _halves(reference: Sample, seed: int) -> tuple[Sample, Sample]:

@@ -33,7 +33,7 @@ class Share(NamedTuple):
 ROWS = {
     **{f"breaks {name}": f"loops that break the rules '{name}'" for name in PRESETS},
     **{
-        f"{part} {name}": f"{part} bars: {words}"
+        f"{part} {name}": f"{part.removesuffix('s') if part == 'drums' else part} bars: {words}"
         for part in PARTS
         for name, words in (
             ("exact", "exact repeats"),
