@@ -357,9 +357,9 @@ def evaluate(
 ) -> None:
     """Measure loops beside a reference: the paper's metrics, and how far their distributions are.
 
-    The reference is of distinct loops. A classifier is asked which loops are of it, and told that
-    from its control: real loops of the training split, or with no --reference-split, or train, one
-    half of the reference's songs against the other.
+    The reference is of distinct loops. A classifier learns to separate the loops from it. Its
+    control are real loops in their place: those of the training split, or, where that is the
+    reference or a part of it, one half of the reference's songs against the other.
 
     Loops are those of a loop dataset, MIDI files in a folder, each of them one loop, or what a run
     writes, of which the reconstruction error on the reference's test split is measured as well.
@@ -394,12 +394,12 @@ def evaluate(
     beside = partial(sources.of_dataset, reference, reference_split, distinct=True)
     with report.counting("measuring", None):
         found = evaluate.compare_sets(loops(), beside(), np.random.default_rng(seed), grid=grid)
-        told_apart = None
+        separation = None
         if classifier:
             others = None
             if reference_split not in (None, "train"):
                 others = two_sample.sample(sources.of_dataset(reference, "train"), grid)
-            told_apart = two_sample.compare(
+            separation = two_sample.compare(
                 two_sample.sample(loops(), grid),
                 two_sample.sample(beside(), grid),
                 others,
@@ -408,9 +408,9 @@ def evaluate(
     shown = {
         "reconstruction_error": error,
         **found.as_json(),
-        "two_sample": told_apart and told_apart.as_json(),
+        "two_sample": separation and separation.as_json(),
         "seed": seed,
     }
     rules = dataset.manifest["rules"]["name"]
-    text = report.evaluation(found, error, rules, told_apart)
+    text = report.evaluation(found, error, rules, separation)
     report.echo(report.to_json(shown) if as_json else text)

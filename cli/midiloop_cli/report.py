@@ -418,7 +418,7 @@ def evaluation(
     found: Evaluation,
     reconstruction_error: float | None,
     rules: str,
-    told_apart: TwoSample | None,
+    separation: TwoSample | None,
 ) -> str:
     """The report of ``midiloop evaluate``; ``rules`` are those of the reference."""
     from midiloop.metrics import form
@@ -454,7 +454,7 @@ def evaluation(
         "distance: Wasserstein, in standard deviations of the reference; 0: the same distribution",
         "floor: 95 % of the ways to compare half the reference's songs with the rest lie there",
     ]
-    return "\n".join(lines + (_two_sample(told_apart) if told_apart else []))
+    return "\n".join(lines + (_two_sample(separation) if separation else []))
 
 
 def _two_sample(found: TwoSample) -> list[str]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from midiloop.metrics.bits import Bits
 
-SILENT = -1
+NO_PITCH = -1
 
 
 class BassLine(NamedTuple):
@@ -19,7 +19,7 @@ class BassLine(NamedTuple):
     step of the loop: a roll holds no repetition of a pitch without a gap.
 
     Attributes:
-        pitches: int16 (n, steps), MIDI pitches; `SILENT` where none sounds.
+        pitches: int16 (n, steps), MIDI pitches; `NO_PITCH` where none sounds.
         onsets: bool (n, steps), where a note begins.
         lengths: int16 (n, steps), steps of the note that begins there, to the end of the loop at
             most; 0 elsewhere.
@@ -45,10 +45,10 @@ def of(bits: Bits) -> BassLine:
     grid = bits.grid
     sounding = grid.unpack(bits.packed)[:, :, grid.n_drums :]
     pitches = sounding.argmax(axis=2).astype(np.int16) + np.int16(grid.lowest_pitch)
-    pitches[~sounding.any(axis=2)] = SILENT
+    pitches[~sounding.any(axis=2)] = NO_PITCH
     changes = np.ones(pitches.shape, dtype=np.bool_)
     changes[:, 1:] = pitches[:, 1:] != pitches[:, :-1]
-    onsets = changes & (pitches != SILENT)
+    onsets = changes & (pitches != NO_PITCH)
     # each step's next change, looking back from the end
     n_steps = pitches.shape[1]
     at = np.where(changes, np.arange(n_steps), n_steps)
