@@ -301,7 +301,7 @@ def test_variations_decoded_together_are_those_decoded_one_by_one(
 ) -> None:
     tokens = torch.randint(32, (1, 4, 40), generator=torch.Generator().manual_seed(3))
     inpaint_mask = torch.arange(40) < 30
-    condition = loop_of(Label(240, 1), roll=True).conditioning.on(40, 50)
+    condition = loop_of(LoopLabel(240, 1), roll=True).conditioning.on(40, 50)
     sampling = replace(FAST, best_of=best_of, cfg_scale=cfg_scale, seed=2)
     rows: list[int] = []
 
