@@ -8,9 +8,10 @@ from __future__ import annotations
 import gc
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,26 @@ compile_option = click.option(
 )
 # Those of `recipes.MODELS`, which would load PyTorch for the help.
 MODELS = ("ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae", "loop-transformer")
+epochs_option = click.option("--epochs", type=click.IntRange(1), default=20, show_default=True,
+    help="Passes over the loops at most.",
+)  # fmt: skip
+batch_size_option = click.option("--batch-size", type=click.IntRange(1), default=256,
+    show_default=True, help="Loops a step.",
+)  # fmt: skip
 split_choice = click.Choice(["train", "valid", "test"])
+
+
+def judged_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """How many loops are measured of what draws them."""
+    return click.option(
+        "-n",
+        "--num-samples",
+        "n",
+        type=click.IntRange(1),
+        default=20_000,
+        show_default=True,
+        help=f"How many loops to draw from {what}.",
+    )
 
 
 @contextmanager
@@ -82,12 +102,8 @@ def _uncollected() -> Iterator[None]:
     type=click.Choice(["vq-vae", "prior"]),
     help="Of vq-vae: train the one or the other; default: both.",
 )
-@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True,
-    help="Passes over the loops at most.",
-)  # fmt: skip
-@click.option("--batch-size", "batch_size", type=click.IntRange(1), default=256, show_default=True,
-    help="Loops a step.",
-)  # fmt: skip
+@epochs_option
+@batch_size_option
 @click.option(
     "--micro-batch-size",
     "micro_batch_size",
@@ -280,22 +296,10 @@ def _listed(text: str) -> tuple[str, ...]:
 @click.command()
 @click.argument("dataset", type=INPUT, metavar="LOOPS")
 @click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="Folder for it all.")
-@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True,
-    help="Passes over the loops at most.",
-)  # fmt: skip
-@click.option("--batch-size", "batch_size", type=click.IntRange(1), default=256, show_default=True,
-    help="Loops a step.",
-)  # fmt: skip
+@epochs_option
+@batch_size_option
 @seed_option
-@click.option(
-    "-n",
-    "--num-samples",
-    "n",
-    type=click.IntRange(1),
-    default=20_000,
-    show_default=True,
-    help="How many loops to draw from each model.",
-)
+@judged_option("each model")
 @device_option
 @precision_option
 @click.option("--resume", is_flag=True, help="Go on; what is there is not trained again.")
@@ -347,14 +351,12 @@ def reproduce(
     type=split_choice,
     help="Loops of one split of the reference; default: all of them.",
 )
+@judged_option("a RUN")
 @click.option(
-    "-n",
-    "--num-samples",
-    "n",
-    type=click.IntRange(1),
-    default=20_000,
+    "--classifier/--no-classifier",
+    default=True,
     show_default=True,
-    help="How many loops to draw from a RUN.",
+    help="Let a classifier tell the loops from those of the reference; a minute or so.",
 )
 @seed_option
 @json_option
@@ -364,10 +366,15 @@ def evaluate(
     split: str | None,
     reference_split: str | None,
     n: int,
+    classifier: bool,
     seed: int,
     as_json: bool,
 ) -> None:
     """Measure loops beside a reference: the paper's metrics, and how far their distributions are.
+
+    The reference is of distinct loops. A classifier learns to separate the loops from it. Its
+    control are real loops in their place: those of the training split, or, where that is the
+    reference or a part of it, one half of the reference's songs against the other.
 
     Loops are those of a loop dataset, MIDI files in a folder, each of them one loop, or what a run
     writes, of which the reconstruction error on the reference's test split is measured as well.
@@ -379,7 +386,7 @@ def evaluate(
     import numpy as np
 
     from midiloop.dataset import parquet
-    from midiloop.evaluation import evaluate, sources
+    from midiloop.evaluation import evaluate, sources, two_sample
     from midiloop.evaluation.profile import LoopSet
 
     of_run = source is None or sources.is_run(source)
@@ -388,9 +395,10 @@ def evaluate(
     else:
         options.refuse("is for what a run writes, and the source is no run", "n")
     error: tuple[str, float] | None = None
-    grid = parquet.LoopDataset(reference).grid
+    dataset = parquet.LoopDataset(reference)
+    grid = dataset.grid
     if source and not of_run:
-        loops = sources.open_source(source, split, grid)
+        loops = partial(sources.open_source, source, split, grid)
     else:
         from midiloop.generation import sample
 
@@ -398,9 +406,27 @@ def evaluate(
         error = sample.held_out_error(generator, reference, "test")
         with report.counting("loops", n) as count:
             drawn = sample.sample(generator, sample.GenerationRequest(n, seed=seed), on_loops=count)
-        loops = iter([LoopSet(drawn.rolls)])
+        loops = partial(iter, [LoopSet(drawn.rolls)])
+    beside = partial(sources.of_dataset, reference, reference_split, distinct=True)
     with report.counting("measuring", None):
-        beside = sources.of_dataset(reference, reference_split)
-        found = evaluate.compare_sets(loops, beside, np.random.default_rng(seed), grid=grid)
-    shown = {**dict([error] if error else []), **found.as_json(), "seed": seed}
-    report.echo(report.to_json(shown) if as_json else report.evaluation(found, error))
+        found = evaluate.compare_sets(loops(), beside(), np.random.default_rng(seed), grid=grid)
+        separation = None
+        if classifier:
+            others = None
+            if reference_split not in (None, "train"):
+                others = two_sample.sample(sources.of_dataset(reference, "train"), grid)
+            separation = two_sample.compare(
+                two_sample.sample(loops(), grid),
+                two_sample.sample(beside(), grid),
+                others,
+                seed=seed,
+            )
+    shown = {
+        **dict([error] if error else []),
+        **found.as_json(),
+        "two_sample": separation and separation.as_json(),
+        "seed": seed,
+    }
+    rules = dataset.manifest["rules"]["name"]
+    text = report.evaluation(found, error, rules, separation)
+    report.echo(report.to_json(shown) if as_json else text)
