@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import NamedTuple
 
 import torch
@@ -10,33 +9,15 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from midiloop.metrics.relations import NEAR_CELLS, OF_PART, Relation
 from midiloop.models.layers import RollConfig
 
 MAX_DRUMS = 12  # columns; there is a token for every set of them
 MAX_SHIFT = 24  # semitones that a bar may be transposed by
-FEW_CELLS = 2
 
 
-class Kind(IntEnum):
-    """How a bar takes up an earlier one, in the order in which they are looked for."""
-
-    EXACT = 0
-    TRANSPOSED = 1
-    FIRST_BEATS = 2
-    FIRST_HALF = 3
-    FEW_CELLS = 4
-    SAME_RHYTHM = 5
-    NEW = 6
-
-
-DRUM_KINDS = (Kind.EXACT, Kind.FIRST_BEATS, Kind.FIRST_HALF, Kind.FEW_CELLS)
-BASS_KINDS = (
-    Kind.EXACT,
-    Kind.TRANSPOSED,
-    Kind.FIRST_BEATS,
-    Kind.FIRST_HALF,
-    Kind.FEW_CELLS,
-    Kind.SAME_RHYTHM,
+DRUM_KINDS, BASS_KINDS = (
+    tuple(kind for kind in OF_PART[part] if kind != Relation.NEW) for part in ("drums", "bass")
 )
 
 
@@ -56,7 +37,7 @@ class Relations(NamedTuple):
     """How bars take up earlier ones: int64 (B, bars) each.
 
     Attributes:
-        drums, bass: a `Kind`.
+        drums, bass: a `Relation`.
         drum_source, bass_source: the earlier bar; 0 where the kind is `NEW`.
         shift: semitones from the earlier bar to this one; 0 unless the kind is `TRANSPOSED`.
     """
@@ -118,25 +99,26 @@ def possible_shifts(bass: Tensor, n_tokens: int) -> Tensor:
 def relations(tokens: Tokens, order: Tensor, steps_per_beat: int) -> Relations:
     """The relations of bars (B, bars, steps) that are written in an order (B, bars).
 
-    Each bar has the first kind that holds of any bar earlier in order, and of those the first.
+    Kinds are those of `metrics.relations`, transpositions up to `MAX_SHIFT`. Of the bars with which
+    a kind holds the first in order is the source, so that all copies of a bar name the same one.
     """
     turn = order.argsort(1)
     earlier = turn[:, :, None] < turn[:, None]  # (B, source, bar)
     drums = _alike(tokens.drums, steps_per_beat)
     cells = drum_cells(tokens.drums[:, :, None], tokens.drums[:, None]).sum(3)
-    drums[Kind.FEW_CELLS] = cells <= FEW_CELLS
+    drums[Relation.NEAR] = cells <= NEAR_CELLS
     source, bar = tokens.bass[:, :, None], tokens.bass[:, None]  # (B, source, bar, steps)
     bass = _alike(tokens.bass, steps_per_beat)
-    bass[Kind.FEW_CELLS] = bass_cells(source, bar).sum(3) <= FEW_CELLS
+    bass[Relation.NEAR] = bass_cells(source, bar).sum(3) <= NEAR_CELLS
     goes_on = continues(tokens.bass)
     same_rhythm = ((source > 0) == (bar > 0)) & (goes_on[:, :, None] == goes_on[:, None])
-    bass[Kind.SAME_RHYTHM] = same_rhythm.all(3)
+    bass[Relation.SAME_RHYTHM] = same_rhythm.all(3)
     both = (source > 0) & (bar > 0)
     difference = torch.where(both, bar - source, 0)  # (B, source, bar, steps)
     at = both.to(torch.uint8).argmax(3, keepdim=True)
     shift = difference.gather(3, at)[..., 0]
     moved = (difference == shift[..., None]) | ~both
-    bass[Kind.TRANSPOSED] = (
+    bass[Relation.TRANSPOSED] = (
         (moved & ((source > 0) == (bar > 0))).all(3) & (shift != 0) & (shift.abs() <= MAX_SHIFT)
     )
     drum_kind, drum_source = _first(drums, DRUM_KINDS, earlier, turn)
@@ -147,11 +129,11 @@ def relations(tokens: Tokens, order: Tensor, steps_per_beat: int) -> Relations:
         drum_source,
         bass_kind,
         bass_source,
-        torch.where(bass_kind == int(Kind.TRANSPOSED), shift, 0),
+        torch.where(bass_kind == int(Relation.TRANSPOSED), shift, 0),
     )
 
 
-def is_kind(kind: Tensor, what: Kind) -> Tensor:
+def is_kind(kind: Tensor, what: Relation) -> Tensor:
     """Where kinds are ``what``: bool."""
     return kind == int(what)
 
@@ -162,19 +144,20 @@ def pick(values: Tensor, order: Tensor) -> Tensor:
     return values.gather(1, at)
 
 
-def _alike(tokens: Tensor, steps_per_beat: int) -> dict[Kind, Tensor]:
+def _alike(tokens: Tensor, steps_per_beat: int) -> dict[Relation, Tensor]:
     """Which bars (B, bars, steps) begin alike, for how long: bool (B, source, bar)."""
     same = (tokens[:, :, None] == tokens[:, None]).cumprod(3).bool()
+    sounds = (tokens > 0).cumsum(2)[:, None] > 0  # up to each step, (B, 1, bar, steps)
     steps = tokens.shape[2]
     return {
-        Kind.EXACT: same[..., -1],
-        Kind.FIRST_BEATS: same[..., steps - steps_per_beat - 1],
-        Kind.FIRST_HALF: same[..., steps // 2 - 1],
+        Relation.EXACT: same[..., -1],
+        Relation.SAME_BEATS: (same & sounds)[..., steps - steps_per_beat - 1],
+        Relation.SAME_HALF: (same & sounds)[..., steps // 2 - 1],
     }
 
 
 def _first(
-    holds: dict[Kind, Tensor], kinds: tuple[Kind, ...], earlier: Tensor, turn: Tensor
+    holds: dict[Relation, Tensor], kinds: tuple[Relation, ...], earlier: Tensor, turn: Tensor
 ) -> tuple[Tensor, Tensor]:
     n_bars = turn.shape[1]
     found = torch.stack([holds[kind] for kind in kinds], 1) & earlier[:, None]  # (B, K, src, bar)
@@ -183,5 +166,5 @@ def _first(
     best, at = cost.min(1)  # (B, bar)
     none = best == len(kinds) * n_bars
     kind = torch.tensor(kinds, device=turn.device)[at.div(n_bars, rounding_mode="floor")]
-    kind = torch.where(none, int(Kind.NEW), kind)
+    kind = torch.where(none, int(Relation.NEW), kind)
     return kind, torch.where(none, 0, at % n_bars)

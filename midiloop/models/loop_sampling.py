@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from midiloop.common.sampling import distribution, draw
+from midiloop.metrics.relations import NEAR_CELLS, Relation
 from midiloop.models.bar_relations import (
     BASS_KINDS,
     DRUM_KINDS,
-    FEW_CELLS,
     MAX_SHIFT,
-    Kind,
     Relations,
     Tokens,
     bass_cells,
@@ -171,17 +170,15 @@ class _Writing:
                 allowed = self._allowed_words(part, wanted, at, found, sources)
                 word = self._draw(logits.masked_fill(~allowed, -torch.inf), at, part)[:, None]
                 kind, source = model.kind(word, kinds)
-            is_exact = is_kind(kind, Kind.EXACT)
-            if self.varied[part, at]:
-                is_exact = torch.zeros_like(is_exact)
-            source = torch.where(is_exact, self.roots[part].gather(1, source), source)
-            self.roots[part, :, at] = torch.where(is_exact, source, at)[:, 0]
+            if not self.varied[part, at]:
+                is_exact = is_kind(kind, Relation.EXACT)
+                self.roots[part, :, at] = torch.where(is_exact, source, at)[:, 0]
             words.append(model.word(kind, source, kinds)[:, 0])
             found += [kind, source]
         drums, drum_source, bass, bass_source = found
         if labels is not None and self.kept[1, at]:
             return Relations(drums, drum_source, bass, bass_source, labels.shift)
-        is_moved = is_kind(bass, Kind.TRANSPOSED)
+        is_moved = is_kind(bass, Relation.TRANSPOSED)
         shift = torch.zeros_like(bass)
         if is_moved.any():
             possible = pick(self._shifts(sources), bass_source)[:, 0] | ~is_moved
@@ -201,24 +198,25 @@ class _Writing:
         """Which words a part's relation may be: bool (n, words)."""
         kinds = (DRUM_KINDS, BASS_KINDS)[part]
         n, n_bars, device = len(self.uniforms), self.config.bars, self.uniforms.device
-        bars = torch.zeros(n_bars, dtype=torch.bool, device=device)
-        bars[self.order[: self.n_bars]] = True
+        bar = torch.arange(n_bars, device=device)
         if self.varied[part, at]:
             wanted = FormBar(self._stand_in(at), exact=False)
-            bars[self._stand_in(at)] = True
+            bars = (bar == wanted.source).expand(n, -1)
+        elif wanted is not None and wanted.source != at:
+            bars = bar == self.roots[part, :, wanted.source, None]
+        else:  # of equal bars the first
+            bars = (self.roots[part] == bar) & torch.isin(bar, self.order[: self.n_bars])
         may_be_new = wanted is None or wanted.source == at
-        if wanted is not None and not may_be_new:
-            bars &= torch.arange(n_bars, device=device) == wanted.source
-        allowed = bars.repeat(n, len(kinds), 1)
+        allowed = bars[:, None].repeat(1, len(kinds), 1)
         if part:
-            allowed[:, kinds.index(Kind.TRANSPOSED)] &= self._shifts(sources).any(2)
-        exact = kinds.index(Kind.EXACT)
+            allowed[:, kinds.index(Relation.TRANSPOSED)] &= self._shifts(sources).any(2)
+        exact = kinds.index(Relation.EXACT)
         if wanted is not None and wanted.exact and not may_be_new:
             allowed[:, [row for row in range(len(kinds)) if row != exact]] = False
         elif self.varied[part, at] and not self.varied[:, at].all():
             allowed[:, exact] = False
         elif wanted is not None and part:  # of a bar that is another, one part may be the same
-            allowed[:, exact] &= ~is_kind(drums[0], Kind.EXACT)
+            allowed[:, exact] &= ~is_kind(drums[0], Relation.EXACT)
         return F.pad(allowed.flatten(1), (1, 0), value=may_be_new)
 
     def _shifts(self, sources: Tokens) -> Tensor:
@@ -263,10 +261,10 @@ class _Writing:
             allowed = allowed_bass(before, rhythm, n_tokens)
         else:
             allowed = torch.ones(len(rows), n_tokens, dtype=torch.bool, device=rows.device)
-        few = (bar.few_drums, bar.few_bass)[part][rows, 0]
+        few = (bar.near_drums, bar.near_bass)[part][rows, 0]
         if few.any():
             cells = (drum_cells, bass_cells)[part]
-            left = FEW_CELLS - cells(said[few, :step], source[few, :step]).sum(1)
+            left = NEAR_CELLS - cells(said[few, :step], source[few, :step]).sum(1)
             allowed[few] &= allowed_changes(source[few, step], left, n_tokens, cells)
         return allowed
 

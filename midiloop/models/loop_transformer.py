@@ -29,13 +29,12 @@ from torch.nn import functional as F
 
 from midiloop.common.configs import Depth, Heads, Range, Share, Width
 from midiloop.grid import BEATS_PER_BAR
+from midiloop.metrics.relations import NEAR_CELLS, Relation
 from midiloop.models.bar_relations import (
     BASS_KINDS,
     DRUM_KINDS,
-    FEW_CELLS,
     MAX_DRUMS,
     MAX_SHIFT,
-    Kind,
     Relations,
     Tokens,
     bass_cells,
@@ -180,16 +179,16 @@ class Bar(NamedTuple):
         source: tokens of the bar that it takes up, the bass transposed; where it is new, the last
             row of the tables.
         copied_drums, copied_bass: bool (B, bars, steps), what the relations say to be the same.
-        rhythm: that of the source, where the relation is `Kind.SAME_RHYTHM`.
-        few_drums, few_bass: bool (B, bars), where it is `Kind.FEW_CELLS`.
+        rhythm: that of the source, where the relation is `Relation.SAME_RHYTHM`.
+        near_drums, near_bass: bool (B, bars), where it is `Relation.NEAR`.
     """
 
     source: Tokens
     copied_drums: Tensor
     copied_bass: Tensor
     rhythm: Rhythm
-    few_drums: Tensor
-    few_bass: Tensor
+    near_drums: Tensor
+    near_bass: Tensor
 
 
 class LoopTransformer(Model):
@@ -279,15 +278,16 @@ class LoopTransformer(Model):
         words = self.words(found)
         shifts = possible_shifts(bass, self.config.bass_tokens)  # (B, bars, shifts)
         earlier = self._earlier(order)
-        drums, basses = (earlier.repeat(1, 1, len(kinds)) for kinds in (DRUM_KINDS, BASS_KINDS))
-        moved = slice(
-            *(self.config.bars * (BASS_KINDS.index(Kind.TRANSPOSED) + at) for at in (0, 1))
-        )
-        basses[..., moved] &= shifts.any(2)[:, None]
-        is_moved = is_kind(found.bass, Kind.TRANSPOSED)
+        may_be = [
+            (earlier & self._by_bar(part != int(Relation.EXACT), order)[:, None])[:, :, None]
+            .expand(-1, -1, len(kinds), -1)
+            .clone()
+            for part, kinds in ((found.drums, DRUM_KINDS), (found.bass, BASS_KINDS))
+        ]  # (B, bars, kinds, sources)
+        may_be[1][:, :, BASS_KINDS.index(Relation.TRANSPOSED)] &= shifts.any(2)[:, None]
+        is_moved = is_kind(found.bass, Relation.TRANSPOSED)
         allowed = (
-            F.pad(drums, (1, 0), value=True),
-            F.pad(basses, (1, 0), value=True),
+            *(F.pad(words.flatten(2), (1, 0), value=True) for words in may_be),
             pick(shifts, found.bass_source) | ~is_moved[..., None],
         )
         nats = torch.zeros(known.shape[:2], device=known.device)
@@ -315,17 +315,21 @@ class LoopTransformer(Model):
         bass = self.word(found.bass, found.bass_source, BASS_KINDS)
         return drums, bass, found.shift + MAX_SHIFT
 
-    def word(self, kind: Tensor, source: Tensor, kinds: tuple[Kind, ...]) -> Tensor:
+    def word(self, kind: Tensor, source: Tensor, kinds: tuple[Relation, ...]) -> Tensor:
         """The word of a part's relation: 0 is new, then each kind with each source."""
-        at = torch.full((len(Kind),), 0, device=kind.device)
+        at = torch.full((len(Relation),), 0, device=kind.device)
         at[torch.tensor(kinds)] = torch.arange(len(kinds), device=kind.device)
-        return torch.where(kind == Kind.NEW, 0, 1 + at[kind] * self.config.bars + source)
+        return torch.where(kind == Relation.NEW, 0, 1 + at[kind] * self.config.bars + source)
 
-    def kind(self, word: Tensor, kinds: tuple[Kind, ...]) -> tuple[Tensor, Tensor]:
+    def kind(self, word: Tensor, kinds: tuple[Relation, ...]) -> tuple[Tensor, Tensor]:
         """Undo `_word`: kind and source."""
-        table = torch.tensor([Kind.NEW, *kinds], device=word.device)
+        table = torch.tensor([Relation.NEW, *kinds], device=word.device)
         row = (word - 1).div(self.config.bars, rounding_mode="floor") + 1
         return table[row], (word - 1).clamp(min=0) % self.config.bars
+
+    def _by_bar(self, values: Tensor, order: Tensor) -> Tensor:
+        """Values (B, bars) that stand in an order, by number of the bar."""
+        return pick(values, order.argsort(1))
 
     def _earlier(self, order: Tensor) -> Tensor:
         """Which bars come before each one in order: bool (B, bars, bars)."""
@@ -341,14 +345,14 @@ class LoopTransformer(Model):
         drums = pick(tokens.drums, found.drum_source)
         bass = shifted(pick(tokens.bass, found.bass_source), found.shift)
         step = torch.arange(c.beats * spb, device=drums.device)
-        shared = torch.zeros(len(Kind), len(step), dtype=torch.bool, device=drums.device)
-        shared[[Kind.EXACT, Kind.TRANSPOSED]] = True
-        shared[Kind.FIRST_BEATS] = step < len(step) - spb
-        shared[Kind.FIRST_HALF] = step < len(step) // 2
-        rhythm = is_kind(found.bass, Kind.SAME_RHYTHM)[..., None]
+        shared = torch.zeros(len(Relation), len(step), dtype=torch.bool, device=drums.device)
+        shared[[Relation.EXACT, Relation.TRANSPOSED]] = True
+        shared[Relation.SAME_BEATS] = step < len(step) - spb
+        shared[Relation.SAME_HALF] = step < len(step) // 2
+        rhythm = is_kind(found.bass, Relation.SAME_RHYTHM)[..., None]
         held = continues(bass) & (bass > 0)
-        new_drums = is_kind(found.drums, Kind.NEW)[..., None]
-        new_bass = is_kind(found.bass, Kind.NEW)[..., None]
+        new_drums = is_kind(found.drums, Relation.NEW)[..., None]
+        new_bass = is_kind(found.bass, Relation.NEW)[..., None]
         return Bar(
             Tokens(
                 drums.masked_fill(new_drums, c.drum_tokens),
@@ -357,8 +361,8 @@ class LoopTransformer(Model):
             shared[found.drums],
             shared[found.bass],
             Rhythm(rhythm & held, rhythm & (bass == 0), rhythm & (bass > 0) & ~held),
-            is_kind(found.drums, Kind.FEW_CELLS),
-            is_kind(found.bass, Kind.FEW_CELLS),
+            is_kind(found.drums, Relation.NEAR),
+            is_kind(found.bass, Relation.NEAR),
         )
 
     def _known(self, ordered: Tokens, found: Relations, bar: Bar, order: Tensor) -> Tensor:
@@ -378,7 +382,7 @@ class LoopTransformer(Model):
     def about(self, found: Relations) -> Tensor:
         """Relations (B, n) as vectors (B, n, D)."""
         drums, bass, shift = self.words(found)
-        shifts = self.shift(shift) * is_kind(found.bass, Kind.TRANSPOSED)[..., None]
+        shifts = self.shift(shift) * is_kind(found.bass, Relation.TRANSPOSED)[..., None]
         about: Tensor = self.drum_relation(drums) + self.bass_relation(bass) + shifts
         return about
 
@@ -443,11 +447,11 @@ class LoopTransformer(Model):
         bass = allowed_bass(before, bar.rhythm, c.bass_tokens)
         drums = torch.ones(*bass.shape[:3], c.drum_tokens, dtype=torch.bool, device=bass.device)
         for allowed, few, said, source, cells in (
-            (drums, bar.few_drums, tokens.drums, bar.source.drums, drum_cells),
-            (bass, bar.few_bass, tokens.bass, bar.source.bass, bass_cells),
+            (drums, bar.near_drums, tokens.drums, bar.source.drums, drum_cells),
+            (bass, bar.near_bass, tokens.bass, bar.source.bass, bass_cells),
         ):
             changed = cells(said[few], source[few])  # (n, steps)
-            left = FEW_CELLS - (changed.cumsum(1) - changed)
+            left = NEAR_CELLS - (changed.cumsum(1) - changed)
             allowed[few] &= allowed_changes(source[few], left, allowed.shape[3], cells)
         return drums, bass
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from midiloop.grid import LOOP
+from midiloop.metrics.relations import Relation
+from midiloop.metrics.relations import of_part as measure
 from midiloop.models.bar_relations import (
     MAX_SHIFT,
-    Kind,
     Tokens,
+    pick,
     relations,
     shifted,
     to_rolls,
@@ -48,23 +51,41 @@ def test_tokens_by_hand() -> None:
     assert int((tokens.drums > 0).sum() + (tokens.bass > 0).sum()) == 2
 
 
+@pytest.mark.parametrize("density", [0.02, 0.2])
+def test_kinds_are_those_that_are_measured(density: float) -> None:
+    drawn = torch.Generator().manual_seed(2)
+    tokens = random_tokens(200)
+    bars = torch.randint(3, (200, LOOP.bars), generator=drawn)  # three bars, over and over
+    drums, bass = (pick(part[:, :3], bars) for part in tokens)
+    changed = torch.rand(drums.shape, generator=drawn) < density
+    shift = torch.randint(-2, 3, (200, LOOP.bars), generator=drawn)
+    bass = shifted(torch.where(changed, 1 + bass % 60, bass), shift).clamp(min=0)
+    tokens = Tokens(drums ^ changed.long(), bass)
+    found = relations(tokens, NATURAL.repeat(200, 1), SPB)
+    rolls = to_rolls(tokens, RollConfig()).numpy()
+    for part in ("drums", "bass"):
+        measured = measure(rolls, part).kinds
+        np.testing.assert_array_equal(getattr(found, part).numpy(), measured)
+
+
 def test_bars_that_have_nothing_in_common_are_new() -> None:
     found = relations(random_tokens(8), NATURAL.repeat(8, 1), SPB)
-    assert (found.drums == int(Kind.NEW)).all()
-    assert (found.bass == int(Kind.NEW)).all()
+    assert (found.drums == int(Relation.NEW)).all()
+    assert (found.bass == int(Relation.NEW)).all()
     assert not any(field.any() for field in (found.drum_source, found.bass_source, found.shift))
 
 
 @pytest.mark.parametrize(
-    ("kind", "same_steps"), [(Kind.EXACT, 16), (Kind.FIRST_BEATS, 12), (Kind.FIRST_HALF, 8)]
+    ("kind", "same_steps"),
+    [(Relation.EXACT, 16), (Relation.SAME_BEATS, 12), (Relation.SAME_HALF, 8)],
 )
 @pytest.mark.parametrize("part", ["drums", "bass"])
-def test_bars_that_begin_alike(part: str, kind: Kind, same_steps: int) -> None:
+def test_bars_that_begin_alike(part: str, kind: Relation, same_steps: int) -> None:
     tokens = random_tokens(1)
     steps = getattr(tokens, part)
     steps[0, 5, :same_steps] = steps[0, 2, :same_steps]
     found = relations(tokens, NATURAL, SPB)
-    assert getattr(found, part)[0].tolist() == [Kind.NEW] * 5 + [kind] + [Kind.NEW] * 2
+    assert getattr(found, part)[0].tolist() == [Relation.NEW] * 5 + [kind] + [Relation.NEW] * 2
     source = found.drum_source if part == "drums" else found.bass_source
     assert source[0].tolist() == [0] * 5 + [2] + [0] * 2
 
@@ -84,20 +105,20 @@ def test_transposed_bars(shift: int) -> None:
 def test_too_far_is_only_the_rhythm() -> None:
     tokens = random_tokens(1)
     tokens.bass[0, 3] = shifted(tokens.bass[0, 1], torch.tensor(MAX_SHIFT + 1))
-    assert relations(tokens, NATURAL, SPB).bass[0, 3] == int(Kind.SAME_RHYTHM)
+    assert relations(tokens, NATURAL, SPB).bass[0, 3] == int(Relation.SAME_RHYTHM)
 
 
-def test_few_cells() -> None:
+def test_near_bars() -> None:
     tokens = random_tokens(1)
     tokens.drums[0, 4] = tokens.drums[0, 0]
     tokens.drums[0, 4, 1] ^= 0b11  # two cells
     tokens.bass[0, 6] = tokens.bass[0, 2]
     tokens.bass[0, 6, 0] = tokens.bass[0, 2, 0] % 80 + 1  # another pitch: one cell less, one more
     found = relations(tokens, NATURAL, SPB)
-    assert found.drums[0, 4] == int(Kind.FEW_CELLS)
-    assert found.bass[0, 6] == int(Kind.FEW_CELLS)
+    assert found.drums[0, 4] == int(Relation.NEAR)
+    assert found.bass[0, 6] == int(Relation.NEAR)
     tokens.drums[0, 4, 2] ^= 0b1
-    assert relations(tokens, NATURAL, SPB).drums[0, 4] == int(Kind.NEW)
+    assert relations(tokens, NATURAL, SPB).drums[0, 4] == int(Relation.NEW)
 
 
 def test_a_copy_names_the_first_of_its_kind() -> None:
@@ -107,7 +128,7 @@ def test_a_copy_names_the_first_of_its_kind() -> None:
     assert relations(tokens, NATURAL, SPB).drum_source[0, 6] == 1
     order = torch.tensor([[6, 3, 1, 0, 2, 4, 5, 7]])
     found = relations(tokens, order, SPB)
-    assert found.drums[0, 6] == int(Kind.NEW)
+    assert found.drums[0, 6] == int(Relation.NEW)
     assert found.drum_source[0, [3, 1]].tolist() == [6, 6]
 
 
@@ -118,6 +139,6 @@ def test_sources_come_earlier_in_any_order() -> None:
     turn = order.argsort(1)
     found = relations(tokens, order, SPB)
     for kind, source in ((found.drums, found.drum_source), (found.bass, found.bass_source)):
-        taken = kind != int(Kind.NEW)
+        taken = kind != int(Relation.NEW)
         assert (turn.gather(1, source) < turn)[taken].all()
         assert not taken.gather(1, order[:, :1]).any()

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from midiloop.generation.form import parse_form
 from midiloop.grid import LOOP
+from midiloop.metrics.relations import Relation
 from midiloop.models import loop_sampling
-from midiloop.models.bar_relations import Kind, Relations, relations, to_tokens
+from midiloop.models.bar_relations import Relations, relations, to_tokens
 from midiloop.models.loop_sampling import Like, sample
 from midiloop.models.loop_transformer import LoopTransformer, LoopTransformerConfig
 
@@ -107,8 +108,8 @@ def test_a_prime_is_a_variation(model: LoopTransformer) -> None:
     bars = by_bars(rolls)
     assert torch.equal(bars[:, 2], bars[:, 3])
     assert (bars[:, 2] != bars[:, 0]).any(1).float().mean() > 0.8
-    assert (found.drums[:, 2] != int(Kind.NEW)).all()
-    assert (found.bass[:, 2] != int(Kind.NEW)).all()
+    assert (found.drums[:, 2] != int(Relation.NEW)).all()
+    assert (found.bass[:, 2] != int(Relation.NEW)).all()
 
 
 def masks(keep: dict[int, list[int]], vary: dict[int, list[int]]) -> tuple[Tensor, Tensor]:
@@ -154,8 +155,8 @@ def test_bars_that_are_varied_take_up_their_originals(
         two = replace(TINY, bars=2)
         tokens = to_tokens(pairs.view(40, two.steps, two.columns), two)
         found = relations(tokens, torch.arange(2).repeat(40, 1), TINY.steps_per_beat)
-        assert (found.drums[:, 1] != int(Kind.NEW)).all()
-        assert (found.bass[:, 1] != int(Kind.NEW)).all()
+        assert (found.drums[:, 1] != int(Relation.NEW)).all()
+        assert (found.bass[:, 1] != int(Relation.NEW)).all()
 
 
 def test_training_lowers_the_surprise() -> None:
