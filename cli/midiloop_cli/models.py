@@ -52,6 +52,14 @@ precision_option = click.option(
 compile_option = click.option(
     "--compile", "compiled", is_flag=True, help="Compile the model by torch.compile."
 )
+any_option = click.option(
+    "--any",
+    "keep_rules",
+    flag_value=False,
+    default=True,
+    help="Also what is no loop by the rules: of which bars 1 and 5 differ, or that does not begin "
+    "with kick and bass.",
+)
 # Those of `recipes.MODELS`, which would load PyTorch for the help.
 MODELS = ("ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae", "loop-transformer")
 epochs_option = click.option("--epochs", type=click.IntRange(1), default=20, show_default=True,
@@ -236,14 +244,7 @@ def train(
     metavar="kick,crash,bass",
     help="What plays on the first step.",
 )
-@click.option(
-    "--any",
-    "keep_rules",
-    flag_value=False,
-    default=True,
-    help="Also what is no loop by the rules: of which bars 1 and 5 differ, or that does not begin "
-    "with kick and bass.",
-)
+@any_option
 @click.option("--batch-size", type=click.IntRange(1), help="Loops sampled at a time; default: 512.")
 @json_option
 def generate(
@@ -352,6 +353,7 @@ def reproduce(
     help="Loops of one split of the reference; default: all of them.",
 )
 @judged_option("a RUN")
+@any_option
 @click.option(
     "--classifier/--no-classifier",
     default=True,
@@ -366,6 +368,7 @@ def evaluate(
     split: str | None,
     reference_split: str | None,
     n: int,
+    keep_rules: bool,
     classifier: bool,
     seed: int,
     as_json: bool,
@@ -393,7 +396,7 @@ def evaluate(
     if of_run:
         options.refuse("chooses loops of a dataset, and the source is a run", "split")
     else:
-        options.refuse("is for what a run writes, and the source is no run", "n")
+        options.refuse("is for what a run writes, and the source is no run", "n", "keep_rules")
     error: tuple[str, float] | None = None
     dataset = parquet.LoopDataset(reference)
     grid = dataset.grid
@@ -405,7 +408,8 @@ def evaluate(
         generator = sample.load(source or sample.SHIPPED)
         error = sample.held_out_error(generator, reference, "test")
         with report.counting("loops", n) as count:
-            drawn = sample.sample(generator, sample.GenerationRequest(n, seed=seed), on_loops=count)
+            wanted = sample.GenerationRequest(n, seed=seed, keep_rules=keep_rules)
+            drawn = sample.sample(generator, wanted, on_loops=count)
         loops = partial(iter, [LoopSet(drawn.rolls)])
     beside = partial(sources.of_dataset, reference, reference_split, distinct=True)
     with report.counting("measuring", None):

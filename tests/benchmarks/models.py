@@ -59,16 +59,16 @@ def training(dataset: Path, device: str, repeats: int) -> None:
         show("gpu", torch.cuda.get_device_name())
     place = torch.device(device)
     loops = tensors.load(parquet.LoopDataset(dataset), "train", place)
-    for model, preset in [*((name, "paper") for name in recipes.MODELS), ("vq-vae", "bars")]:
+    for model in recipes.MODELS:
         for precision, compiled in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
             codec: VQVAE | None = None
-            for stage in recipes.stages(model, preset):
+            for stage in recipes.stages(model):
                 torch.manual_seed(0)
                 objective = Objective(models.build(stage.kind, stage.config).to(place), codec)
                 if compiled:
                     objective.compile()
                 rate = statistics.median(_training_rates(objective, loops, precision, repeats))
-                name = f"train {preset} {stage.kind}, {precision}{', compiled' * compiled}"
+                name = f"train {stage.kind}, {precision}{', compiled' * compiled}"
                 show(f"{name}: loops per core-second", rate)
                 if isinstance(objective.model, VQVAE):
                     codec = objective.model

@@ -19,7 +19,7 @@ from audioloop.tokens.magnet.network import Magnet, MagnetConfig
 from audioloop.tokens.model import TokenConfig
 from midiloop import models
 from midiloop.common import checkpoint
-from midiloop.models.form_prior import FormPriorConfig
+from midiloop.models.loop_transformer import LoopTransformerConfig
 from midiloop.models.lstm_vae import ARLSTMVAEConfig
 from midiloop.models.prior import PriorConfig
 from midiloop.models.vq_vae import VQVAEConfig
@@ -32,7 +32,7 @@ KINDS = {**models.KINDS, **compression.KINDS, **pretrained.KINDS}
 
 TINY: dict[str, Any] = {
     "prior": PriorConfig(codebook_size=16, embed_dim=8, hidden=8, layers=1),
-    "form-prior": FormPriorConfig(codebook_size=16, bar_codes=4, dim=16, layers=1, heads=2),
+    "loop-transformer": LoopTransformerConfig(dim=16, layers=1, heads=2, token_dim=8),
     "vq-vae": VQVAEConfig(channels=4, embed_channels=4, latent_dim=4, codebook_size=8),
     "ar-lstm-vae": ARLSTMVAEConfig(encoder_hidden=4, latent_dim=4),
     "codec": CodecConfig(

@@ -16,7 +16,6 @@ from midiloop import models
 from midiloop.common import checkpoint
 from midiloop.common.files import digest
 from midiloop.errors import LoopError
-from midiloop.models.form_prior import FormPriorConfig
 from midiloop.models.layers import Model
 from midiloop.models.prior import PriorConfig
 from midiloop.models.vq_vae import VQVAEConfig
@@ -24,7 +23,6 @@ from paths import ROOT
 
 SMALL = {
     **{kind: presets["small"] for kind, presets in models.PRESETS.items()},
-    "form-prior": FormPriorConfig(codebook_size=16, bar_codes=4, dim=16, layers=1, heads=2),
 }
 TINY = PriorConfig(codebook_size=16, embed_dim=8, hidden=8, layers=1)
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

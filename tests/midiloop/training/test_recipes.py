@@ -26,7 +26,7 @@ from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP, Grid
 from midiloop.midi import score
 from midiloop.mining import extract, rules
-from midiloop.models.form_prior import FormPriorConfig
+from midiloop.models.loop_transformer import LoopTransformerConfig
 from midiloop.models.prior import Prior, PriorConfig
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
 from midiloop.training import recipes
@@ -38,18 +38,12 @@ SETTINGS = replace(recipes.CONFIG, batch_size=16, micro_batch_size=16)
 TINY: dict[str, dict[str, Any]] = {
     "vq-vae": {
         "small": VQVAEConfig(channels=8, embed_channels=8, codebook_size=16),
-        "bars": VQVAEConfig(
-            channels=8,
-            embed_channels=8,
-            codebook_size=16,
-            streams="parts",
-            span="bar",
-            bass="softmax",
-        ),
     },
     "prior": {
         "small": PriorConfig(codebook_size=16, embed_dim=8, hidden=8),
-        "bars": FormPriorConfig(codebook_size=16, bar_codes=4, dim=16, layers=1, heads=2),
+    },
+    "loop-transformer": {
+        "small": LoopTransformerConfig(dim=16, layers=1, heads=2, token_dim=8, token_layers=1),
     },
 }
 
@@ -68,7 +62,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained(dataset: LoopDataset, out: Path, **more: Any) -> list[recipes.Trained]:
-    more = {"model": "vq-vae", "preset": "bars", "device": CPU, **more}
+    more = {"model": "vq-vae", "preset": "small", "device": CPU, **more}
     budget, config = more.pop("budget", BUDGET), more.pop("config", SETTINGS)
     return recipes.run(more.pop("model"), dataset, out, budget, config, **more)
 
@@ -84,23 +78,23 @@ def contents(folder: Path) -> dict[str, bytes]:
 # A run.
 
 
-@pytest.mark.parametrize("preset", ["small", "bars"])
-def test_both_stages_of_a_preset_leave_their_checkpoints(
-    preset: str, dataset: LoopDataset, tmp_path: Path
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("model", "stages"), [("vq-vae", ("vq-vae", "prior")), ("loop-transformer", None)]
+)
+def test_the_stages_of_a_preset_leave_their_checkpoints(
+    model: str, stages: tuple[str, ...] | None, dataset: LoopDataset, tmp_path: Path
 ) -> None:
+    names = stages or (model,)
     once = replace(SETTINGS, batch_size=32, micro_batch_size=32)
-    done = trained(dataset, tmp_path / "run", preset=preset, budget=Budget(epochs=1), config=once)
-    kind = {"small": "prior", "bars": "form-prior"}[preset]
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "vq-vae",
-        "prior",
-        "fingerprints.safetensors",
-    }
-    assert [stage.folder for stage in done] == [tmp_path / "run" / n for n in ("vq-vae", "prior")]
-    for stage, expected in zip(done, ("vq-vae", kind), strict=True):
+    done = trained(dataset, tmp_path / "run", model=model, budget=Budget(epochs=1), config=once)
+    found_names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert found_names == {*names, "fingerprints.safetensors"}
+    assert [stage.folder for stage in done] == [tmp_path / "run" / name for name in names]
+    for stage in done:
         found = models.load(stage.folder)
-        assert found.kind == expected
-        assert found.model.config == models.PRESETS[stage.folder.name][preset]
+        assert found.kind == stage.folder.name
+        assert found.model.config == models.PRESETS[found.kind]["small"]
         assert found.about["data"]["rules"] == "open"
         assert found.about["data"]["counts"] == dataset.manifest["counts"]
         assert found.about["settings"]["epochs"] == 1
@@ -203,8 +197,8 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "no such model": ({"model": "gan"}, "no model is called 'gan'; choose from"),
     "no such preset": ({"preset": "huge"}, "vq-vae has no preset 'huge'; choose from"),
     "a preset of another model": (
-        {"model": "cnn-vae", "preset": "bars"},
-        "cnn-vae has no preset 'bars'; choose from paper, small",
+        {"model": "cnn-vae", "preset": "full"},
+        "cnn-vae has no preset 'full'; choose from paper, small",
     ),
     "a stage of another model": (
         {"model": "cnn-vae", "preset": "small", "only": "prior"},
@@ -232,7 +226,7 @@ def test_a_prior_wants_its_first_stage(dataset: LoopDataset, tmp_path: Path) -> 
     assert "\n" not in str(bad.value)
     trained(dataset, tmp_path / "run", only="vq-vae", preset="small")
     with pytest.raises(CallError, match="another preset"):
-        trained(dataset, tmp_path / "run", only="prior", preset="bars")
+        trained(dataset, tmp_path / "run", only="prior", preset="paper")
     shutil.copytree(tmp_path / "run", tmp_path / "odd")
     cnn = models.build("cnn-vae", models.PRESETS["cnn-vae"]["small"])
     checkpoint.save_model(tmp_path / "odd" / "vq-vae", "cnn-vae", cnn, {})
@@ -320,7 +314,7 @@ def call(*args: object) -> click.testing.Result:
 
 @pytest.mark.usefixtures("tiny")
 def test_the_command_trains_resumes_and_reports(dataset: LoopDataset, tmp_path: Path) -> None:
-    args = ["vq-vae", dataset.path, "-o", tmp_path / "run", "--preset", "bars"]
+    args = ["vq-vae", dataset.path, "-o", tmp_path / "run", "--preset", "small"]
     args += ["--epochs", 2, "--batch-size", 16, "--device", "cpu"]
     done = call(*args)
     assert (done.exit_code, done.stderr) == (0, "")
@@ -434,7 +428,7 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "a stage of out is a file": (["cnn-vae", "{loops}", "-o", "{out}/odd"], 2, "cnn-vae"),
     "no out": (["vq-vae", "{loops}"], 2, "--out"),
     "no such model": (["gan", "{loops}", "-o", "{out}/run"], 2, "gan"),
-    "no such preset": (["cnn-vae", "{loops}", "-o", "{out}/run", "--preset", "bars"], 2, "small"),
+    "no such preset": (["cnn-vae", "{loops}", "-o", "{out}/run", "--preset", "full"], 2, "small"),
     "no first stage": (["vq-vae", "{loops}", "-o", "{out}/run", "--stage", "prior"], 1, "first"),
     "no epochs": (["vq-vae", "{loops}", "-o", "{out}/run", "--epochs", "0"], 2, "--epochs"),
     "a learning rate below zero": (
@@ -490,7 +484,7 @@ def test_a_split_without_loops_is_one_line_and_no_traceback(tmp_path: Path) -> N
 @pytest.mark.usefixtures("tiny")
 def test_a_run_that_is_there_is_one_line(dataset: LoopDataset, tmp_path: Path) -> None:
     trained(dataset, tmp_path / "run", only="vq-vae")
-    args = ["vq-vae", dataset.path, "-o", tmp_path / "run", "--preset", "bars", "--device", "cpu"]
+    args = ["vq-vae", dataset.path, "-o", tmp_path / "run", "--preset", "small", "--device", "cpu"]
     for more, says in {
         (): "--resume",
         ("--resume",): "epochs 2, not 20",

@@ -29,7 +29,7 @@ from midiloop.dataset.tensors import PackedLoops
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP
 from midiloop.models.cnn_vae import CNNVAEConfig
-from midiloop.models.form_prior import FormPriorConfig
+from midiloop.models.loop_transformer import LoopTransformerConfig
 from midiloop.models.layers import CodeModel
 from midiloop.models.lstm_vae import ARLSTMVAEConfig, NonARLSTMVAEConfig
 from midiloop.models.prior import PriorConfig
@@ -47,7 +47,9 @@ TINY: dict[str, Any] = {
     "vq-vae": VQVAEConfig(channels=8, embed_channels=8, codebook_size=32),
     # noise from the dropout
     "prior": PriorConfig(codebook_size=32, streams=2, embed_dim=8, hidden=8, dropout=0.3),
-    "form-prior": FormPriorConfig(codebook_size=32, bar_codes=4, dim=16, layers=1, heads=2),
+    "loop-transformer": LoopTransformerConfig(
+        dim=16, layers=1, heads=2, token_dim=8, token_layers=1
+    ),
 }
 PLAIN_PRIOR = PriorConfig(codebook_size=32, streams=2, embed_dim=8, hidden=8)
 # 40 loops: two steps an epoch, and some loops left over
@@ -79,7 +81,7 @@ def objective(kind: str = "vq-vae", seed: int = 0, config: Any = None) -> Object
     """A tiny model with fresh weights; a prior of the codes of a codec that is ever the same."""
     config = config or TINY[kind]
     codec = None
-    if kind in ("prior", "form-prior"):
+    if kind == "prior":
         torch.manual_seed(99)
         codec = VQVAE(CODEC).eval()
     torch.manual_seed(seed)
