@@ -9,9 +9,8 @@ set -euo pipefail
 midi=$1 folder=$2
 mkdir -p "$folder"
 [ -d "$folder/loops" ] || midiloop extract "$midi" -o "$folder/loops" --rules open --resume
-OMP_NUM_THREADS=1 midiloop train vq-vae "$folder/loops" -o "$folder/run" --preset bars --stage vq-vae \
-  --epochs 14 --transpose 5 --precision bfloat16 --seed 1 --resume
-OMP_NUM_THREADS=1 midiloop train vq-vae "$folder/loops" -o "$folder/run" --preset bars --stage prior \
-  --epochs 11 --batch 128 --transpose 5 --precision bfloat16 --seed 1 --resume
-python -c "from pathlib import Path; from midiloop import train
-train.pack(Path('$folder/run'), Path('$folder/packed'))"
+OMP_NUM_THREADS=1 midiloop train loop-transformer "$folder/loops" -o "$folder/run" --epochs 24 \
+  --batch-size 128 --transpose 5 --final-learning-rate 1e-5 --patience 0 --precision bfloat16 \
+  --seed 1 --resume
+python -c "from pathlib import Path; from midiloop.training import recipes
+recipes.pack(Path('$folder/run'), Path('$folder/packed'))"

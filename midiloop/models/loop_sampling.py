@@ -244,7 +244,12 @@ class _Writing:
                 allowed = self._allowed_tokens(those, at, step, part, bar)
                 logits = logits.masked_fill(~allowed, -torch.inf)
                 chances = self._chances(at, 3 + steps.start * 2 + slot)[those]
-                said[those] = draw(logits, chances, self.temperature, self.top_p)
+                drawn = draw(logits, chances, self.temperature, self.top_p)
+                if part and step:
+                    drawn = torch.where(
+                        drawn == c.bass_tokens, self.tokens.bass[those, at, step - 1], drawn
+                    )
+                said[those] = drawn
             if slot < c.slots - 1:
                 embedded = (model.drums, model.bass)[part](said[rows])
                 later = model.before[slot, :, slot + 1 :].flatten(1)  # (E, slots · D)
@@ -253,19 +258,19 @@ class _Writing:
     def _allowed_tokens(self, rows: Tensor, at: int, step: int, part: int, bar: Bar) -> Tensor:
         """Which tokens of a part may stand at a step of rows: bool (m, tokens)."""
         c = self.config
-        n_tokens = (c.drum_tokens, c.bass_tokens)[part]
         said, source = self.tokens[part][rows, at], bar.source[part][rows, 0]  # (m, steps)
+        before = said[:, step - 1] if step else torch.zeros_like(rows)
         if part:
-            before = said[:, step - 1] if step else torch.zeros_like(rows)
             rhythm = Rhythm(*(mask[rows, 0, step] for mask in bar.rhythm))
-            allowed = allowed_bass(before, rhythm, n_tokens)
+            allowed = allowed_bass(before, rhythm, c.bass_tokens)
         else:
-            allowed = torch.ones(len(rows), n_tokens, dtype=torch.bool, device=rows.device)
-        few = (bar.near_drums, bar.near_bass)[part][rows, 0]
-        if few.any():
+            allowed = torch.ones(len(rows), c.drum_tokens, dtype=torch.bool, device=rows.device)
+        near = (bar.near_drums, bar.near_bass)[part][rows, 0]
+        if near.any():
             cells = (drum_cells, bass_cells)[part]
-            left = NEAR_CELLS - cells(said[few, :step], source[few, :step]).sum(1)
-            allowed[few] &= allowed_changes(source[few, step], left, n_tokens, cells)
+            left = NEAR_CELLS - cells(said[near, :step], source[near, :step]).sum(1)
+            n = allowed.shape[1]
+            allowed[near] &= allowed_changes(source[near, step], left, cells, before[near], n)
         return allowed
 
     def _chances(self, bar: int, number: int) -> Tensor:

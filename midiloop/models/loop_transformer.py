@@ -72,7 +72,7 @@ class LoopTransformerConfig(RollConfig):
     heads: Heads = 6
     token_dim: Width = 48
     token_layers: Depth = 2
-    dropout: Share = 0.15
+    dropout: Share = 0.25
     shuffled: Share = 0.3
 
     @property
@@ -221,7 +221,9 @@ class LoopTransformer(Model):
         self.aligned = nn.ModuleList(nn.Linear(e, d) for _ in range(2))
         self.blocks = nn.ModuleList(Block(d, c.dropout) for _ in range(c.token_layers))
         self.token_norm = nn.LayerNorm(d)
-        self.token_heads = nn.ModuleList(nn.Linear(d, n) for n in (c.drum_tokens, c.bass_tokens))
+        self.token_heads = nn.ModuleList(
+            nn.Linear(d, n) for n in (c.drum_tokens, c.bass_tokens + 1)
+        )
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
@@ -434,6 +436,8 @@ class LoopTransformer(Model):
             logits = self.token_logits(x[:, part::2], part)
             masks = rearrange(allowed[part], "b bar (beat step) v -> (b bar beat) step v", step=spb)
             logits = logits.masked_fill(~masks[rows], -torch.inf)
+            if part:
+                said = hold(said, F.pad(said[..., :-1], (1, 0)), self.config.bass_tokens)
             target = beats(said)[rows]
             nats = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
             nats = (nats.view(target.shape) * ~beats(copied)[rows]).sum(1)
@@ -452,7 +456,8 @@ class LoopTransformer(Model):
         ):
             changed = cells(said[few], source[few])  # (n, steps)
             left = NEAR_CELLS - (changed.cumsum(1) - changed)
-            allowed[few] &= allowed_changes(source[few], left, allowed.shape[3], cells)
+            changes = allowed_changes(source[few], left, cells, before[few], allowed.shape[3])
+            allowed[few] &= changes
         return drums, bass
 
     def _earlier_slots(self, embedded: Tensor) -> Tensor:
@@ -471,17 +476,36 @@ class LoopTransformer(Model):
 
 
 def allowed_changes(
-    source: Tensor, left: Tensor, n: int, cells: Callable[[Tensor, Tensor], Tensor]
+    source: Tensor,
+    left: Tensor,
+    cells: Callable[[Tensor, Tensor], Tensor],
+    before: Tensor,
+    n: int,
 ) -> Tensor:
-    """Which of n tokens differ from ``source`` (…) in no more cells than are left: bool (…, n)."""
-    token = torch.arange(n, device=source.device)
+    """Which of n choices differ from ``source`` (…) in no more cells than are left: bool (…, n).
+
+    Choices are tokens; of the bass, the last one is the token ``before`` (…).
+    """
+    token = torch.arange(n, device=source.device).expand(*source.shape, -1)
+    if cells is bass_cells:
+        token = torch.where(token == n - 1, before[..., None], token)
     return cells(source[..., None], token) <= left[..., None]
 
 
 def allowed_bass(before: Tensor, rhythm: Rhythm, n: int) -> Tensor:
-    """Which of n bass tokens a rhythm allows after those ``before`` (…): bool (…, n)."""
-    token = torch.arange(n, device=before.device)
-    same = token == before[..., None]
-    allowed = torch.where(rhythm.held[..., None], same, True)
+    """What the bass may do after tokens ``before`` (…), by a rhythm: bool (…, n + 1).
+
+    It sounds one of n tokens, or, the last column, goes on with the pitch before; so that pitch
+    itself is not struck.
+    """
+    token = torch.arange(n + 1, device=before.device)
+    sounds = (before > 0)[..., None]
+    allowed = torch.where(token == n, sounds, ~sounds | (token != before[..., None]))
+    allowed = torch.where(rhythm.held[..., None], token == n, allowed)
     allowed = torch.where(rhythm.silent[..., None], token == 0, allowed)
-    return torch.where(rhythm.struck[..., None], ~same & (token > 0), allowed)
+    return allowed & (~rhythm.struck[..., None] | ((token > 0) & (token < n)))
+
+
+def hold(bass: Tensor, before: Tensor, n: int) -> Tensor:
+    """What the bass does (…): one of n tokens, or n where it goes on with the pitch before."""
+    return torch.where((bass == before) & (bass > 0), n, bass)

@@ -43,7 +43,7 @@ def by_bars(rolls: Tensor) -> Tensor:
 
 def test_sizes() -> None:
     model = LoopTransformer(LoopTransformerConfig())
-    assert sum(parameter.numel() for parameter in model.parameters()) == 3_630_632
+    assert sum(parameter.numel() for parameter in model.parameters()) == 3_630_825
     assert model.draws == LOOP.bars * (3 + 2 * LOOP.steps_per_bar)
 
 

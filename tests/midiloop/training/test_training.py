@@ -29,8 +29,8 @@ from midiloop.dataset.tensors import PackedLoops
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import LOOP
 from midiloop.models.cnn_vae import CNNVAEConfig
-from midiloop.models.loop_transformer import LoopTransformerConfig
 from midiloop.models.layers import CodeModel
+from midiloop.models.loop_transformer import LoopTransformerConfig
 from midiloop.models.lstm_vae import ARLSTMVAEConfig, NonARLSTMVAEConfig
 from midiloop.models.prior import PriorConfig
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
