@@ -9,7 +9,7 @@ set -euo pipefail
 midi=$1 folder=$2
 mkdir -p "$folder"
 [ -d "$folder/loops" ] || midiloop extract "$midi" -o "$folder/loops" --rules open --resume
-OMP_NUM_THREADS=1 midiloop train loop-transformer "$folder/loops" -o "$folder/run" --epochs 24 \
+OMP_NUM_THREADS=1 midiloop train loop-transformer "$folder/loops" -o "$folder/run" --epochs 12 \
   --batch-size 128 --transpose 5 --final-learning-rate 1e-5 --patience 0 --precision bfloat16 \
   --seed 1 --resume
 python -c "from pathlib import Path; from midiloop.training import recipes
