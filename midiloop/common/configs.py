@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import types
 from dataclasses import MISSING, dataclass, fields
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from midiloop.common import files
 from midiloop.errors import LoopError
@@ -106,8 +106,6 @@ def _fits(value: Any, hint: Any) -> bool:
         return _fits(value, base) and bool(span.low <= value <= span.high)
     if origin in (Union, types.UnionType):
         return any(_fits(value, one) for one in inner)
-    if origin is Literal:
-        return any(type(value) is type(one) and value == one for one in inner)
     if origin is tuple:
         return (
             isinstance(value, list | tuple)
@@ -130,8 +128,6 @@ def _said(hint: Any) -> str:
         return f"{kind} from {span.low:,} to {span.high:,}"
     if origin in (Union, types.UnionType):
         return " or ".join(_said(one) for one in inner)
-    if origin is Literal:
-        return " or ".join(repr(one) for one in inner)
     if origin is tuple:
         return f"a list of up to {MAX_ITEMS}, each {_said(inner[0])}"
     names = {str: f"a text of up to {MAX_TEXT} characters", bool: "true or false"}

@@ -545,9 +545,10 @@ def draw(dataset: LoopDataset, out: Path, device: torch.device) -> None:
     codec = models.load(out / "runs" / "vq-vae" / "vq-vae", device).model
     assert isinstance(codec, VQVAE)
     titles = [Path(song).stem for song in batch.songs]
-    grids = codec.encode(rolls).cpu().numpy()
     size = codec.config.codebook_size
-    figures.codes(list(grids), titles, out / "codes.png", codebook_size=size)
+    figures.codes(
+        list(codec.encode(rolls).cpu().numpy()), titles, out / "codes.png", codebook_size=size
+    )
     training = tensors.load(dataset, "train", device)
     codes = recipes.encoded(codec, training).cpu().numpy()
     pictures = []

@@ -317,15 +317,15 @@ class _Source:
         known = None
         if self.like is not None:
             codes = codec.encode(self.like.roll[None])
-            stays = self.like.keep[0].repeat_interleave(codes.shape[2] // LOOP.bars)
-            known = codes.where(stays.to(codes.device), UNKNOWN).expand(len(uniforms), -1, -1)
+            stays = self.like.keep[0].repeat_interleave(codes.shape[1] // LOOP.bars)
+            known = codes.where(stays.to(codes.device), UNKNOWN).expand(len(uniforms), -1)
         codes = prior.sample(
             uniforms, temperature=request.temperature, top_p=request.top_p, known=known
         )
         if self.form:
-            bars = rearrange(codes, "n s (bar k) -> n s bar k", bar=LOOP.bars)
+            bars = rearrange(codes, "n (bar k) -> n bar k", bar=LOOP.bars)
             bars = bars[:, :, [bar.source for bar in self.form]]
-            codes = rearrange(bars, "n s bar k -> n s (bar k)")
+            codes = rearrange(bars, "n bar k -> n (bar k)")
         return copy_latents(codes) if request.copy_latents else codes
 
     def _like(self, roll: Roll) -> Like:
@@ -357,12 +357,12 @@ def copy_latents(codes: Tensor) -> Tensor:
     """Copy the codes of bar 1's first half to bar 5: steps 0, 1 to 16, 17 of the paper's 32.
 
     Args:
-        codes: int64 (n, S, T).
+        codes: int64 (n, T).
     """
-    steps = codes.shape[2] // LOOP.bars // 2
-    half = codes.shape[2] // 2
+    steps = codes.shape[1] // LOOP.bars // 2
+    half = codes.shape[1] // 2
     copied = codes.clone()
-    copied[:, :, half : half + steps] = codes[:, :, :steps]
+    copied[:, half : half + steps] = codes[:, :steps]
     return copied
 
 

@@ -109,7 +109,7 @@ class RollModel(Model):
 
 
 class CodeModel(Model):
-    """A model whose batches are the codes (B, S, T) that a VQ-VAE makes of rolls."""
+    """A model whose batches are the codes (B, T) that a VQ-VAE makes of rolls."""
 
     @property
     def draws(self) -> int:
@@ -117,7 +117,7 @@ class CodeModel(Model):
         raise NotImplementedError
 
     def fit_start(self, codes: Tensor) -> None:
-        """Take from all training codes (N, S, T) what is counted rather than learned."""
+        """Take from all training codes (N, T) what is counted rather than learned."""
 
 
 class ConvBlock(nn.Sequential):

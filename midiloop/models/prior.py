@@ -10,10 +10,9 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
-from midiloop.common.configs import Codebooks, CodebookSize, Depth, Share, Steps, Width
+from midiloop.common.configs import CodebookSize, Depth, Share, Steps, Width
 from midiloop.common.sampling import draw
 from midiloop.errors import LoopError
 from midiloop.models.layers import CodeModel, Loss, initialise
@@ -27,40 +26,26 @@ class PriorConfig:
     """Sizes of a prior. The defaults suit the paper's VQ-VAE: 3,744,256 parameters.
 
     Attributes:
-        codebook_size: K, codes that a stream has.
-        streams, code_steps: S and T: codes of a loop are (S, T).
+        codebook_size, code_steps: K and T: a loop has T codes from 0 to K - 1.
         embed_dim, hidden, layers: of the LSTM.
         dropout: between its layers.
     """
 
     codebook_size: CodebookSize = 512
-    streams: Codebooks = 1
     code_steps: Steps = 32
     embed_dim: Width = 128
     hidden: Width = 512
     layers: Depth = 2
     dropout: Share = 0.0
 
-    @property
-    def positions(self) -> int:
-        """Codes of a loop, all streams together."""
-        return self.streams * self.code_steps
-
 
 class Prior(CodeModel):
-    """Codes (B, S, T) one after another, each from all before it; the first as in training.
-
-    A loop is read as one row, step by step, the streams of a step together:
-
-        stream 0:  0  2  4  …
-        stream 1:  1  3  5  …
-    """
+    """Codes (B, T) one after another, each from all before it; the first as in training."""
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         self.config: PriorConfig = config
-        # Equal codes of two streams mean different things: each stream has rows of its own.
-        self.embedding = nn.Embedding(config.streams * config.codebook_size, config.embed_dim)
+        self.embedding = nn.Embedding(config.codebook_size, config.embed_dim)
         self.lstm = LSTM(
             config.embed_dim,
             config.hidden,
@@ -76,12 +61,11 @@ class Prior(CodeModel):
     @property
     def draws(self) -> int:
         """Random numbers that `sample` takes for a loop: one for each code."""
-        return self.config.positions
+        return self.config.code_steps
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Codes (B, S, T) to logits (B, S · T - 1, K) of every code after the first."""
-        row = rearrange(codes, "b s t -> b (t s)")
-        h, _ = self.lstm(self._embed(row[:, :-1], 0))  # (B, S · T - 1, H)
+        """Codes (B, T) to logits (B, T - 1, K) of every code after the first."""
+        h, _ = self.lstm(self.embedding(codes[:, :-1]))  # (B, T - 1, H)
         logits: Tensor = self.head(h)
         return logits
 
@@ -93,7 +77,7 @@ class Prior(CodeModel):
         """
         del epoch
         logits = self(codes).float()
-        targets = rearrange(codes, "b s t -> b (t s)")[:, 1:]
+        targets = codes[:, 1:]
         total = nn.functional.cross_entropy(logits.mT, targets)
         nats = total.detach() * targets.shape[1]
         accuracy = (logits.argmax(2) == targets).float().mean()
@@ -101,14 +85,14 @@ class Prior(CodeModel):
 
     @torch.no_grad()
     def errors(self, batch: Tensor) -> Tensor:
-        """Surprise in nats of each loop's codes (B, S, T) after the first, (B,)."""
-        targets = rearrange(batch, "b s t -> b (t s)")[:, 1:]
-        surprise = nn.functional.cross_entropy(self(batch).float().mT, targets, reduction="none")
+        """Surprise in nats of each loop's codes (B, T) after the first, (B,)."""
+        logits = self(batch).float().mT
+        surprise = nn.functional.cross_entropy(logits, batch[:, 1:], reduction="none")
         return surprise.sum(1)
 
     def fit_start(self, codes: Tensor) -> None:
-        """Count the first codes of all training loops, codes int64 (N, S, T)."""
-        counts = codes[:, 0, 0].bincount(minlength=self.config.codebook_size)
+        """Count the first codes of all training loops, codes int64 (N, T)."""
+        counts = codes[:, 0].bincount(minlength=self.config.codebook_size)
         self.start_counts.copy_(counts)
 
     @torch.no_grad()
@@ -127,13 +111,13 @@ class Prior(CodeModel):
         temperature 0 loops differ by nothing else.
 
         Args:
-            uniforms: float64 (n, S · T), in [0, 1): one number for each code, in reading order.
+            uniforms: float64 (n, T), in [0, 1): one number for each code.
             temperature, top_p: see `sampling.draw`.
-            known: int64 (n, S, T), codes to keep, `UNKNOWN` where one is to be drawn; no number
+            known: int64 (n, T), codes to keep, `UNKNOWN` where one is to be drawn; no number
                 moves to another code for it.
 
         Returns:
-            int64 (n, S, T).
+            int64 (n, T).
 
         Raises:
             LoopError: shapes are not these, or no start was counted.
@@ -147,25 +131,18 @@ class Prior(CodeModel):
         state = None
         for position in range(row.shape[1]):
             if position > 0:
-                before = twin._embed(row[:, position - 1 : position], position - 1)
+                before = twin.embedding(row[:, position - 1 : position])
                 h, state = twin.lstm(before, state)  # (n, 1, H)
                 drawn = draw(twin.head(h[:, 0]), uniforms[:, position], temperature, top_p)
             row[:, position] = torch.where(row[:, position] < 0, drawn, row[:, position])
-        return rearrange(row, "n (t s) -> n s t", s=self.config.streams)
-
-    def _embed(self, row: Tensor, position: int) -> Tensor:
-        """Codes (B, N) that stand from ``position`` on to their vectors (B, N, E)."""
-        positions = torch.arange(position, position + row.shape[1], device=row.device)
-        stream = positions % self.config.streams
-        vectors: Tensor = self.embedding(row + stream * self.config.codebook_size)
-        return vectors
+        return row
 
     def _row(self, uniforms: Tensor, known: Tensor | None) -> Tensor:
-        """Check what `sample` was given; known codes in reading order, int64 (n, S · T)."""
+        """Check what `sample` was given; known codes, int64 (n, T)."""
         config = self.config
-        if uniforms.ndim != 2 or uniforms.shape[1] != config.positions:
+        if uniforms.ndim != 2 or uniforms.shape[1] != config.code_steps:
             raise LoopError(
-                f"expected uniforms (n, {config.positions}), one for each code, got "
+                f"expected uniforms (n, {config.code_steps}), one for each code, got "
                 f"{tuple(uniforms.shape)}"
             )
         if uniforms.dtype != torch.float64:
@@ -177,10 +154,9 @@ class Prior(CodeModel):
             raise LoopError("no start code was counted; call fit_start() with the training codes")
         if known is None:
             return torch.full(uniforms.shape, -1, dtype=torch.int64, device=uniforms.device)
-        shape = (len(uniforms), config.streams, config.code_steps)
-        if known.shape != shape or known.dtype != torch.int64:
+        if known.shape != uniforms.shape or known.dtype != torch.int64:
             raise LoopError(
-                f"expected known codes int64 {shape}, -1 where one is to be drawn, got "
-                f"{known.dtype} {tuple(known.shape)}"
+                f"expected known codes int64 {tuple(uniforms.shape)}, {UNKNOWN} where one is to be "
+                f"drawn, got {known.dtype} {tuple(known.shape)}"
             )
-        return rearrange(known, "n s t -> n (t s)").clone()
+        return known.clone()

@@ -50,12 +50,12 @@ class VQVAEConfig(RollConfig):
 
     @property
     def code_steps(self) -> int:
-        """T: codes of a stream."""
+        """T: codes of a loop."""
         return self.steps >> self.halvings
 
 
 class VQVAE(RollModel):
-    """Loops to codes (B, 1, T) and back: T = 32 in the paper."""
+    """Loops to codes (B, T) and back: T = 32 in the paper."""
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
@@ -91,13 +91,13 @@ class VQVAE(RollModel):
         return self.decoder(quantized.latent).mT, quantized
 
     def encode(self, rolls: Tensor) -> Tensor:
-        """Rolls (B, 128, 93) to codes int64 (B, 1, T)."""
+        """Rolls (B, 128, 93) to codes int64 (B, T)."""
         codes: Tensor = self.quantizer(self.encoder(rolls.mT.float())).codes
-        return codes
+        return codes.squeeze(1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes (B, 1, T) to logits (B, 128, 93)."""
-        logits: Tensor = self.decoder(self.quantizer.lookup(codes)).mT
+        """Codes (B, T) to logits (B, 128, 93)."""
+        logits: Tensor = self.decoder(self.quantizer.lookup(codes[:, None])).mT
         return logits
 
     def rolls(self, logits: Tensor) -> Tensor:

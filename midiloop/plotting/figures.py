@@ -37,7 +37,6 @@ Points = NDArray[np.float64]  # rows (epoch, value)
 MEASURES = {"loss": "training loss", "error": "validation error"}  # keys of a history
 COLOURS = (BASS, *(FAMILIES[family] for family in ("kick", "tom", "", "hat", "snare")))
 DASHES: tuple[tuple[float, ...], ...] = ((), (4, 2), (1, 2))  # of the runs past the sixth
-STREAMS = {1: (("", INK),), 2: (("drums", FAMILIES["kick"]), ("bass", BASS))}
 
 # Pixels, as everything on a canvas.
 EDGE, HEADING, TITLE_TEXT, LABEL = 20, 30, 13, 11
@@ -83,7 +82,7 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -
 
 
 def codes(
-    grids: Sequence[Codes],
+    rows: Sequence[Codes],
     titles: Sequence[str],
     path: Path,
     *,
@@ -92,10 +91,10 @@ def codes(
     """Draw the codes of some loops, a panel for each: the step to the right, the index upwards.
 
     Loop patterns show as dots that recur at the same height (figure 4 of the paper). The first
-    bar of each half is tinted. Drums are round and bass square where each has a stream.
+    bar of each half is tinted.
 
     Args:
-        grids: integers (S, T) from 0 to ``codebook_size`` - 1: S streams, 1 or 2, and T steps.
+        rows: integers (T,) from 0 to ``codebook_size`` - 1, those of a loop.
         titles: one for each loop.
 
     Raises:
@@ -103,21 +102,17 @@ def codes(
             are not in the codebook, or the file has another suffix.
         ImportError: matplotlib is missing.
     """
-    _check_grids(grids, titles, path, codebook_size)
-    columns = min(CODES_COLUMNS, len(grids))
-    streams = max(map(len, grids))
+    _check_codes(rows, titles, path, codebook_size)
+    columns = min(CODES_COLUMNS, len(rows))
     first, gutter, above, below = EDGE + 30, 32, 40, 28
     across, down = gutter + CODES_WIDTH + EDGE, above + CODES_HEIGHT + below
-    top = EDGE / 2 + (HEADING if streams > 1 else 0)
-    rows = -(-len(grids) // columns)
-    with open_canvas(path, first + across * columns, top + down * rows + EDGE / 2) as canvas:
-        if streams > 1:
-            _write_streams(canvas, streams)
-        for number, (grid, name) in enumerate(zip(grids, titles, strict=True)):
-            row, column = divmod(number, columns)
-            left, upper = first + across * column + gutter, top + down * row + above
+    height = EDGE + down * -(-len(rows) // columns)
+    with open_canvas(path, first + across * columns, height) as canvas:
+        for number, (row, name) in enumerate(zip(rows, titles, strict=True)):
+            line, column = divmod(number, columns)
+            left, upper = first + across * column + gutter, EDGE / 2 + down * line + above
             box = (left, upper, CODES_WIDTH, CODES_HEIGHT)
-            _draw_codes(canvas, box, grid, name, codebook_size)
+            _draw_codes(canvas, box, row, name, codebook_size)
             if column == 0:
                 for y, axis in (
                     (-9, "bar"),
@@ -162,7 +157,7 @@ def reconstructions(
 
 
 def frequent_codes(codes: Codes, codebook_size: int, rank: int) -> NDArray[np.int64]:
-    """The code that is ``rank``-th most frequent at each step of each stream: (n, S, T) to (S, T).
+    """The code that is ``rank``-th most frequent at each step: (n, T) to (T,).
 
     Decoded, it shows what a codebook holds (figure 5 of the paper).
 
@@ -175,18 +170,16 @@ def frequent_codes(codes: Codes, codebook_size: int, rank: int) -> NDArray[np.in
     Raises:
         LoopError: codes have another shape or are not in the codebook.
     """
-    if codes.ndim != 3 or not codes.size or not np.issubdtype(codes.dtype, np.integer):
-        raise LoopError(f"expected integer codes (n, S, T), got {codes.dtype} {codes.shape}")
+    if codes.ndim != 2 or not codes.size or not np.issubdtype(codes.dtype, np.integer):
+        raise LoopError(f"expected integer codes (n, T), got {codes.dtype} {codes.shape}")
     _check_range(codes, codebook_size, "codes")
-    n, *shape = codes.shape
-    row = np.arange(math.prod(shape)) * codebook_size
-    counts = np.bincount(
-        (codes.reshape(n, -1).astype(np.int64) + row).ravel(), minlength=len(row) * codebook_size
-    ).reshape(-1, codebook_size)
+    n, steps = codes.shape
+    at = np.arange(steps) * codebook_size + codes.astype(np.int64)
+    counts = np.bincount(at.ravel(), minlength=steps * codebook_size).reshape(steps, -1)
     keys = -counts if rank >= 0 else np.where(counts, counts, n + 1)  # what never occurs comes last
     order = np.argsort(keys, axis=1, kind="stable")
     place = np.minimum(rank if rank >= 0 else -1 - rank, (counts > 0).sum(1) - 1)
-    return np.take_along_axis(order, place[:, None], 1).reshape(shape)
+    return np.take_along_axis(order, place[:, None], 1)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -358,21 +351,21 @@ def spread_out(heights: Sequence[float], gap: float, top: float, bottom: float) 
     return [float(h) for h in np.clip(flat, top, max(top, bottom - gap * (len(flat) - 1))) + steps]
 
 
-def _check_grids(
-    grids: Sequence[Codes], titles: Sequence[str], path: Path, codebook_size: int
+def _check_codes(
+    rows: Sequence[Codes], titles: Sequence[str], path: Path, codebook_size: int
 ) -> None:
-    if not len(grids):
+    if not len(rows):
         raise LoopError(f"{path}: there are no codes to draw; give those of at least one loop")
-    if len(titles) != len(grids):
-        raise LoopError(f"{path}: expected {counted(len(grids), 'title')}, got {len(titles)}")
-    for grid, title in zip(grids, titles, strict=True):
-        integer = np.issubdtype(grid.dtype, np.integer)
-        if not integer or grid.ndim != 2 or len(grid) not in STREAMS or not grid.size:
+    if len(titles) != len(rows):
+        raise LoopError(f"{path}: expected {counted(len(rows), 'title')}, got {len(titles)}")
+    for row, title in zip(rows, titles, strict=True):
+        integer = np.issubdtype(row.dtype, np.integer)
+        if not integer or row.ndim != 1 or not row.size:
             raise LoopError(
-                f"{path}: expected integer codes (1 or 2, T) for {title!r}, got {grid.dtype} "
-                f"{grid.shape}; give one loop's at a time"
+                f"{path}: expected integer codes (T,) for {title!r}, got {row.dtype} "
+                f"{row.shape}; give one loop's at a time"
             )
-        _check_range(grid, codebook_size, f"{path}: codes of {title!r}")
+        _check_range(row, codebook_size, f"{path}: codes of {title!r}")
 
 
 def _check_range(codes: Codes, codebook_size: int, what: str) -> None:
@@ -384,19 +377,10 @@ def _check_range(codes: Codes, codebook_size: int, what: str) -> None:
         )
 
 
-def _write_streams(canvas: Canvas, streams: int) -> None:
-    """Write the legend of the streams at the top right."""
-    x = canvas.width - EDGE
-    for number, (name, colour) in reversed(list(enumerate(STREAMS[streams]))):
-        x -= canvas.text(x, EDGE + 4, name, LABEL, INK, align="right") + 10
-        canvas.boxes([_square(x, EDGE + 4, 7)], colour, corner=0 if number else 3.5)
-        x -= 18
-
-
-def _draw_codes(canvas: Canvas, box: Box, grid: Codes, title: str, codebook_size: int) -> None:
-    """Draw the codes (S, T) of one loop."""
+def _draw_codes(canvas: Canvas, box: Box, row: Codes, title: str, codebook_size: int) -> None:
+    """Draw the codes (T,) of one loop."""
     left, top, width, height = box
-    steps = grid.shape[1]
+    steps = len(row)
     spare = 0.5 + 0.03 * codebook_size
     axes = _Axes(canvas, *box, (0, steps), (-spare, codebook_size - 1 + spare))
     canvas.text(left, top - 28, title, TITLE_TEXT, INK, room=width, bold=True)
@@ -412,6 +396,5 @@ def _draw_codes(canvas: Canvas, box: Box, grid: Codes, title: str, codebook_size
         axes.mark_x(step + 0.5, str(step))
     axes.draw_frame()
     side = min(4.5, 0.9 * width / steps)
-    for number, (row, (_, colour)) in enumerate(zip(grid, STREAMS[len(grid)], strict=True)):
-        marks = [_square(axes.x(t + 0.5), axes.y(k), side) for t, k in enumerate(row.tolist())]
-        canvas.boxes(marks, colour, corner=0 if number else side / 2)
+    marks = [_square(axes.x(t + 0.5), axes.y(k), side) for t, k in enumerate(row.tolist())]
+    canvas.boxes(marks, INK, corner=side / 2)

@@ -265,13 +265,12 @@ def _codec(folder: Path, prior: PriorConfig, device: torch.device) -> VQVAE:
 
 def knows(prior: PriorConfig, codec: VQVAEConfig) -> bool:
     """Whether a prior is one of codes such as those of a VQ-VAE."""
-    made = (codec.codebook_size, 1, codec.code_steps)
-    return made == (prior.codebook_size, prior.streams, prior.code_steps)
+    return (codec.codebook_size, codec.code_steps) == (prior.codebook_size, prior.code_steps)
 
 
 @torch.no_grad()
 def encoded(codec: VQVAE, loops: PackedLoops) -> torch.Tensor:
-    """Codes of all loops: int64 (n, S, T)."""
+    """Codes of all loops: int64 (n, T)."""
     rows = torch.split(torch.arange(len(loops), device=loops.packed.device), ENCODED_TOGETHER)
     return torch.cat([codec.encode(loops.rolls(index)) for index in rows])
 

@@ -25,7 +25,6 @@ from midiloop.common import configs
 from midiloop.errors import LoopError
 from midiloop.models.layers import RollConfig
 from midiloop.models.prior import PriorConfig
-from midiloop.models.vq_vae import VQVAEConfig
 from model_folders import (
     KINDS,
     MAGNET,
@@ -126,8 +125,6 @@ def test_a_type_says_what_fits() -> None:
     assert get_args(configs.Width)[1] == configs.Range(1, 16_384)
     with pytest.raises(LoopError, match=r"layers is 0, and not a whole number from 1 to 128"):
         configs.checked(PriorConfig, {"layers": 0})
-    with pytest.raises(LoopError, match=r"span is 'all', and not 'loop' or 'bar'"):
-        configs.checked(VQVAEConfig, {"span": "all"})
     with pytest.raises(LoopError, match=r"context is 'x', and not a whole number .* or null"):
         configs.checked(TokenConfig, {"context": "x"})
     with pytest.raises(LoopError, match=r"dim is a list of 3, and"):

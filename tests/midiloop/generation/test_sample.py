@@ -52,7 +52,7 @@ def loops_generator() -> Generator:
     torch.manual_seed(0)
     codec = VQVAE(LOOPS).eval()
     prior = Prior(PriorConfig(codebook_size=32, embed_dim=8, hidden=16)).eval()
-    prior.fit_start(torch.randint(32, (50, 1, 32)))
+    prior.fit_start(torch.randint(32, (50, 32)))
     return Generator("loops", prior, codec, NONE_KNOWN)
 
 
@@ -143,8 +143,8 @@ def test_novel_returns_nothing_that_is_known() -> None:
 
 def test_what_hardly_ever_comes_is_given_up() -> None:
     generator = bars_generator()
+    every = tuple(drum.name for drum in LOOP.drums)
     with pytest.raises(LoopError, match="met the request"):
-        every = tuple(drum.name for drum in LOOP.drums)
         sample.sample(generator, GenerationRequest(3, must=every))
 
 
@@ -157,18 +157,18 @@ def test_pattern_of_bars_repeats_exactly() -> None:
 
 
 def test_copied_latents_by_hand() -> None:
-    codes = torch.arange(64).view(1, 2, 32)
+    codes = torch.arange(32)[None]
     copied = sample.copy_latents(codes)
-    assert copied[0, :, 16:18].tolist() == [[0, 1], [32, 33]]
+    assert copied[0, 16:18].tolist() == [0, 1]
     rest = [*range(16), *range(18, 32)]
     assert torch.equal(copied[..., rest], codes[..., rest])
 
 
 def test_copied_latents_bring_the_bars_nearer() -> None:
-    for made in (bars_generator(), loops_generator()):
-        free = paper.bar_distance(sample.sample(made, anything(60)).rolls).mean()
-        copied = sample.sample(made, anything(60, copy_latents=True)).rolls
-        assert paper.bar_distance(copied).mean() < free
+    made = loops_generator()
+    free = paper.bar_distance(sample.sample(made, anything(60)).rolls).mean()
+    copied = sample.sample(made, anything(60, copy_latents=True)).rolls
+    assert paper.bar_distance(copied).mean() < free
 
 
 def test_a_loop_is_varied_where_it_is_not_kept() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
 
 import pytest
 import torch
@@ -23,10 +22,9 @@ from midiloop.models.lstm_vae import (
     NonARLSTMVAEConfig,
 )
 from midiloop.models.prior import Prior, PriorConfig
-from midiloop.models.vq_vae import VQVAE, Stack, VQVAEConfig
+from midiloop.models.vq_vae import VQVAE, VQVAEConfig
 
 TINY_PRIOR = PriorConfig(codebook_size=11, code_steps=6, embed_dim=8, hidden=16)
-STEREO_PRIOR = PriorConfig(codebook_size=7, streams=2, code_steps=5, embed_dim=8, hidden=16)
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +54,7 @@ def n_parameters(model: nn.Module) -> int:
 
 
 def uniforms(n: int, config: PriorConfig) -> Tensor:
-    return torch.rand(n, config.positions, dtype=torch.float64)
+    return torch.rand(n, config.code_steps, dtype=torch.float64)
 
 
 def shapes(layers: nn.Module, x: Tensor) -> list[tuple[int, int]]:
@@ -87,10 +85,8 @@ def test_models_have_as_many_parameters_as_the_tables_add_up_to() -> None:
 def test_the_vq_vae_has_as_many_parameters_as_its_table_and_a_dictionary_that_is_none() -> None:
     model = VQVAE(VQVAEConfig())
     assert n_parameters(model) == 62_829
-    stack = model.stacks[0]
-    assert isinstance(stack, Stack)
-    assert stack.quantizer.vectors.numel() == 8_192
-    assert not stack.quantizer.vectors.requires_grad
+    assert model.quantizer.vectors.numel() == 8_192
+    assert not model.quantizer.vectors.requires_grad
 
 
 def test_stages_of_the_lstm_vaes_have_the_shapes_of_tables_a_and_b() -> None:
@@ -124,14 +120,12 @@ def test_stages_of_the_cnn_vae_have_the_shapes_of_table_c() -> None:
 
 def test_stages_of_the_vq_vae_have_the_shapes_of_table_d() -> None:
     model = VQVAE(VQVAEConfig()).eval()
-    stack = model.stacks[0]
-    assert isinstance(stack, Stack)
     encoded = [(128, 64), (128, 32), (64, 32), (64, 32), (32, 32), (32, 32), (32, 16)]
-    assert shapes(stack.encoder, torch.zeros(2, 93, 128)) == encoded
+    assert shapes(model.encoder, torch.zeros(2, 93, 128)) == encoded
     decoded = [(32, 32), (64, 32), (64, 32), (128, 32), (128, 32), (128, 64), (128, 93)]
-    assert shapes(stack.decoder, torch.zeros(2, 16, 32)) == decoded
+    assert shapes(model.decoder, torch.zeros(2, 16, 32)) == decoded
     codes = model.encode(random_rolls(2))
-    assert codes.shape == (2, 1, 32)
+    assert codes.shape == (2, 32)
     assert codes.dtype == torch.int64
     assert model.decode(codes).shape == (2, 128, 93)
 
@@ -305,48 +299,46 @@ def test_settings_out_of_range_are_refused(temperature: float, top_p: float) -> 
 def test_a_prior_that_knows_nothing_pays_log_k_for_each_code_after_the_first() -> None:
     prior = Prior(PriorConfig())
     nn.init.zeros_(prior.head.weight)
-    loss = prior.loss(torch.randint(512, (3, 1, 32)), 0)
+    loss = prior.loss(torch.randint(512, (3, 32)), 0)
     assert loss.total.item() == pytest.approx(math.log(512))
     assert loss.terms["nats"].item() == pytest.approx(31 * math.log(512))
 
 
-def test_a_prior_reads_step_by_step_with_the_streams_together() -> None:
-    prior = Prior(STEREO_PRIOR)
-    codes = torch.randint(7, (1, 2, 5))
+def test_a_prior_knows_only_what_came_before() -> None:
+    prior = Prior(TINY_PRIOR)
+    codes = torch.randint(11, (1, 6))
     changed = codes.clone()
-    changed[0, 1, 2] = (codes[0, 1, 2] + 1) % 7  # place 5 of the row: the fifth logits are of it
+    changed[0, 3] = (codes[0, 3] + 1) % 11
     with torch.no_grad():
         one, other = prior(codes), prior(changed)
-    assert one.shape == (1, 9, 7)
-    assert torch.equal(one[:, :5], other[:, :5])
-    assert not torch.equal(one[:, 5], other[:, 5])
+    assert one.shape == (1, 5, 11)
+    assert torch.equal(one[:, :3], other[:, :3])
+    assert not torch.equal(one[:, 3], other[:, 3])
 
 
-@pytest.mark.parametrize("config", [TINY_PRIOR, STEREO_PRIOR, PriorConfig()])
+@pytest.mark.parametrize("config", [TINY_PRIOR, PriorConfig()])
 def test_a_loop_does_not_depend_on_the_batch_it_is_written_in(config: PriorConfig) -> None:
     prior, numbers = started(config), uniforms(8, config)
     for temperature, top_p in ((1.0, 1.0), (0.7, 0.9), (0.0, 1.0)):
         together = prior.sample(numbers, temperature=temperature, top_p=top_p)
-        assert together.shape == (8, config.streams, config.code_steps)
+        assert together.shape == (8, config.code_steps)
         alone = [prior.sample(n[None], temperature=temperature, top_p=top_p) for n in numbers]
         assert torch.equal(torch.cat(alone), together)
 
 
 def test_each_drawn_code_is_the_draw_from_what_training_saw_of_it() -> None:
-    prior, numbers = started(STEREO_PRIOR), uniforms(4, STEREO_PRIOR)
+    prior, numbers = started(TINY_PRIOR), uniforms(4, TINY_PRIOR)
     codes = prior.sample(numbers)
-    row = codes.mT.flatten(1)
     with torch.no_grad():
         logits = prior(codes)
-    for position in range(1, 10):
+    for position in range(1, 6):
         expected = draw(logits[:, position - 1], numbers[:, position])
-        assert torch.equal(row[:, position], expected)
+        assert torch.equal(codes[:, position], expected)
 
 
-@pytest.mark.parametrize("config", [TINY_PRIOR, STEREO_PRIOR])
-def test_known_codes_stay(config: PriorConfig) -> None:
-    prior, numbers = started(config), uniforms(20, config)
-    known = torch.randint(-1, config.codebook_size, (20, config.streams, config.code_steps))
+def test_known_codes_stay() -> None:
+    prior, numbers = started(TINY_PRIOR), uniforms(20, TINY_PRIOR)
+    known = torch.randint(-1, 11, (20, 6))
     codes = prior.sample(numbers, known=known)
     assert torch.equal(codes[known >= 0], known[known >= 0])
     assert (codes >= 0).all()
@@ -359,16 +351,16 @@ def test_known_codes_stay(config: PriorConfig) -> None:
 def test_loops_start_as_often_with_a_code_as_in_training() -> None:
     prior = Prior(TINY_PRIOR)
     starts = torch.tensor([2, 5, 2, 2, 0, 5, 10, 2])
-    codes = torch.zeros(8, 1, 6, dtype=torch.int64)
-    codes[:, 0, 0] = starts
-    prior.fit_start(torch.ones(3, 1, 6, dtype=torch.int64))
+    codes = torch.zeros(8, 6, dtype=torch.int64)
+    codes[:, 0] = starts
+    prior.fit_start(torch.ones(3, 6, dtype=torch.int64))
     prior.fit_start(codes)  # counts anew
     assert prior.start_counts.tolist() == [1, 0, 4, 0, 0, 2, 0, 0, 0, 0, 1]
     n = 800
     numbers = uniforms(n, TINY_PRIOR)
     numbers[:, 0] = (torch.arange(n) + 0.5) / n
     for temperature in (0.0, 1.0):
-        first = prior.sample(numbers, temperature=temperature, top_p=0.5)[:, 0, 0]
+        first = prior.sample(numbers, temperature=temperature, top_p=0.5)[:, 0]
         assert torch.equal(first.bincount(minlength=11), prior.start_counts * 100)
 
 
@@ -388,53 +380,20 @@ def test_a_prior_says_what_is_wrong_with_a_call() -> None:
         prior.sample(numbers[:, 1:])
     with pytest.raises(LoopError, match="float64"):
         prior.sample(numbers.float())
-    with pytest.raises(LoopError, match=r"int64 \(2, 1, 6\)"):
-        prior.sample(numbers, known=torch.zeros(2, 6, dtype=torch.int64))
+    with pytest.raises(LoopError, match=r"int64 \(2, 6\)"):
+        prior.sample(numbers, known=torch.zeros(2, 1, 6, dtype=torch.int64))
 
 
 # The VQ-VAE's laws.
 
 
-@pytest.mark.parametrize("streams", ["joint", "parts"])
-def test_bars_that_change_places_take_their_codes_with_them(streams: str) -> None:
-    config = VQVAEConfig(span="bar", streams="parts" if streams == "parts" else "joint")
-    model = VQVAE(config).eval()
-    rolls, order = random_rolls(3), torch.randperm(8).tolist()
-
-    def moved(x: Tensor, dim: int) -> Tensor:
-        """Bars along ``dim`` in another order."""
-        return torch.cat([x.chunk(8, dim)[bar] for bar in order], dim)
-
-    with torch.no_grad():
-        codes = model.encode(rolls)
-        assert torch.equal(model.encode(moved(rolls, 1)), moved(codes, 2))
-        decoded = model.decode(codes)
-        torch.testing.assert_close(model.decode(moved(codes, 2)), moved(decoded, 1))
-
-
-@pytest.mark.parametrize("span", ["loop", "bar"])
-def test_what_repeats_is_decoded_as_what_does_not(span: Literal["loop", "bar"]) -> None:
-    model = VQVAE(VQVAEConfig(span=span)).eval()
-    codes = torch.randint(512, (3, 1, 32))
-    codes[:, :, 4:8] = codes[:, :, :4]
+def test_a_loop_is_decoded_alike_in_any_batch() -> None:
+    model = VQVAE(VQVAEConfig()).eval()
+    codes = torch.randint(512, (3, 32))
     with torch.no_grad():
         together = model.decode(codes[[0, 1, 0, 2, 1]])
         alone = torch.cat([model.decode(codes[[row]]) for row in (0, 1, 0, 2, 1)])
     torch.testing.assert_close(together, alone)
-    if span == "bar":
-        assert torch.equal(together[:, :16], together[:, 16:32])
-
-
-def test_codes_of_one_part_know_nothing_of_the_other() -> None:
-    model = VQVAE(VQVAEConfig(streams="parts")).eval()
-    rolls, other = random_rolls(2), random_rolls(2)
-    other[..., :9] = rolls[..., :9]
-    codes, changed = model.encode(rolls), model.encode(other)
-    assert torch.equal(codes[:, 0], changed[:, 0])
-    assert not torch.equal(codes[:, 1], changed[:, 1])
-    with torch.no_grad():
-        mixed = model.decode(torch.stack([codes[:, 0], changed[:, 1]], 1))
-        torch.testing.assert_close(mixed, model.decode(changed))
 
 
 # Every model learns.
@@ -448,7 +407,7 @@ def test_a_model_learns_one_batch_by_heart(kind: str) -> None:
         "prior": Prior(TINY_PRIOR),
     }
     model = models[kind]
-    batch = torch.randint(11, (4, 1, 6)) if kind == "prior" else random_rolls(4)
+    batch = torch.randint(11, (4, 6)) if kind == "prior" else random_rolls(4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     totals = []
     for _ in range(30):

@@ -46,8 +46,8 @@ def draw(kind: str, path: Path, name: str = "one") -> None:
     if kind == "curves":
         figures.curves({name: falling(9), "two": falling(4, 2.0)}, path)
     elif kind == "codes":
-        grids = [np.arange(64).reshape(2, 32), np.zeros((1, 8), np.int64)]
-        figures.codes(grids, ["two streams", name], path, codebook_size=64)
+        rows = [np.arange(32), np.zeros(8, np.int64)]
+        figures.codes(rows, ["rising", name], path, codebook_size=64)
     else:
         rolls = np.stack([groove(), spoilt()])
         figures.reconstructions(rolls, {name: rolls[::-1]}, path)
@@ -216,20 +216,14 @@ def test_names_move_apart_as_little_as_it_takes() -> None:
 # Codes
 
 
-def test_every_code_is_a_mark_in_the_colour_of_its_stream(tmp_path: Path) -> None:
-    both, one = tmp_path / "both.svg", tmp_path / "one.svg"
-    grid = np.arange(64).reshape(2, 32)
-    figures.codes([grid, grid], ["a", "b"], both, codebook_size=64)
-    figures.codes([grid[:1]] * 3, ["a", "b", "c"], one, codebook_size=64)
-    shapes = outlines(both)
-    assert shapes[f"fill {DRUMS}"] == shapes[f"fill {BASS}"] == 2 * 32 + 1, "and the legend"
-    assert outlines(one)[f"fill {plot.INK}"] == 3 * 32
-    assert not {f"fill {DRUMS}", f"fill {BASS}"} & set(outlines(one))
+def test_every_code_is_a_mark(tmp_path: Path) -> None:
+    figures.codes([np.arange(32)] * 3, ["a", "b", "c"], tmp_path / "a.svg", codebook_size=64)
+    assert outlines(tmp_path / "a.svg")[f"fill {plot.INK}"] == 3 * 32
 
 
 def test_a_mark_stands_at_its_step_and_its_index(tmp_path: Path) -> None:
     path = tmp_path / "codes.svg"
-    figures.codes([np.array([[0, 3, 1, 3]])], ["a"], path, codebook_size=4)
+    figures.codes([np.array([0, 3, 1, 3])], ["a"], path, codebook_size=4)
     marks = path.read_text().split(f"fill: {plot.INK.lower()}")[0].rsplit('<path d="', 1)[1]
     starts = [line.split()[1:3] for line in marks.splitlines() if line.startswith("M")]
     x, y = np.array(starts, float).T
@@ -241,35 +235,31 @@ def test_a_mark_stands_at_its_step_and_its_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize("steps", [1, 4, 7, 8, 32, 64, 128])
 @pytest.mark.parametrize("size", [1, 2, 5, 512, 100_000])
 def test_codes_of_every_size(tmp_path: Path, steps: int, size: int) -> None:
-    grid = np.full((2, steps), size - 1, np.int32)
+    row = np.full(steps, size - 1, np.int32)
     titles = ["夜 $x_1$", "a long title " * 20, ""]
-    figures.codes([grid, grid[:1], grid], titles, tmp_path / "a.svg", codebook_size=size)
-    drawn = outlines(tmp_path / "a.svg")
-    # Of two streams the first is the drums'; one stream alone has a colour of its own.
-    assert drawn[f"fill {DRUMS}"] == drawn[f"fill {BASS}"] == 2 * steps + 1, "and the legend"
-    assert drawn[f"fill {plot.INK}"] == steps, "a loop of one stream"
+    figures.codes([row] * 3, titles, tmp_path / "a.svg", codebook_size=size)
+    assert outlines(tmp_path / "a.svg")[f"fill {plot.INK}"] == 3 * steps
 
 
 @pytest.mark.parametrize(
-    ("grids", "titles", "message"),
+    ("rows", "titles", "message"),
     [
         ([], [], "there are no codes"),
-        ([np.zeros((1, 8), int)], ["a", "b"], "expected 1 title, got 2"),
-        ([np.zeros((1, 8))], ["a"], r"integer codes \(1 or 2, T\) for 'a', got float64"),
+        ([np.zeros(8, int)], ["a", "b"], "expected 1 title, got 2"),
+        ([np.zeros(8)], ["a"], r"integer codes \(T,\) for 'a', got float64"),
         ([np.zeros((3, 8), int)], ["a"], r"got int64 \(3, 8\)"),
-        ([np.zeros(8, int)], ["a"], r"got int64 \(8,\)"),
         ([np.array(3)], ["a"], r"got int64 \(\)"),
-        ([np.zeros((1, 0), int)], ["a"], r"got int64 \(1, 0\)"),
-        ([np.full((1, 8), 16)], ["a"], "expected 0 to 15, got 16 to 16"),
-        ([np.full((1, 8), -1)], ["a"], "expected 0 to 15, got -1 to -1"),
+        ([np.zeros(0, int)], ["a"], r"got int64 \(0,\)"),
+        ([np.full(8, 16)], ["a"], "expected 0 to 15, got 16 to 16"),
+        ([np.full(8, -1)], ["a"], "expected 0 to 15, got -1 to -1"),
     ],
 )
 def test_other_codes_are_refused(
-    tmp_path: Path, grids: list[figures.Codes], titles: list[str], message: str
+    tmp_path: Path, rows: list[figures.Codes], titles: list[str], message: str
 ) -> None:
     path = tmp_path / "codes.png"
     with pytest.raises(LoopError, match=message) as error:
-        figures.codes(grids, titles, path, codebook_size=16)
+        figures.codes(rows, titles, path, codebook_size=16)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
     assert not path.exists()
@@ -280,36 +270,36 @@ def test_other_codes_are_refused(
 
 def test_frequent_codes_by_hand() -> None:
     # At step 0: 5 three times, 2 twice, 7 once; at step 1: 1 and 4 three times each.
-    codes = np.array([[5, 5, 5, 2, 2, 7], [4, 1, 4, 1, 4, 1]]).T[:, None]  # (6, 1, 2)
+    codes = np.array([[5, 5, 5, 2, 2, 7], [4, 1, 4, 1, 4, 1]]).T  # (6, 2)
     expected = {0: [5, 1], 1: [2, 4], 2: [7, 4], 9: [7, 4], -1: [7, 1], -2: [2, 4], -3: [5, 4]}
     for rank, picked in expected.items():
-        assert figures.frequent_codes(codes, 8, rank).tolist() == [picked]
+        assert figures.frequent_codes(codes, 8, rank).tolist() == picked
 
 
 def test_frequent_codes_of_one_loop_are_its_own() -> None:
-    codes = np.arange(12).reshape(1, 2, 6)
+    codes = np.arange(12)[None]
     for rank in (-3, -1, 0, 5):
         assert (figures.frequent_codes(codes, 12, rank) == codes[0]).all()
 
 
 @pytest.mark.parametrize("rank", [-40, -2, -1, 0, 1, 3, 40])
 def test_frequent_codes_are_those_of_a_plain_count(rank: int) -> None:
-    codes = np.random.default_rng(0).integers(0, 9, (30, 2, 5), dtype=np.int16)
+    codes = np.random.default_rng(0).integers(0, 9, (30, 10), dtype=np.int16)
     found = figures.frequent_codes(codes, 11, rank)
-    assert found.shape == (2, 5)
-    for s, t in np.ndindex(2, 5):
-        counts = Counter(codes[:, s, t].tolist())
+    assert found.shape == (10,)
+    for t in range(10):
+        counts = Counter(codes[:, t].tolist())
         ranked = sorted(counts, key=lambda k: (-counts[k] if rank >= 0 else counts[k], k))
-        assert found[s, t] == ranked[min(rank if rank >= 0 else -1 - rank, len(ranked) - 1)]
+        assert found[t] == ranked[min(rank if rank >= 0 else -1 - rank, len(ranked) - 1)]
 
 
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        (np.zeros((4, 2, 3)), "integer codes .* got float64"),
-        (np.zeros((2, 3), int), r"got int64 \(2, 3\)"),
-        (np.zeros((0, 2, 3), int), r"got int64 \(0, 2, 3\)"),
-        (np.full((4, 2, 3), 8), "codes: expected 0 to 7, got 8 to 8"),
+        (np.zeros((4, 3)), "integer codes .* got float64"),
+        (np.zeros((4, 2, 3), int), r"got int64 \(4, 2, 3\)"),
+        (np.zeros((0, 3), int), r"got int64 \(0, 3\)"),
+        (np.full((4, 3), 8), "codes: expected 0 to 7, got 8 to 8"),
     ],
 )
 def test_codes_outside_the_dictionary_have_no_frequency(codes: figures.Codes, message: str) -> None:

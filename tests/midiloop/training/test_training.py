@@ -39,19 +39,19 @@ from midiloop.training.objective import LoopTask, Objective
 from paths import ROOT
 from torchrun import run_together
 
-CODEC = VQVAEConfig(channels=8, embed_channels=8, codebook_size=32, streams="parts", span="bar")
+CODEC = VQVAEConfig(channels=8, embed_channels=8, codebook_size=32)
 TINY: dict[str, Any] = {
     "ar-lstm-vae": ARLSTMVAEConfig(encoder_hidden=4, latent_dim=4),
     "nonar-lstm-vae": NonARLSTMVAEConfig(encoder_hidden=4, latent_dim=4, decoder_hidden=4),
     "cnn-vae": CNNVAEConfig(channels=4, latent_dim=8),
     "vq-vae": VQVAEConfig(channels=8, embed_channels=8, codebook_size=32),
     # noise from the dropout
-    "prior": PriorConfig(codebook_size=32, streams=2, embed_dim=8, hidden=8, dropout=0.3),
+    "prior": PriorConfig(codebook_size=32, embed_dim=8, hidden=8, dropout=0.3),
     "loop-transformer": LoopTransformerConfig(
         dim=16, layers=1, heads=2, token_dim=8, token_layers=1
     ),
 }
-PLAIN_PRIOR = PriorConfig(codebook_size=32, streams=2, embed_dim=8, hidden=8)
+PLAIN_PRIOR = PriorConfig(codebook_size=32, embed_dim=8, hidden=8)
 # 40 loops: two steps an epoch, and some loops left over
 SETTINGS: dict[str, Any] = {
     "epochs": 3, "batch_size": 16, "micro_batch_size": 9, "transpose": 3, "save_every_s": 0,
