@@ -106,7 +106,7 @@ def taken(work: Callable[[], object], *, cpu: bool) -> float:
 
 
 def generation(device: str, repeats: int) -> None:
-    """The model that ships: prior, decoder and rolls, on all cores."""
+    """The model that ships, from random numbers to rolls, on all cores; then one bar of a loop."""
     import torch
 
     from midiloop.generation import sample
@@ -119,6 +119,11 @@ def generation(device: str, repeats: int) -> None:
         for _ in range(repeats)
     ]
     show("generate: loops per second", LOOPS / statistics.median(times))
+    like = sample.sample(generator, sample.GenerationRequest(1)).rolls[0]
+    redone = sample.GenerationRequest(1, like=like, keep="1-6,8")
+    sample.sample(generator, redone)
+    times = [taken(lambda: sample.sample(generator, redone), cpu=False) for _ in range(repeats)]
+    show("write bar 7 of a loop anew: seconds", statistics.median(times))
 
 
 def whole_commands(dataset: Path, repeats: int) -> None:
