@@ -26,6 +26,7 @@ from audioloop.io.label import LoopLabel, Names
 from audioloop.io.riff import Acid, Chunk, Loop
 from audioloop.io.wave import Format, Wave
 from midiloop.errors import CallError, LoopError
+from midiloop.midi.key import Key
 
 EXACT = [
     Format("wav", "16"),
@@ -35,7 +36,7 @@ EXACT = [
     Format("flac", "24"),
 ]
 OGG = Format("ogg", "lossy")
-FOUR_BARS = LoopLabel(123.4, 4, root=4, name="groove é")
+FOUR_BARS = LoopLabel(123.4, 4, key=Key(4, "minor"), name="groove é")
 
 
 def noise(rng: np.random.Generator, length: int, channels: int = 2, rate: int = 44_100) -> Wave:
@@ -252,10 +253,10 @@ def acid_by_hand(data: bytes) -> tuple[Any, ...]:
 
 LABELS = [
     LoopLabel(120, 8),
-    LoopLabel(98.5, 2, (3, 4), root=0),
-    LoopLabel(122.99995, 4, (6, 8), root=11),
+    LoopLabel(98.5, 2, (3, 4), key=Key(0, "minor")),
+    LoopLabel(122.99995, 4, (6, 8), key=Key(11, "major")),
     LoopLabel(40, 1, (5, 4)),
-    LoopLabel(250, 2, (7, 8), root=7),
+    LoopLabel(250, 2, (7, 8), key=Key(7, "minor", 0.01)),
 ]
 
 
@@ -507,7 +508,7 @@ def bare_numbers(name: str) -> list[str]:
 def test_any_name_becomes_one_that_file_systems_take(tmp_path: Path) -> None:
     for number, name in enumerate(random_names(400)):
         said = LoopLabel(
-            98.5, 8, root=6, name=name, number=number, part="drums" if number % 2 else ""
+            98.5, 8, key=Key(6, "minor"), name=name, number=number, part="drums" if number % 2 else ""
         )
         for template in (*label.TEMPLATES, "{number}-{name}-{bars}-{meter}-{exact_bpm}"):
             made = said.file_name(template)
@@ -532,7 +533,7 @@ def test_every_name_states_the_tempo() -> None:
 
 def test_names_for_splice_have_its_letters_and_one_bare_number() -> None:
     for name in [*random_names(400), "12 3-4_5", "x" * 300, "7" * 300]:
-        said = LoopLabel(174, 4, root=1, name=name, part="bass")
+        said = LoopLabel(174, 4, key=Key(1, "minor"), name=name, part="bass")
         made = said.file_name("splice")
         assert re.fullmatch(r"[A-Za-z0-9_#-]+", made)
         assert bare_numbers(made) == ["174"]
@@ -550,7 +551,7 @@ def test_long_names_that_differ_go_on_to_differ() -> None:
 
 
 def test_templates() -> None:
-    said = LoopLabel(98.5, 8, (3, 4), root=6, name="My Song", number=7)
+    said = LoopLabel(98.5, 8, (3, 4), key=Key(6, "minor"), name="My Song", number=7)
     assert said.file_name("default") == "My Song_98bpm"
     assert said.file_name("audacity") == "My Song 98bpm"
     assert said.file_name("splice") == "My-Song_98_loop_F#"
