@@ -120,7 +120,7 @@ def needs_font(paths: Sequence[Path]) -> bool:
 
 
 def name_of(path: Path) -> str:
-    """What a file is called, less the tempo and the key that it ends in, which are put there again."""
+    """What a file is called, less the tempo and key at its end, which are put there again."""
     return without_tempo(path.stem)
 
 
