@@ -13,7 +13,6 @@ from typing import Self
 
 from audioloop.io.riff import Acid
 from midiloop.errors import CallError, LoopError, counted
-from midiloop.grid import PITCH_NAMES
 from midiloop.midi.key import NAME_PATTERN, Key, confident
 
 ACID_OCTAVE = 48  # root notes are written from this C on
@@ -135,7 +134,7 @@ class LoopLabel:
             "bars": str(self.bars),
             "part": self.part or "loop",
             "key": str(self.certain_key or ""),
-            "root": "" if self.root is None else PITCH_NAMES[self.root],
+            "root": self.certain_key.tonic_name if self.certain_key else "",
             "meter": f"{self.meter[0]}-{self.meter[1]}",
         }
         if splice:  # every other number gets a letter, so that it is not taken for the tempo

@@ -47,8 +47,14 @@ class Key(NamedTuple):
     confidence: float = 1.0
 
     def __str__(self) -> str:
-        """As in ``C`` or ``F#m``."""
-        return PITCH_NAMES[self.tonic] + ("m" if self.mode == "minor" else "")
+        """As in ``C``, ``F#m`` or ``Bb``."""
+        return self.tonic_name + ("m" if self.mode == "minor" else "")
+
+    @property
+    def tonic_name(self) -> str:
+        """As in ``C``, ``F#`` or ``Bb``: with a flat where the key signature has flats."""
+        name = PITCH_NAMES[self.tonic]
+        return f"{PITCH_NAMES[self.tonic + 1]}b" if self.sharps < 0 and "#" in name else name
 
     @property
     def sharps(self) -> int:
@@ -85,8 +91,8 @@ class Keys(NamedTuple):
 def parse_key(option: str, text: str) -> Key:
     """A key as people write it: ``Am``, ``F#m``, ``Bb``, also ``Amin`` and ``Dbmaj``.
 
-    >>> str(parse_key("--key", "Bbm"))
-    'A#m'
+    >>> str(parse_key("--key", "A#min"))
+    'Bbm'
 
     Args:
         option: that it was given for, for the message.

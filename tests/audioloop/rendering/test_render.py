@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from midiloop.common.processes import Processes
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
 from midiloop.midi import pianoroll, score
+from midiloop.midi.key import CONFIDENT
 from midiloop.midi.score import Meter, Score, Tempo
 from midiloop.midi.transposition import transpose_score
 from paths import ROOT
@@ -630,6 +632,14 @@ def test_render_as_a_user_types_it(midis: Path, tmp_path: Path) -> None:
     first, *lines = done.stdout.splitlines()
     assert first.startswith(f"12 loops in {tmp_path / 'out'}   ")
     assert lines[0] == "l00_90bpm_Em.flac   1 bar at 90 bpm, 117,600 samples"
+    options = ("-o", tmp_path / "up", "--limit", 2, "--json", "--transpose")
+    higher = [audioloop("render", midis, *options, by) for by in (13, 3)]
+    assert [done.returncode for done in higher] == [2, 0]
+    assert higher[0].stderr.count("\n") == 1
+    for one in json.loads(higher[1].stdout)["loops"]:
+        assert (one["key"], one["root"]) == ("Gm", 7)
+        assert one["key_confidence"] >= CONFIDENT
+        assert one["files"][0].endswith("bpm_Gm.wav")
     again = audioloop("render", midis, "-o", tmp_path / "out")
     assert again.returncode == 2
     assert again.stderr.startswith("audioloop: error: ")

@@ -19,6 +19,8 @@ EVERY = [Key(tonic, mode) for tonic in range(12) for mode in MODES]
 def test_names() -> None:
     assert str(Key(0, "major")) == "C"
     assert str(Key(6, "minor")) == "F#m"
+    flats = [str(one) for one in EVERY if "b" in str(one)]
+    assert flats == ["Db", "Eb", "Ab", "Bb", "Bbm"]
 
 
 @pytest.mark.parametrize("one", EVERY, ids=str)
@@ -29,8 +31,9 @@ def test_a_name_is_read_as_the_key_it_is_of(one: Key) -> None:
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        ("Bb", "A#"), ("Dbm", "C#m"), ("am", "Am"), ("Cb", "B"), ("E#m", "Fm"), ("B♭", "A#"),
-        ("F♯m", "F#m"), ("Amin", "Am"), ("Gmaj", "G"), ("bb", "A#"), ("b", "B"),
+        ("A#", "Bb"), ("Dbm", "C#m"), ("am", "Am"), ("Cb", "B"), ("E#m", "Fm"), ("B♭", "Bb"),
+        ("F♯m", "F#m"), ("Amin", "Am"), ("Gmaj", "G"), ("bb", "Bb"), ("b", "B"), ("Gb", "F#"),
+        ("Ebm", "D#m"),
     ],
 )  # fmt: skip
 def test_other_spellings(text: str, name: str) -> None:
