@@ -238,6 +238,7 @@ def train(
 @click.option(
     "--vary", metavar="BARS", help="What of --like is varied; what is neither is written anew."
 )
+@click.option("--key", metavar="Am", help="Key of every loop, as in C, Am, F#m or Bb.")
 @click.option("--novel", is_flag=True, help="No loop of the training set.")
 @click.option(
     "--must",
@@ -253,6 +254,7 @@ def generate(
     bpm: float,
     like: Path | None,
     must: str | None,
+    key: str | None,
     batch_size: int | None,
     as_json: bool,
     **request: Any,
@@ -265,8 +267,10 @@ def generate(
         options.refuse("is about --like; give --like as well", "keep", "vary")
     options.refuse_top_p(request["temperature"])
     from midiloop.common import files, processes
+    from midiloop.midi.key import parse_key
     from midiloop.plotting import plot
 
+    wanted_key = None if key is None else parse_key("--key", key)
     files.check_free(out)
     processes.warm_up(plot.MODULES)  # while this process loads PyTorch
     with _uncollected():
@@ -275,16 +279,19 @@ def generate(
 
     request["must"] = _listed(must or "")
     wanted = sample.GenerationRequest(
-        **request, like=midi_loop.read(like, search=True).roll if like else None
+        **request,
+        key=wanted_key,
+        like=midi_loop.read(like, search=True).roll if like else None,
     )
     generator = sample.load(run)
     with report.counting("loops", wanted.n) as count:
         drawn = sample.sample(generator, wanted, batch=batch_size or sample.BATCH, on_loops=count)
     about = {"run": run.name if run else "midiloop", "tried": drawn.tried, **request}
+    about["key"] = wanted_key and str(wanted_key)
     found = outputs.write(drawn.rolls, out, tempo_bpm=bpm, seed=wanted.seed, about=about)
     if as_json:
-        shown = {name: path and str(path) for name, path in found._asdict().items()}
-        report.echo(report.to_json({"loops": wanted.n, "tried": drawn.tried, **shown}))
+        shown = {"loops": wanted.n, "tried": drawn.tried, **found.as_json()}
+        report.echo(report.to_json(shown))
     else:
         report.echo(report.generated(found, wanted, drawn.tried))
 

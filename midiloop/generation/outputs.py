@@ -16,6 +16,7 @@ import numpy as np
 from midiloop import __version__
 from midiloop.common import files, processes
 from midiloop.dataset import export
+from midiloop.dataset.export import LoopFile
 from midiloop.dataset.records import Counts, SongRecord
 from midiloop.grid import LOOP, Roll
 from midiloop.metrics import paper
@@ -32,13 +33,24 @@ class WrittenLoops(NamedTuple):
 
     Attributes:
         midi: folder of MIDI files.
+        loops: the files in it.
         dataset: folder of the loop dataset.
         picture: None where matplotlib is not installed.
     """
 
     midi: Path
+    loops: list[LoopFile]
     dataset: Path
     picture: Path | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The paths, and each MIDI file with its key."""
+        return {
+            "midi": str(self.midi),
+            "dataset": str(self.dataset),
+            "picture": self.picture and str(self.picture),
+            "files": [loop.as_json() for loop in self.loops],
+        }
 
 
 def write(
@@ -57,18 +69,20 @@ def write(
         CallError: see `files.check_free`.
     """
     with files.new_folder(out) as building:
-        pictured = _write(rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about)
-    return WrittenLoops(out / "midi", out / "dataset", out / SHEET if pictured else None)
+        pictured, loops = _write(rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about)
+    midi = out / "midi"
+    written = [LoopFile(midi / path.name, key) for path, key in loops]
+    return WrittenLoops(midi, written, out / "dataset", out / SHEET if pictured else None)
 
 
 def _write(
     rolls: Roll, building: Path, *, tempo_bpm: float, seed: int, about: dict[str, Any]
-) -> bool:
-    """Write everything into an empty folder; return whether there is a picture."""
+) -> tuple[bool, list[LoopFile]]:
+    """Write everything into an empty folder; return whether there is a picture, and the loops."""
     pictured = importlib.util.find_spec("matplotlib") is not None
     with _sheet(rolls, building / SHEET, tempo_bpm) if pictured else nullcontext():
-        _write_loops(rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about)
-    return pictured
+        loops = _write_loops(rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about)
+    return pictured, loops
 
 
 def _sheet(rolls: Roll, path: Path, tempo_bpm: float) -> AbstractContextManager[None]:
@@ -82,10 +96,10 @@ def _sheet(rolls: Roll, path: Path, tempo_bpm: float) -> AbstractContextManager[
 
 def _write_loops(
     rolls: Roll, building: Path, *, tempo_bpm: float, seed: int, about: dict[str, Any]
-) -> None:
+) -> list[LoopFile]:
     """Write MIDI files and the dataset."""
     (building / "parts").mkdir()
-    songs = _songs(rolls, building / "midi", tempo_bpm, seed)
+    songs, loops = _songs(rolls, building / "midi", tempo_bpm, seed)
     part = building / "parts" / "0.part"
     partials.write(part, songs, [], "", LOOP)
     provenance = {
@@ -100,17 +114,23 @@ def _write_loops(
     dataset = building / "dataset"
     assemble.assemble([part], dataset, provenance, counts, grid=LOOP, threads=1, by_split=False)
     shutil.rmtree(building / "parts")
+    return loops
 
 
-def _songs(rolls: Roll, folder: Path, tempo_bpm: float, seed: int) -> list[SongRecord]:
-    """Write a MIDI file of each loop into a new folder, and return records for the dataset."""
+def _songs(
+    rolls: Roll, folder: Path, tempo_bpm: float, seed: int
+) -> tuple[list[SongRecord], list[LoopFile]]:
+    """Write a MIDI file of each loop into a new folder; return records for the dataset as well."""
     folder.mkdir()
     distances = (paper.bar_distance(rolls) * LOOP.cells_per_bar).round().astype(np.int64)
-    songs = []
+    songs, loops = [], []
     for number, (roll, distance) in enumerate(zip(rolls, distances, strict=True)):
         name = f"{number:06d}/seed-{seed}.mid"
-        midi = score.to_bytes(pianoroll.decode(roll, tempo_bpm))
-        (folder / export.file_name(number, name, 0, tempo_bpm)).write_bytes(midi)
+        loop = pianoroll.decode(roll, tempo_bpm)
+        midi = score.to_bytes(loop)
+        path = folder / export.file_name(number, name, 0, tempo_bpm, loop.key)
+        path.write_bytes(midi)
+        loops.append(LoopFile(path, loop.key))
         songs.append(
             SongRecord(
                 name,
@@ -121,4 +141,4 @@ def _songs(rolls: Roll, folder: Path, tempo_bpm: float, seed: int) -> list[SongR
                 LOOP.pack(roll[None]),
             )
         )
-    return songs
+    return songs, loops
