@@ -51,6 +51,7 @@ precision_option = click.option(
 compile_option = click.option(
     "--compile", "compiled", is_flag=True, help="Compile the model by torch.compile."
 )
+TRAINED = ["ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae", "hands"]
 split_choice = click.Choice(["train", "valid", "test"])
 
 
@@ -65,7 +66,7 @@ def _uncollected() -> Iterator[None]:
 
 
 @click.command()
-@click.argument("model", type=click.Choice(["ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae"]))
+@click.argument("model", type=click.Choice(TRAINED))
 @click.argument("dataset", type=INPUT, metavar="LOOPS")
 @click.option("-o", "--out", required=True, type=PATH, metavar="RUN", help="Folder for the run.")
 @click.option(
@@ -143,6 +144,8 @@ def train(
     **settings: Any,
 ) -> None:
     """Train a generator on a loop dataset; vq-vae also trains the prior of its codes.
+
+    hands learns to play loops, velocity and timing, from those that are played.
 
     Start it under torchrun to use several GPUs or machines.
     """

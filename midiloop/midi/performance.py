@@ -332,7 +332,8 @@ class _Cells:
         self, track: Track, is_drum: bool
     ) -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]:
         """Of each note its step, its cell, and whether that one is played."""
-        grid, (n_steps, n_columns) = self.grid, self.velocities.shape
+        grid = self.grid
+        n_steps, n_columns = self.velocities.shape[0], self.velocities.shape[1]
         steps = pianoroll.to_steps(track.onsets, self.tpq, grid)
         if is_drum:
             columns = grid.drum_columns[track.pitches].astype(np.int64)
@@ -350,7 +351,8 @@ class _Cells:
         parts = 2 * (OFFSETS_PER_STEP * steps + offsets) * self.tpq
         unit = OFFSETS_PER_STEP * self.grid.steps_per_beat
         first, following = self._first_ticks(steps), self._first_ticks(steps + 1)
-        return np.clip((parts + unit) // (2 * unit), first, np.maximum(following - 1, first))
+        nearest: NDArray[np.int64] = (parts + unit) // (2 * unit)
+        return np.minimum(np.maximum(nearest, first), np.maximum(following - 1, first))
 
     def _first_ticks(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
         """The first tick that quantises to each step."""

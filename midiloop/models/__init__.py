@@ -12,6 +12,7 @@ from midiloop.common import checkpoint
 from midiloop.common.checkpoint import Kind
 from midiloop.models.cnn_vae import CNNVAE, CNNVAEConfig
 from midiloop.models.form_prior import FormPrior, FormPriorConfig
+from midiloop.models.hands import Hands, HandsConfig
 from midiloop.models.layers import Model, RollConfig
 from midiloop.models.lstm_vae import ARLSTMVAE, ARLSTMVAEConfig, NonARLSTMVAE, NonARLSTMVAEConfig
 from midiloop.models.prior import Prior, PriorConfig
@@ -27,6 +28,7 @@ KINDS: dict[str, Kind] = {
     "vq-vae": Kind(VQVAE, VQVAEConfig, GRID),
     "prior": Kind(Prior, PriorConfig, GRID),
     "form-prior": Kind(FormPrior, FormPriorConfig, GRID),
+    "hands": Kind(Hands, HandsConfig),
 }
 
 # ``paper``: the appendix tables. ``small``: less to wait for. ``bars``: codes of single bars, one
@@ -56,6 +58,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "paper": PriorConfig(),
         "small": PriorConfig(codebook_size=256, hidden=256),
         "bars": FormPriorConfig(),
+    },
+    "hands": {
+        "paper": HandsConfig(),
+        "small": HandsConfig(dim=32, dilations=(1, 4, 16, 64), value_dim=8),
     },
 }
 

@@ -26,6 +26,7 @@ from midiloop.dataset.tensors import PackedLoops
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import Grid
 from midiloop.models.form_prior import FormPriorConfig
+from midiloop.models.hands import HandsConfig
 from midiloop.models.layers import CodeModel, RollConfig
 from midiloop.models.prior import PriorConfig
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
@@ -33,10 +34,12 @@ from midiloop.training.objective import LoopTask, Objective
 
 MODELS = ("ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae")
 CODEC = "vq-vae"
+HANDS = "hands"  # what plays loops, and generates none
 PRIOR = "prior"  # the folder of the second stage, whichever kind of prior it holds
 ENCODED_TOGETHER = 512  # loops that are encoded at a time
 FINGERPRINTS = "fingerprints.safetensors"
 EPOCHS = 20
+MEASURES = {PRIOR: "nats a loop", HANDS: "nats an onset"}
 CONFIG = TrainConfig(
     batch_size=256,
     micro_batch_size=256,
@@ -82,8 +85,9 @@ def stages(model: str, preset: str) -> list[Stage]:
     Raises:
         CallError: there is no such model, or it has no such preset.
     """
-    if model not in MODELS:
-        raise CallError(f"no model is called {model!r}; choose from {', '.join(MODELS)}")
+    if model not in (*MODELS, HANDS):
+        names = ", ".join((*MODELS, HANDS))
+        raise CallError(f"no model is called {model!r}; choose from {names}")
     found = models.PRESETS[model]
     if preset not in found:
         raise CallError(f"{model} has no preset {preset!r}; choose from {', '.join(found)}")
@@ -136,7 +140,7 @@ def run(
         events=events,
         on_progress=on_progress,
     )
-    if devices.rank() == 0:
+    if devices.rank() == 0 and model != HANDS:
         write_fingerprints(out, dataset)
     return done
 
@@ -168,8 +172,12 @@ def run_stages(
             or the dataset is on another grid than the model.
     """
     _check_start(chosen, dataset, out, resume=resume, events=events)
+    if HANDS in {stage.name for stage in chosen} and (transpose or not distinct):
+        raise CallError(
+            "hands: learns from distinct loops as they are; leave out --transpose and --repeats"
+        )
     loops = {
-        split: tensors.load(dataset, split, device, distinct=distinct)
+        split: _loops(chosen, dataset, split, device, distinct=distinct)
         for split in ("train", "valid")
     }
     about = {
@@ -202,9 +210,30 @@ def run_stages(
             events=out / stage.name / "events" if events else None,
             on_progress=partial(on_progress, stage.name),
         )
-        measure = "nats a loop" if stage.name == PRIOR else "reconstruction error"
+        measure = MEASURES.get(stage.name, "reconstruction error")
         done.append(Trained(out / stage.name, measure, result))
     return done
+
+
+def _loops(
+    chosen: Sequence[Stage],
+    dataset: LoopDataset,
+    split: str,
+    device: torch.device,
+    *,
+    distinct: bool,
+) -> PackedLoops:
+    """What stages learn from: rolls, or for `HANDS` how they are played."""
+    for stage in chosen:
+        if isinstance(stage.config, HandsConfig):
+            return tensors.load_played(
+                dataset,
+                split,
+                device,
+                min_deviation=stage.config.min_velocity_deviation,
+                min_values=stage.config.min_velocity_values,
+            )
+    return tensors.load(dataset, split, device, distinct=distinct)
 
 
 def _check_start(
