@@ -50,6 +50,7 @@ class Settings:
         bpm: in place of each loop's own tempo.
         bars: length of MIDI files whose end of track does not say it.
         template: of file names, see `Label.file_name`.
+        played: how the loops were humanised, for the record of the run; None: they were not.
     """
 
     soundfont: Path
@@ -59,6 +60,7 @@ class Settings:
     bpm: float | None = None
     bars: int | None = None
     template: str = "default"
+    played: str | None = None
 
 
 class Item(NamedTuple):
@@ -214,6 +216,8 @@ def run(
     synth.load()
     files.check_parent(out)
     plain = asdict(settings) | {"soundfont": str(settings.soundfont)}
+    if settings.played is None:
+        del plain["played"]  # as earlier versions did not have it
     record = RunRecord(out / RECORD, {"settings": plain})
     with record.working(resume=resume):
         record.write(finished=False)

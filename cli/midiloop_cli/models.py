@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,8 +17,9 @@ from typing import Any
 
 import click
 
+from midiloop.errors import counted
 from midiloop_cli import options, report
-from midiloop_cli.dataset import INPUT, PATH, TOP_P, json_option, seed_option
+from midiloop_cli.dataset import INPUT, PATH, TOP_P, feel_options, json_option, seed_option
 
 
 class Device(click.ParamType[str]):
@@ -216,6 +218,7 @@ def train(
     metavar="kick,crash,bass,loop",
     help="What plays on the first step; loop: bars 1 and 5 are alike, by the rules.",
 )
+@feel_options(0.0)
 @click.option("--batch-size", type=click.IntRange(1), help="Loops sampled at a time; default: 512.")
 @json_option
 def generate(
@@ -224,6 +227,9 @@ def generate(
     bpm: float,
     like: Path | None,
     must: str | None,
+    feel: float,
+    swing: float,
+    hands_folder: Path | None,
     batch_size: int | None,
     as_json: bool,
     **request: Any,
@@ -235,29 +241,75 @@ def generate(
     if like is None:
         options.refuse("says what stays of --like; give --like as well", "keep")
     options.refuse_top_p(request["temperature"])
+    if feel == 0:
+        options.refuse("plays where --feel is above 0", "hands_folder")
     from midiloop.common import files, processes
     from midiloop.plotting import plot
 
     files.check_free(out)
     processes.warm_up(plot.MODULES)  # while this process loads PyTorch
     with _uncollected():
-        from midiloop.generation import outputs, sample
+        from midiloop.generation import humanize, outputs, sample
         from midiloop.mining import midi_loop
 
     request["must"] = _listed(must or "")
     wanted = sample.GenerationRequest(
         **request, like=midi_loop.read(like, search=True).roll if like else None
     )
+    hands = humanize.load(hands_folder) if feel else None
+    play = humanize.player(humanize.Feel(feel, swing, wanted.seed), hands)
     generator = sample.load(run)
     with report.counting("loops", wanted.n) as count:
         drawn = sample.sample(generator, wanted, batch=batch_size or sample.BATCH, on_loops=count)
     about = {"run": run.name if run else "midiloop", "tried": drawn.tried, **request}
-    found = outputs.write(drawn.rolls, out, tempo_bpm=bpm, seed=wanted.seed, about=about)
+    if play is not None:
+        about |= {"feel": feel, "swing": swing}
+    found = outputs.write(drawn.rolls, out, tempo_bpm=bpm, seed=wanted.seed, about=about, play=play)
     if as_json:
         shown = {name: path and str(path) for name, path in found._asdict().items()}
         report.echo(report.to_json({"loops": wanted.n, "tried": drawn.tried, **shown}))
     else:
         report.echo(report.generated(found, wanted, drawn.tried))
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, type=INPUT, metavar="MIDI...")
+@click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="New folder.")
+@feel_options(1.0)
+@seed_option
+@json_option
+def humanize(
+    sources: tuple[Path, ...],
+    out: Path,
+    feel: float,
+    swing: float,
+    hands_folder: Path | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Play MIDI files with velocities and timing, as someone might; what they play stays.
+
+    Drums and bass are played anew, other tracks stay as they are. Sources may be folders and
+    archives too. Eight bars or fewer are a loop: what is early on its first step stands at its end.
+    """
+    options.refuse_unfelt(feel, swing)
+    with _uncollected():
+        from midiloop.generation import humanize
+
+    hands = humanize.load(hands_folder) if feel else None
+    with report.counting("files", None) as count:
+        found = humanize.midi_files(
+            sources, out, humanize.Feel(feel, swing, seed), hands, on_file=count
+        )
+    written = {
+        "written": [str(path) for path in found.written],
+        "failed": [{"source": name, "cause": cause} for name, cause in found.failed],
+    }
+    text = f"{counted(len(found.written), 'file')} in {report.plain(out)}"
+    report.echo(report.to_json(written) if as_json else text)
+    for name, cause in found.failed:
+        report.error("midiloop", f"{name}: {cause}")
+    sys.exit(1 if found.failed else 0)
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ from midiloop.common import files
 from midiloop.dataset import npz
 from midiloop.dataset.parquet import LoopBatch
 from midiloop.errors import CallError, LoopError
-from midiloop.grid import LOOP
-from midiloop.midi import pianoroll, score
+from midiloop.grid import LOOP, Roll
+from midiloop.midi import performance, pianoroll, score
+from midiloop.midi.performance import Performance
 
 # 10,000 loops. Whoever loads the file needs 256 bytes a step: pypianoroll's own arrays are dense.
 MAX_NPZ_STEPS = 10_000 * LOOP.steps
@@ -25,11 +26,15 @@ def to_midi(
     batches: Iterable[LoopBatch],
     folder: Path,
     *,
+    play: Callable[[int, Roll], Performance] | None = None,
     on_loop: Callable[[], None] = lambda: None,
 ) -> list[Path]:
     """Write each loop as a MIDI file into a new folder, which is there whole or not at all.
 
     Files are named for their place in the choice, their song, its bar (from 1) and tempo.
+
+    Args:
+        play: how to play each roll, by its place; None writes them on the grid.
 
     Raises:
         CallError: the folder exists, or the one it would lie in does not.
@@ -41,7 +46,11 @@ def to_midi(
             loops = zip(batch.rolls, batch.songs, batch.start_bars, batch.tempos_bpm, strict=True)
             for roll, song, start_bar, tempo_bpm in loops:
                 name = file_name(len(names), song, int(start_bar), float(tempo_bpm))
-                loop = pianoroll.decode(roll, writable_tempo(float(tempo_bpm)), grid=batch.grid)
+                number, bpm = len(names), writable_tempo(float(tempo_bpm))
+                if play is None:
+                    loop = pianoroll.decode(roll, bpm, grid=batch.grid)
+                else:
+                    loop = performance.decode(roll, play(number, roll), bpm, grid=batch.grid)
                 (building / name).write_bytes(score.to_bytes(loop))
                 names.append(name)
                 on_loop()

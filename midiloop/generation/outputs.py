@@ -17,9 +17,11 @@ from midiloop import __version__
 from midiloop.common import files, processes
 from midiloop.dataset import export
 from midiloop.dataset.records import Counts, SongRecord
+from midiloop.generation.humanize import Play
 from midiloop.grid import LOOP, Roll
 from midiloop.metrics import paper
-from midiloop.midi import pianoroll, score
+from midiloop.midi import performance, pianoroll, score
+from midiloop.midi.performance import WindowPerformances
 from midiloop.mining import assemble, partials
 from midiloop.plotting import plot
 
@@ -42,7 +44,13 @@ class WrittenLoops(NamedTuple):
 
 
 def write(
-    rolls: Roll, out: Path, *, tempo_bpm: float, seed: int, about: dict[str, Any]
+    rolls: Roll,
+    out: Path,
+    *,
+    tempo_bpm: float,
+    seed: int,
+    about: dict[str, Any],
+    play: Play | None = None,
 ) -> WrittenLoops:
     """Write loops into a new folder, which is there whole or not at all.
 
@@ -52,22 +60,29 @@ def write(
         tempo_bpm: of the MIDI files.
         seed: that they were sampled with; file names contain it.
         about: provenance, for the dataset's manifest.
+        play: how to play each roll, by its number; None writes them on the grid.
 
     Raises:
         CallError: see `files.check_free`.
     """
     with files.new_folder(out) as building:
-        pictured = _write(rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about)
+        pictured = _write(rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about, play=play)
     return WrittenLoops(out / "midi", out / "dataset", out / SHEET if pictured else None)
 
 
 def _write(
-    rolls: Roll, building: Path, *, tempo_bpm: float, seed: int, about: dict[str, Any]
+    rolls: Roll,
+    building: Path,
+    *,
+    tempo_bpm: float,
+    seed: int,
+    about: dict[str, Any],
+    play: Play | None,
 ) -> bool:
     """Write everything into an empty folder; return whether there is a picture."""
     pictured = importlib.util.find_spec("matplotlib") is not None
     with _sheet(rolls, building / SHEET, tempo_bpm) if pictured else nullcontext():
-        _write_loops(rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about)
+        _write_loops(rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about, play=play)
     return pictured
 
 
@@ -81,11 +96,17 @@ def _sheet(rolls: Roll, path: Path, tempo_bpm: float) -> AbstractContextManager[
 
 
 def _write_loops(
-    rolls: Roll, building: Path, *, tempo_bpm: float, seed: int, about: dict[str, Any]
+    rolls: Roll,
+    building: Path,
+    *,
+    tempo_bpm: float,
+    seed: int,
+    about: dict[str, Any],
+    play: Play | None,
 ) -> None:
     """Write MIDI files and the dataset."""
     (building / "parts").mkdir()
-    songs = _songs(rolls, building / "midi", tempo_bpm, seed)
+    songs = _songs(rolls, building / "midi", tempo_bpm, seed, play)
     part = building / "parts" / "0.part"
     partials.write(part, songs, [], "", LOOP)
     provenance = {
@@ -96,20 +117,30 @@ def _write_loops(
         "grid": LOOP.as_json(),
         "generator": about,
     }
+    if play is not None:
+        provenance["performance"] = {"offsets_per_step": performance.OFFSETS_PER_STEP}
     counts = Counts(len(songs), len(songs), Counter())
     dataset = building / "dataset"
     assemble.assemble([part], dataset, provenance, counts, grid=LOOP, threads=1, by_split=False)
     shutil.rmtree(building / "parts")
 
 
-def _songs(rolls: Roll, folder: Path, tempo_bpm: float, seed: int) -> list[SongRecord]:
+def _songs(
+    rolls: Roll, folder: Path, tempo_bpm: float, seed: int, play: Play | None
+) -> list[SongRecord]:
     """Write a MIDI file of each loop into a new folder, and return records for the dataset."""
     folder.mkdir()
     distances = (paper.bar_distance(rolls) * LOOP.cells_per_bar).round().astype(np.int64)
     songs = []
     for number, (roll, distance) in enumerate(zip(rolls, distances, strict=True)):
         name = f"{number:06d}/seed-{seed}.mid"
-        midi = score.to_bytes(pianoroll.decode(roll, tempo_bpm))
+        if play is None:
+            loop, windows = pianoroll.decode(roll, tempo_bpm), None
+        else:
+            played = play(number, roll)
+            loop = performance.decode(roll, played, tempo_bpm)
+            windows = WindowPerformances(np.array([len(played.velocities)]), *played)
+        midi = score.to_bytes(loop)
         (folder / export.file_name(number, name, 0, tempo_bpm)).write_bytes(midi)
         songs.append(
             SongRecord(
@@ -119,6 +150,7 @@ def _songs(rolls: Roll, folder: Path, tempo_bpm: float, seed: int) -> list[SongR
                 np.full(1, tempo_bpm),
                 distance[None],
                 LOOP.pack(roll[None]),
+                windows,
             )
         )
     return songs

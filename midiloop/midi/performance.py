@@ -115,6 +115,30 @@ def encode(
     return _looked_up(played, steps, columns, len(roll))
 
 
+def struck(
+    score: Score,
+    roll: Roll,
+    grid: Grid = LOOP,
+    *,
+    by_name: bool = False,
+    circular: bool = False,
+) -> tuple[Roll, Performance]:
+    """All cells that a note of a song begins in, and how it is played there.
+
+    These are the `onsets` of the roll, and those that a roll does not show: a bass note that is
+    struck again.
+
+    Args:
+        roll: that `pianoroll.encode` draws of it with the same options.
+    """
+    played = _played(score, len(roll), grid, by_name, None, circular=circular)
+    columns, steps = np.divmod(played // _VALUES, max(len(roll), 1))
+    found = np.zeros_like(roll)
+    found[steps, columns] = True
+    found = (found & roll) | onsets(roll, grid)
+    return found, _looked_up(played, *_set_cells(found), len(roll))
+
+
 def of_windows(
     score: Score,
     roll: Roll,
