@@ -130,16 +130,15 @@ def load_played(
         LoopError: there are none, or the dataset does not say how its loops are played.
     """
     dataset.check_played()
-    packed, kept = [], []
+    found, kept = [], []
     for batch in dataset.select(split=split, distinct=True):
         assert batch.performances is not None  # as was checked
-        is_drum = performance.onsets(batch.rolls, dataset.grid)
-        is_drum[:, :, dataset.grid.n_drums :] = False
+        is_drum = np.arange(dataset.grid.columns) < dataset.grid.n_drums
         struck = performance.onsets(batch.rolls, dataset.grid)
         for number, played in enumerate(batch.performances):
-            drums = played.velocities[is_drum[number][struck[number]]]
+            drums = played.velocities[(struck[number] & is_drum)[struck[number]]]
             if drums.std() > min_deviation and len(np.unique(drums)) >= min_values:
-                packed.append(batch.packed[number])
+                found.append(batch.packed[number])
                 kept.append(played)
     if not kept:
         raise LoopError(
@@ -147,13 +146,16 @@ def load_played(
             f"velocities of its drums that deviate by {min_deviation:g}); extract loops from more "
             "files"
         )
-    arrays = (
-        np.stack(packed),
-        np.array([len(played.velocities) for played in kept]),
-        np.concatenate([played.velocities for played in kept]),
-        np.concatenate([played.offsets for played in kept]),
+    packed, n_onsets, velocities, offsets = (
+        torch.from_numpy(array).to(device)
+        for array in (
+            np.stack(found),
+            np.array([len(played.velocities) for played in kept]),
+            np.concatenate([played.velocities for played in kept]),
+            np.concatenate([played.offsets for played in kept]),
+        )
     )
-    return PlayedLoops(*(torch.from_numpy(array).to(device) for array in arrays), dataset.grid)
+    return PlayedLoops(packed, n_onsets, velocities, offsets, dataset.grid)
 
 
 def no_loops(dataset: LoopDataset, split: str) -> LoopError:

@@ -357,7 +357,7 @@ class _Cells:
     ) -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]:
         """Of each note its step, its cell, and whether that one is played."""
         grid = self.grid
-        n_steps, n_columns = self.velocities.shape[0], self.velocities.shape[1]
+        n_steps, n_columns = len(self.velocities), grid.columns
         steps = pianoroll.to_steps(track.onsets, self.tpq, grid)
         if is_drum:
             columns = grid.drum_columns[track.pitches].astype(np.int64)

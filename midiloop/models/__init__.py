@@ -61,7 +61,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "hands": {
         "paper": HandsConfig(),
-        "small": HandsConfig(dim=32, dilations=(1, 4, 16, 64), value_dim=8),
+        "small": HandsConfig(dim=32, layers=2),
     },
 }
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from midiloop.common.configs import Depth, Range, Steps, Width
+from midiloop.common.configs import Depth, Heads, Range, Share, Width
 from midiloop.common.sampling import draw
 from midiloop.grid import BEATS_PER_BAR
 from midiloop.models.layers import Loss, Model, RollConfig
@@ -25,26 +26,28 @@ from midiloop.models.layers import Loss, Model, RollConfig
 ROLL, VELOCITY, OFFSET = 0, 1, 2  # planes of a played loop
 VELOCITIES = 128
 OFFSETS = 256
+AROUND = 2  # steps before and after an onset whose onsets it is told of
+SORTED = 4  # parts of a batch by how many onsets they have
 VALIDATION_SEED = 1905
 
 
 @dataclass(frozen=True)
 class HandsConfig(RollConfig):
-    """Sizes, and which loops it learns from. The defaults have 562,840 parameters.
+    """Sizes, and which loops it learns from. The defaults have 354,388 parameters.
 
     Attributes:
-        dim: of a step's vector; inner layers are twice as wide.
-        dilations: of each block, in steps: 16 and 64 look for the same beat of other bars.
-        value_dim: of a velocity's or an offset's vector.
+        dim, layers, heads: of the transformer; its inner layers are twice as wide.
+        dropout: of embeddings and of what the layers add.
         offset_bins: values that an offset is drawn from; the middle one is exactly on the grid.
         rounds: in which a performance is drawn.
         min_velocity_deviation, min_velocity_values: what the drums of a loop need to count as
             played: more than this standard deviation, and as many different velocities.
     """
 
-    dim: Width = 80
-    dilations: tuple[Steps, ...] = (1, 4, 16, 2, 32, 64, 16, 1)
-    value_dim: Width = 12
+    dim: Width = 96
+    layers: Depth = 4
+    heads: Heads = 4
+    dropout: Share = 0.1
     offset_bins: Annotated[int, Range(2, 256)] = 64
     rounds: Depth = 16
     min_velocity_deviation: Annotated[float, Range(0, 127)] = 8.0
@@ -72,45 +75,60 @@ class Played(NamedTuple):
     bass: Tensor
 
 
-class Block(nn.Module):
-    """What stands ``dilation`` steps before and after, and the whole: (B, T, D) to the same."""
+class Layer(nn.Module):
+    """Attention among onsets, then two linear layers: (B, N, D) to the same."""
 
-    def __init__(self, dim: int, dilation: int) -> None:
+    def __init__(self, config: HandsConfig) -> None:
         super().__init__()
-        self.dilation = dilation
-        self.norm = nn.LayerNorm(dim)
-        self.near = nn.Linear(3 * dim, 2 * dim)
-        self.whole = nn.Linear(dim, 2 * dim, bias=False)
-        self.out = nn.Linear(2 * dim, dim)
+        d = config.dim
+        self.heads = config.heads
+        self.norm_attention, self.norm_inner = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.qkv, self.mix = nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.inner = nn.Sequential(nn.Linear(d, 2 * d), nn.GELU(), nn.Linear(2 * d, d))
+        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
-        h = self.norm(x)
-        # A dilated convolution on a circle, however short that is.
-        near = torch.cat([h.roll(self.dilation, 1), h, h.roll(-self.dilation, 1)], 2)
-        inner = F.gelu(self.near(near) + self.whole(h.mean(1, keepdim=True)))
-        added: Tensor = x + self.out(inner)
+    def forward(self, x: Tensor, nearness: Tensor) -> Tensor:
+        """Args: x (B, N, D), and what is added to the scores, (B, H, N, N)."""
+        qkv = self.qkv(self.norm_attention(x))
+        q, k, v = rearrange(qkv, "b n (x h d) -> x b h n d", x=3, h=self.heads)
+        scores = (q * q.shape[3] ** -0.5) @ k.mT + nearness
+        heard = rearrange(scores.softmax(3) @ v, "b h n d -> b n (h d)")
+        x = x + self.dropout(self.mix(heard))
+        added: Tensor = x + self.dropout(self.inner(self.norm_inner(x)))
         return added
 
 
 class Hands(Model):
-    """Played loops int16 (B, 3, T, columns): roll, velocities (0: no onset), offsets."""
+    """Played loops int16 (B, 3, T, columns): roll, velocities (0: no onset), offsets.
+
+    A transformer whose tokens are the onsets. How near two are is what is learned for each distance
+    in steps, the shorter way round, and for each pair of instruments.
+    """
 
     def __init__(self, config: HandsConfig) -> None:
         super().__init__()
         self.config: HandsConfig = config
         c = config
+        if c.dim % c.heads:
+            raise ValueError(f"{c.dim} channels are not {c.heads} heads")
         self.bin_width = OFFSETS / c.offset_bins
-        self.velocity = nn.Embedding(VELOCITIES + 1, c.value_dim)  # the last one is not known
-        self.offset = nn.Embedding(c.offset_bins + 1, c.value_dim)
+        self.velocity = nn.Embedding(VELOCITIES + 1, c.dim)  # the last one is not known
+        self.offset = nn.Embedding(c.offset_bins + 1, c.dim)
         self.beat = nn.Embedding(c.steps_per_beat * BEATS_PER_BAR, c.dim)
-        self.stem = nn.Linear(c.instruments * (2 + 2 * c.value_dim) + 2, c.dim)
-        self.blocks = nn.ModuleList(Block(c.dim, dilation) for dilation in c.dilations)
-        self.norm = nn.LayerNorm(c.dim)
         self.instrument = nn.Embedding(c.instruments, c.dim)
+        self.around = nn.Linear(c.instruments * (2 * AROUND + 1) + 2, c.dim)
+        self.distance = nn.Embedding(c.steps + 1, c.heads)
+        self.pair = nn.Embedding(c.instruments**2, c.heads)
+        self.dropout = nn.Dropout(c.dropout)
+        self.layers = nn.ModuleList(Layer(c) for _ in range(c.layers))
+        self.norm = nn.LayerNorm(c.dim)
         self.head = nn.Sequential(nn.Linear(c.dim, c.dim), nn.GELU())
         self.to_velocity = nn.Linear(c.dim, VELOCITIES)
         self.to_offset = nn.Linear(c.dim, c.offset_bins)
+        for embedding in (self.velocity, self.offset, self.beat, self.instrument):
+            nn.init.normal_(embedding.weight, std=0.2)
+        for bias in (self.distance, self.pair):
+            nn.init.zeros_(bias.weight)
 
     def played(self, planes: Tensor) -> Played:
         """A batch, instrument by instrument."""
@@ -137,23 +155,70 @@ class Hands(Model):
             known: bool (B, T, I), onsets whose values may be looked at.
             wanted: bool (B, T, I).
         """
-        c, n_steps = self.config, known.shape[1]
-        known = known & played.onsets
-        velocities = played.velocities.where(known, VELOCITIES)
-        offsets = played.offsets.where(known, c.offset_bins)
-        values = torch.cat([self.velocity(velocities), self.offset(offsets)], 3)
-        flags = torch.stack([played.onsets, known], 3).float()
-        step = torch.cat([flags, values], 3).flatten(2)  # (B, T, I · (2 + 2 E))
-        bar = c.steps_per_beat * BEATS_PER_BAR
-        x = self.stem(torch.cat([step, played.bass], 2))
-        x = x + self.beat(torch.arange(n_steps, device=x.device) % bar)
-        for block in self.blocks:
-            x = block(x)
-        rows, steps, instruments = wanted.nonzero(as_tuple=True)
-        h = self.head(self.norm(x)[rows, steps] + self.instrument(instruments))
+        found = wanted.nonzero(as_tuple=True)
+        x = self.norm.weight.new_zeros(*wanted.shape, self.config.dim)
+        # Short loops apart from long ones, so that there is little padding.
+        counts = played.onsets.sum((1, 2))
+        for rows in counts.argsort().tensor_split(min(SORTED, len(counts))):
+            part = Played(*(value[rows] for value in played))
+            here = part.onsets.nonzero(as_tuple=True)
+            x = x.index_put((rows[here[0]], *here[1:]), self._heard(part, known[rows]).to(x.dtype))
+        h = self.head(x[found])
         logits = self.to_velocity(h)
         silent = torch.arange(VELOCITIES, device=h.device) == 0  # of no onset
         return logits.masked_fill(silent, -torch.inf), self.to_offset(h)
+
+    def _heard(self, played: Played, known: Tensor) -> Tensor:
+        """What is known of every onset, (n, D), in C order."""
+        c, (size, n_steps) = self.config, known.shape[:2]
+        rows, steps, instruments = played.onsets.nonzero(as_tuple=True)
+        values = known[rows, steps, instruments]
+        velocities = played.velocities[rows, steps, instruments].where(values, VELOCITIES)
+        offsets = played.offsets[rows, steps, instruments].where(values, c.offset_bins)
+        onsets = played.onsets.float()
+        near = [onsets.roll(shift, 1) for shift in range(-AROUND, AROUND + 1)]
+        around = self.around(torch.cat([*near, played.bass], 2))  # (B, T, D)
+        tokens = (
+            self.velocity(velocities)
+            + self.offset(offsets)
+            + self.instrument(instruments)
+            + self.beat(steps % (c.steps_per_beat * BEATS_PER_BAR))
+            + around[rows, steps]
+        )
+        counts = played.onsets.sum((1, 2))
+        at = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+        shape = (size, int(counts.max()))
+        x = tokens.new_zeros(*shape, c.dim).index_put((rows, at), tokens)
+        x = self.dropout(x)
+        nearness = self._nearness(rows, at, steps, instruments, shape, n_steps)
+        for layer in self.layers:
+            x = layer(x, nearness)
+        heard: Tensor = self.norm(x)[rows, at]
+        return heard
+
+    def _nearness(
+        self,
+        rows: Tensor,
+        at: Tensor,
+        steps: Tensor,
+        instruments: Tensor,
+        shape: tuple[int, int],
+        n_steps: int,
+    ) -> Tensor:
+        """What is added to the scores of two onsets, (B, H, N, N)."""
+        c = self.config
+        of_step = self.distance.weight.new_zeros(*shape, n_steps)  # one-hot: products of matrices
+        of_instrument = of_step.new_zeros(*shape, c.instruments)  # are faster than to look up
+        of_step[rows, at, steps] = of_instrument[rows, at, instruments] = 1
+        time = torch.arange(n_steps, device=rows.device)
+        half = n_steps // 2
+        away = (time - time[:, None] + half) % n_steps - half + c.steps // 2
+        distance = self.distance(away).movedim(2, 0)  # (H, T, T)
+        pair = rearrange(self.pair.weight, "(i j) h -> h i j", i=c.instruments)
+        bias = of_step[:, None] @ distance @ of_step.mT[:, None]
+        bias = bias + of_instrument[:, None] @ pair @ of_instrument.mT[:, None]
+        valid = of_step.any(2)
+        return bias.masked_fill(~valid[:, None, None], -torch.inf)
 
     def loss(self, batch: Tensor, epoch: float) -> Loss:
         """Cross-entropy of the onsets that a random mask hides, in nats an onset."""
@@ -203,28 +268,39 @@ class Hands(Model):
         Returns:
             int16 (3, T, columns).
         """
-        c = self.config
         played = self.played(planes[None])
-        onsets = played.onsets[0].flatten().nonzero()[:, 0]  # cells, in C order
-        order = onsets[uniforms[onsets, 0].argsort(stable=True)]
+        n_steps, window = planes.shape[1], self.config.steps
         known = torch.zeros_like(played.onsets)
+        # A song is played half a loop at a time, each half after what came before it.
+        for start in range(0, max(1, n_steps - window // 2), window // 2):
+            start = max(0, min(start, n_steps - window))
+            here = slice(start, start + window)
+            part = Played(*(value[:, here] for value in played))
+            chances = uniforms.view(n_steps, -1, 3)[here].flatten(0, 1)
+            self._fill(part, known[:, here], chances, temperature)
+        return self._planes(planes, played)
+
+    def _fill(self, played: Played, known: Tensor, uniforms: Tensor, temperature: float) -> None:
+        """Draw what is not known of one loop, in place."""
+        rounds = self.config.rounds
+        onsets = (played.onsets & ~known)[0].flatten().nonzero()[:, 0]  # cells, in C order
+        order = onsets[uniforms[onsets, 0].argsort(stable=True)]
         done = 0
-        for turn in range(1, c.rounds + 1):
+        for turn in range(1, rounds + 1):
             # Few at first, when nothing is known that the others could be drawn after.
-            end = math.ceil(len(order) * (1 - math.cos(math.pi / 2 * turn / c.rounds)))
+            end = math.ceil(len(order) * (1 - math.cos(math.pi / 2 * turn / rounds)))
             cells = order[done:end].sort().values
             done = end
             if not len(cells):
                 continue
-            wanted = torch.zeros_like(known).flatten()
+            wanted = torch.zeros(known.numel(), dtype=torch.bool, device=known.device)
             wanted[cells] = True
-            wanted = wanted.view_as(known)
+            wanted = wanted.view(known.shape)
             velocities, offsets = self(played, known, wanted)
             chances = uniforms[cells]
             played.velocities[wanted] = draw(velocities.double(), chances[:, 1], temperature)
             played.offsets[wanted] = draw(offsets.double(), chances[:, 2], temperature)
             known |= wanted
-        return self._planes(planes, played)
 
     def _planes(self, planes: Tensor, played: Played) -> Tensor:
         """What was drawn, cell by cell."""

@@ -20,7 +20,7 @@ from midiloop.midi.score import Score, read, to_bytes
 from midiloop.mining import midi_loop
 from midiloop.models.hands import Hands, HandsConfig
 
-SMALL = HandsConfig(dim=16, dilations=(1, 4, 16), value_dim=4, rounds=4)
+SMALL = HandsConfig(dim=16, layers=2, heads=2, rounds=4)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from midiloop.training import recipes
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(batch_size=8, micro_batch_size=8, keep_best=True, save_every_s=1e9)
-TINY = HandsConfig(dim=16, dilations=(1, 16), value_dim=4, rounds=2)
+TINY = HandsConfig(dim=16, layers=2, heads=2, rounds=2)
 
 
 @pytest.fixture(scope="module")
