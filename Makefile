@@ -10,7 +10,7 @@ SYSTEM := libfluidsynth3 chromium libatomic1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo sounds docs results test test-slow test-audiocraft system lint fuzz torture bench bench-models bench-render \
-	check-real-loops bench-seams bench-codec bench-magnet bench-onsets bench-following bench-untold \
+	check-real-loops bench-seams bench-codec bench-magnet bench-onsets bench-following bench-unconditioned \
 	bench-attention clean
 .DELETE_ON_ERROR:
 
@@ -114,8 +114,8 @@ bench-onsets: $(VENV)/.dev  ## set up what hears onsets for it: make bench-onset
 bench-following: $(VENV)/.dev  ## where onsets are lost: make bench-following LOOPS=dataset
 	$(BIN)/python tests/benchmarks/following.py $(LOOPS)
 
-bench-untold: $(VENV)/.dev  ## how loops sound that are told no notes: make bench-untold LOOPS=dataset
-	$(BIN)/python tests/benchmarks/untold.py $(LOOPS)
+bench-unconditioned: $(VENV)/.dev  ## how loops without notes sound: make bench-unconditioned LOOPS=dataset
+	$(BIN)/python tests/benchmarks/unconditioned.py $(LOOPS)
 
 bench-attention: $(VENV)/.dev  ## how fast attention learns on a CPU
 	$(BIN)/python tests/benchmarks/attention.py

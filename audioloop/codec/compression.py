@@ -64,7 +64,7 @@ class CompressionModel(Protocol):
     def quantize(self, latent: Tensor) -> Tensor:
         """Quantise latents (B, L, T) to tokens, int64 (B, K, T)."""
 
-    def dequantize(self, codes: Tensor) -> Tensor:
+    def dequantize(self, tokens: Tensor) -> Tensor:
         """Look up the latents (B, L, T) of tokens (B, K, T)."""
 
     def decode(self, latent: Tensor, *, circular: bool) -> Tensor:
@@ -159,21 +159,21 @@ def decode(latent: Tensor, codec: CompressionModel, n_samples: int, rate: int) -
 
 
 @torch.inference_mode()
-def dequantize(codes: Tensor, codec: CompressionModel) -> Tensor:
+def dequantize(tokens: Tensor, codec: CompressionModel) -> Tensor:
     """Latent (1, L, T) of the tokens (1, K, T) of the first K codebooks.
 
     Raises:
         CallError: there are more rows than codebooks, or tokens out of range.
     """
     shape = codec.config
-    if codes.dim() != 3 or not 1 <= codes.shape[1] <= shape.codebooks or not codes.shape[2]:
+    if tokens.dim() != 3 or not 1 <= tokens.shape[1] <= shape.codebooks or not tokens.shape[2]:
         raise CallError(
-            f"expected tokens (1, up to {shape.codebooks}, frames), got {tuple(codes.shape)}"
+            f"expected tokens (1, up to {shape.codebooks}, frames), got {tuple(tokens.shape)}"
         )
-    low, high = int(codes.min()), int(codes.max())
+    low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= shape.codebook_size:
         raise CallError(
             f"tokens from {low} to {high}, but this codec's are from 0 to "
             f"{shape.codebook_size - 1}; they are of another codec"
         )
-    return codec.dequantize(codes.to(codec.device))
+    return codec.dequantize(tokens.to(codec.device))

@@ -77,12 +77,12 @@ class Sizes:
 
 @dataclass(frozen=True)
 class EnCodecConfig:
-    """What an EnCodec's codes look like.
+    """The shape of an EnCodec's tokens.
 
     Attributes:
         rate: samples a second.
         frame: samples of a code.
-        codebooks, codebook_size: of a frame's codes, at the highest of its bandwidths.
+        codebooks, codebook_size: of a frame's tokens, at the highest of its bandwidths.
         latent_dim: numbers of a frame.
     """
 
@@ -99,7 +99,7 @@ class EnCodecConfig:
 
 
 class EnCodec:
-    """Waves (B, 1, frame · T) to latents (B, L, T) or codes (B, K, T), and back.
+    """Waves (B, 1, frame · T) to latents (B, L, T) or tokens (B, K, T), and back.
 
     Args:
         model: transformers' ``EncodecModel``, of one channel, whose level is left as it is.
@@ -131,13 +131,13 @@ class EnCodec:
         return tiled[..., more:-more]
 
     def quantize(self, latent: Tensor) -> Tensor:
-        """Latents (B, L, T) to codes int64 (B, K, T)."""
-        codes: Tensor = self.model.quantizer.encode(latent)
-        return rearrange(codes, "k b t -> b k t")
+        """Latents (B, L, T) to tokens, int64 (B, K, T)."""
+        tokens: Tensor = self.model.quantizer.encode(latent)
+        return rearrange(tokens, "k b t -> b k t")
 
-    def dequantize(self, codes: Tensor) -> Tensor:
+    def dequantize(self, tokens: Tensor) -> Tensor:
         """Codes (B, K, T), of the first K codebooks, to latents (B, L, T)."""
-        latent: Tensor = self.model.quantizer.decode(rearrange(codes, "b k t -> k b t"))
+        latent: Tensor = self.model.quantizer.decode(rearrange(tokens, "b k t -> k b t"))
         return latent
 
     def decode(self, latent: Tensor, *, circular: bool) -> Tensor:

@@ -1,7 +1,7 @@
-"""Loops to learn codes from: rendered on many kits and basses, and coded, once and for all.
+"""The encoded dataset: loops rendered on many kits and basses, as tokens of a codec.
 
-A folder of shards; number n of a seed is always the same loop, so any number of workers writes the
-same bytes, and a folder that was begun is gone on with.
+A folder of shards. Number n of a seed is always the same loop, so any number of workers writes the
+same bytes, and an interrupted run can be resumed.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ VARIETY = Augmentation(instruments=INSTRUMENTS, alone=0.04, quietest_db=-3.0)
 
 
 class EncodedLoop(NamedTuple):
-    """A loop on a ring of frames.
+    """A loop as a circular sequence of tokens, with its conditioning.
 
     Attributes:
-        codes: int64 (K, T).
+        codes: int64 (K, T) tokens.
         conditioning: its notes and what plays them.
     """
 
@@ -103,13 +103,13 @@ def prepare(
     on_progress: Callable[[int], None] = lambda _: None,
     on_lost: Callable[[int], None] = lambda _: None,
 ) -> list[EncodedLoop]:
-    """Render and code ``n`` loops of a split, or those that the folder lacks, and read them all.
+    """Render and encode ``n`` loops of a split, as far as the folder lacks them, and read all.
 
     Shards are made whole, so the folder may hold some more. Silent loops are left out.
 
     Args:
         variety: of which ``bars`` is not looked at; the rate is the codec's.
-        engine: who renders and codes; one process unless told otherwise.
+        engine: renders and encodes; one process by default.
         on_progress: called with how many are done.
         on_lost: called with the number of each loop that ended its worker, or took it over
             `LOOP_TIMEOUT_S`, each time it was tried; the folder lacks it from now on.
@@ -184,7 +184,7 @@ def _prepared(
 
 
 def encode_loop(codec: Codec) -> str:
-    """A short name for what the codes of a codec mean."""
+    """A fingerprint of what the tokens of a codec mean: of its encoder and codebooks."""
     return compression.fingerprint(codec.encoder, codec.quantizer)
 
 
@@ -196,7 +196,7 @@ def task(made_of: Source, folder: Path, job: Job, turn_to: TurnTo) -> None:
     """Make the loops of a job, in a worker, and write them as a shard."""
     font, codec = _tools(made_of.soundfont, made_of.variety.rate, made_of.codec)
     found: list[EncodedLoop] = []
-    with devices.one_thread():  # as many workers as cores, and the same codes for any number
+    with devices.one_thread():  # as many workers as cores, and the same tokens for any number
         for at, number in enumerate(job.numbers):
             if at not in job.lost:
                 turn_to(at)
@@ -229,12 +229,12 @@ def _made(made_of: Source, number: int, font: SoundFont, codec: Codec) -> Iterat
         return
     level_db = -1 - rng.uniform(0, 1) * (-1 - variety.quietest_db)
     ring = torch.from_numpy(samples * np.float32(10 ** (level_db / 20) / peak))[None, None]
-    codes = codec.quantize(codec.encode(ring, circular=True))[0]
+    tokens = codec.quantize(codec.encode(ring, circular=True))[0]
     kit = next((track.program for track in song.tracks if track.is_drum), None)
     bass = next((track.program for track in song.tracks if not track.is_drum), None)
     roll[:, : LOOP.n_drums] &= kit is not None
     roll[:, LOOP.n_drums :] &= bass is not None
-    yield EncodedLoop(codes, Conditioning(roll, steps, kit, bass))
+    yield EncodedLoop(tokens, Conditioning(roll, steps, kit, bass))
 
 
 def _packed(found: Sequence[EncodedLoop]) -> bytes:
@@ -246,11 +246,11 @@ def _packed(found: Sequence[EncodedLoop]) -> bytes:
     ]
     rolls = [one.roll for one in conditionings if one.roll is not None]
     bits = np.packbits(np.concatenate([np.zeros((0, LOOP.columns), np.bool_), *rolls]))
-    codes = [loop.codes.to(torch.int16) for loop in found]
+    tokens = [loop.codes.to(torch.int16) for loop in found]
     tensors = {
         "loops": torch.tensor(numbers, dtype=torch.int32).reshape(-1, 4),
         "rolls": torch.from_numpy(bits),
-        "codes": torch.cat(codes, 1) if codes else torch.zeros((1, 0), dtype=torch.int16),
+        "codes": torch.cat(tokens, 1) if tokens else torch.zeros((1, 0), dtype=torch.int16),
     }
     return save(tensors)
 
@@ -275,7 +275,7 @@ def _unpacked(tensors: Mapping[str, Tensor]) -> list[EncodedLoop]:
     """Undo `_packed`."""
     rows: list[list[int]] = tensors["loops"].tolist()
     frames, steps = ([row[column] for row in rows] for column in (0, 1))
-    codes = torch.split(tensors["codes"].long(), frames, 1)
+    tokens = torch.split(tensors["codes"].long(), frames, 1)
     n_cells = sum(steps) * LOOP.columns
     if tensors["rolls"].numel() != -(-n_cells // 8):
         raise ValueError(f"notes of {n_cells} cells in {tensors['rolls'].numel()} bytes")
@@ -283,7 +283,7 @@ def _unpacked(tensors: Mapping[str, Tensor]) -> list[EncodedLoop]:
     rolls = bits.reshape(-1, LOOP.columns).view(np.bool_)
     ends = np.cumsum(steps, dtype=np.int64)
     found = []
-    for (_, n_steps, *programs), end, one in zip(rows, ends, codes, strict=True):
+    for (_, n_steps, *programs), end, one in zip(rows, ends, tokens, strict=True):
         kit, bass = (program if program >= 0 else None for program in programs)
         found.append(EncodedLoop(one, Conditioning(rolls[end - n_steps : end], n_steps, kit, bass)))
     return found

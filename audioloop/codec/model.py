@@ -231,12 +231,12 @@ class Codec(nn.Module):
 
     def quantize(self, latent: Tensor) -> Tensor:
         """Quantise latents (B, L, T) to tokens, int64 (B, K, T)."""
-        codes: Tensor = self.quantizer(latent).codes
-        return codes
+        tokens: Tensor = self.quantizer(latent).codes
+        return tokens
 
-    def dequantize(self, codes: Tensor) -> Tensor:
+    def dequantize(self, tokens: Tensor) -> Tensor:
         """Look up the latents (B, L, T) of the tokens (B, K, T) of the first K codebooks."""
-        return self.quantizer.lookup(codes)
+        return self.quantizer.lookup(tokens)
 
     def decode(self, latent: Tensor, *, circular: bool) -> Tensor:
         """Decode latents (B, L, T) to waves (B, 1, 640 · T)."""

@@ -54,7 +54,7 @@ class CodecRecipe:
     Attributes:
         frames: of an excerpt.
         excerpts: number per render.
-        fade_s: crossfade of an excerpt's end into its beginning, in seconds, see `augment.circles`.
+        fade_s: crossfade of an excerpt's end into its beginning, see `augment.circular_excerpts`.
         line_every: excerpts are not circular every so many steps; 0: never.
         continuous: share of excerpts that are decoded from the latent instead of the tokens.
         waveform, convergence, magnitude, mel, level, change: weights, see `losses.Distances`.
@@ -213,7 +213,9 @@ class CodecTask(Task):
         for number, size, weight in step.draws():
             sounds = self.sounds(range(number * n_renders, (number + 1) * n_renders))
             rng = np.random.default_rng([step.seed, 1, number])
-            excerpts = [augment.circles(s, recipe.excerpts, length, fade, rng) for s in sounds]
+            excerpts = [
+                augment.circular_excerpts(s, recipe.excerpts, length, fade, rng) for s in sounds
+            ]
             batch = np.concatenate(excerpts)[:size, None]
             yield torch.from_numpy(batch).to(self.device), weight
 
@@ -231,8 +233,8 @@ class CodecTask(Task):
         for samples in self.valid():
             wanted = torch.from_numpy(samples).to(self.device)[None, None]
             latent = model.encode(wanted, circular=True)
-            codes = model.quantize(latent)
-            for into, what in ((continuous, latent), (quantized, model.dequantize(codes))):
+            tokens = model.quantize(latent)
+            for into, what in ((continuous, latent), (quantized, model.dequantize(tokens))):
                 found = model.decode(what, circular=True)
                 into.append(si_sdr_db(found[0, 0].cpu().numpy(), samples))
             apart = codec_losses.distances(found, wanted, model.config.rate, circular=True)

@@ -87,7 +87,7 @@ class LanguageModel(Protocol):
     def device(self) -> torch.device:
         """The device that its inputs have to be on."""
 
-    def __call__(self, codes: Tensor, condition: ConditioningTensors, first: int, /) -> Any:
+    def __call__(self, tokens: Tensor, condition: ConditioningTensors, first: int, /) -> Any:
         """Logits (B, K, T - first, size) of tokens (B, K, T), given all before each of them.
 
         Logits before frame ``first`` are left out to save time. Logits may also depend on up to
@@ -97,7 +97,7 @@ class LanguageModel(Protocol):
 
 @torch.inference_mode()
 def nats_at(
-    codes: Tensor,
+    tokens: Tensor,
     places: Sequence[int],
     model: LanguageModel,
     condition: ConditioningTensors | None = None,
@@ -108,7 +108,7 @@ def nats_at(
     """Mean cross-entropy of the ``window`` frames from each place on, given those before (Eq. 4).
 
     Args:
-        codes: int64 (K, T) tokens of a loop, a circular sequence.
+        tokens: int64 (K, T), of a loop, a circular sequence.
         places: indices of frames, modulo T.
         model: the language model.
         condition: conditioning of the T frames; None is the null condition.
@@ -122,20 +122,20 @@ def nats_at(
     Raises:
         CallError: the tokens are not the model's, or a number of frames is out of range.
     """
-    n_frames = codes.shape[-1]
+    n_frames = tokens.shape[-1]
     context = context_frames(n_frames) if context is None else context
-    _check(codes, model.config, window, context)
+    _check(tokens, model.config, window, context)
     tensors = Conditioning().on(n_frames, 1.0) if condition is None else condition
     spans = [torch.arange(place - context, place + window + AHEAD) for place in places]
-    found = [np.zeros((0, len(codes)))]
+    found = [np.zeros((0, len(tokens)))]
     for first in range(0, len(spans), LINES):
         some = spans[first : first + LINES]
-        lines = torch.stack([codes[:, span % n_frames] for span in some]).to(model.device)
+        lines = torch.stack([tokens[:, span % n_frames] for span in some]).to(model.device)
         conditioning = stack([tensors.at(span) for span in some]).to(model.device)
         counted = lines[:, :, context : context + window]
         logits = model(lines, conditioning, context)[:, :, :window].float()
         nats = F.cross_entropy(logits.flatten(0, 2), counted.flatten(), reduction="none")
-        found.append(nats.reshape(len(some), len(codes), window).mean(-1).double().cpu().numpy())
+        found.append(nats.reshape(len(some), len(tokens), window).mean(-1).double().cpu().numpy())
     return np.concatenate(found)
 
 
@@ -144,13 +144,13 @@ def context_frames(n_frames: int) -> int:
     return min(CONTEXT, n_frames)
 
 
-def _check(codes: Tensor, shape: TokenFormat, window: int, context: int) -> None:
-    if codes.dim() != 2 or len(codes) != shape.codebooks or not codes.shape[1]:
+def _check(tokens: Tensor, shape: TokenFormat, window: int, context: int) -> None:
+    if tokens.dim() != 2 or len(tokens) != shape.codebooks or not tokens.shape[1]:
         raise CallError(
-            f"expected tokens ({shape.codebooks}, frames), got {tuple(codes.shape)}; give those "
+            f"expected tokens ({shape.codebooks}, frames), got {tuple(tokens.shape)}; give those "
             "of one loop"
         )
-    low, high = int(codes.min()), int(codes.max())
+    low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= shape.codebook_size:
         raise CallError(
             f"tokens from {low} to {high}, but the model's are from 0 to "
@@ -238,8 +238,8 @@ def of_wave(
     found = []
     for shift in (Fraction(part, n_shifts) for part in range(n_shifts)):
         moved = np.roll(wave.samples, -round(len(wave) * shift / n_frames), 1)
-        codes = compression.encode(Wave(moved, wave.rate), codec).codes[0]
-        found.append(nats_at(codes, [_nearest(line - shift) for line in lines], model))
+        tokens = compression.encode(Wave(moved, wave.rate), codec).codes[0]
+        found.append(nats_at(tokens, [_nearest(line - shift) for line in lines], model))
     return _of_nats(np.mean(found, axis=0))
 
 

@@ -17,7 +17,7 @@ from audioloop.codec import compression, fidelity
 from audioloop.codec.compression import CompressionModel, TokenFormat
 from audioloop.evaluation.plots import reconstruct_plot
 from audioloop.io import metadata, sources, wave
-from audioloop.io.label import Label, Names, legal
+from audioloop.io.label import LoopLabel, Names, legal
 from audioloop.io.metadata import Metadata
 from audioloop.io.wave import SILENT, Format, Wave
 from audioloop.nn.circular import pad
@@ -60,14 +60,14 @@ class Reconstructed:
         source: the file.
         files: names of the written files, by `DECODED_FROM` and "picture".
         figures: by `DECODED_FROM`.
-        codes: int64 (K, T) tokens.
+        tokens: int64 (K, T).
         notes: conversions and warnings.
     """
 
     source: Path
     files: dict[str, str]
     figures: dict[str, Figures]
-    codes: np.ndarray[Any, np.dtype[np.int64]]
+    tokens: np.ndarray[Any, np.dtype[np.int64]]
     notes: list[str]
 
 
@@ -175,7 +175,7 @@ def run(
 def _one(path: Path, out: Path, name: str, codec: CompressionModel) -> Reconstructed:
     found = metadata.read(path)
     loop = found.repeats
-    figures, waves, codes = measure(loop, codec)
+    figures, waves, tokens = measure(loop, codec)
     notes = [*found.remarks, *_notes(loop, codec.config)]
     label = _label(found, name)
     written: dict[str, str] = {}
@@ -194,7 +194,7 @@ def _one(path: Path, out: Path, name: str, codec: CompressionModel) -> Reconstru
         written["picture"] = f"{name}.png"
     except ImportError:
         notes.append("no picture; for one: pip install matplotlib")
-    return Reconstructed(path, written, figures, codes.numpy(), notes)
+    return Reconstructed(path, written, figures, tokens.numpy(), notes)
 
 
 def _notes(loop: Wave, shape: TokenFormat) -> list[str]:
@@ -211,12 +211,12 @@ def _notes(loop: Wave, shape: TokenFormat) -> list[str]:
     return notes
 
 
-def _label(found: Metadata, name: str) -> Label | None:
+def _label(found: Metadata, name: str) -> LoopLabel | None:
     """The file's tempo and bars, if they agree with its length."""
     if found.tempo_bpm is None or found.bars is None:
         return None
     try:
-        label = Label(found.tempo_bpm, found.bars, found.meter, name=name)
+        label = LoopLabel(found.tempo_bpm, found.bars, found.meter, name=name)
     except LoopError:
         return None
     return label if label.samples(found.wave.rate) == len(found.repeats) else None
@@ -228,7 +228,7 @@ def summary(done: Sequence[Reconstructed], shape: TokenFormat) -> Summary:
     for way in DECODED_FROM:
         columns = zip(*(one.figures[way] for one in done), strict=True)
         median[way] = Figures(*(_median(column) for column in columns))
-    rows = np.concatenate([one.codes for one in done], axis=1)
+    rows = np.concatenate([one.tokens for one in done], axis=1)
     use = [len(np.unique(row)) / shape.codebook_size for row in rows]
     bits = shape.codebooks * math.log2(shape.codebook_size) * shape.rate / shape.frame
     return Summary(median, use, bits / 1000)

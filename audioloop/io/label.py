@@ -39,7 +39,7 @@ _LONE_NUMBER = re.compile(r"(?<![A-Za-z0-9#])(\d+)(?![A-Za-z0-9#])")
 
 
 @dataclass(frozen=True)
-class Label:
+class LoopLabel:
     """A loop's tempo and extent.
 
     Attributes:

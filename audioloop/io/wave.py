@@ -1,8 +1,8 @@
 """Waves: samples at a rate, their level, and audio files.
 
 A file is written beside its place and renamed, so it is there whole or not at all. WAV is written
-with the chunks of `riff`, FLAC and OGG with the tags of `Label`; every other format that libsndfile
-knows can be read.
+with the chunks of `riff`, FLAC and OGG with the tags of `LoopLabel`; every other format that
+libsndfile knows can be read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audioloop.io import riff
-from audioloop.io.label import Label, loop_tags
+from audioloop.io.label import LoopLabel, loop_tags
 from midiloop.common import files
 from midiloop.errors import CallError, LoopError
 
@@ -119,7 +119,7 @@ class Format:
         return np.asarray(_integers(samples, self.depth) / np.float32(scale), np.float32)
 
 
-def write(path: Path, wave: Wave, label: Label | None, form: Format) -> None:
+def write(path: Path, wave: Wave, label: LoopLabel | None, form: Format) -> None:
     """Write one loop, labelled with its length, tempo, meter and root, as far as they are known.
 
     Raises:
@@ -145,7 +145,7 @@ def _integers(samples: Samples, depth: str) -> NDArray[np.int32]:
     return scaled.astype(np.int32)
 
 
-def _wav(wave: Wave, label: Label | None, form: Format) -> bytes:
+def _wav(wave: Wave, label: LoopLabel | None, form: Format) -> bytes:
     interleaved = wave.samples.T
     if form.depth == "float":
         body, bits = interleaved.astype("<f4").tobytes(), 32
@@ -167,7 +167,7 @@ def _wav(wave: Wave, label: Label | None, form: Format) -> bytes:
     )
 
 
-def _tagged(wave: Wave, label: Label | None, form: Format) -> bytes:
+def _tagged(wave: Wave, label: LoopLabel | None, form: Format) -> bytes:
     soundfile = _soundfile()
     subtype = "VORBIS" if form.name == "ogg" else f"PCM_{form.depth}"
     buffer = io.BytesIO()
@@ -212,7 +212,7 @@ def read(path: Path) -> Wave:
     if path.suffix.lower() == ".raw":  # soundfile asks for its rate
         raise LoopError(f"{name}: raw samples do not say what they are; give another file")
     try:
-        with _opened(path) as file:
+        with _open_sound(path) as file:
             if file.frames * file.channels > MAX_SAMPLES:
                 raise LoopError(f"{name}: {file.frames:,} samples are no loop; cut it first")
             # So many, because codecs that cannot seek, as GSM, do not know what is left.
@@ -234,14 +234,14 @@ def subtype(path: Path) -> str:
     """
     soundfile = _soundfile()
     try:
-        with _opened(path) as file:
+        with _open_sound(path) as file:
             return str(file.subtype)
     except soundfile.LibsndfileError as error:
         name = files.printable(path)
         raise LoopError(f"{name}: no audio that can be read; give another file") from error
 
 
-def _opened(path: Path) -> Any:  # a `soundfile.SoundFile`
+def _open_sound(path: Path) -> Any:  # a `soundfile.SoundFile`
     """Open an audio file to read; a WAV with wrong sizes in its header is repaired in memory.
 
     Raises:

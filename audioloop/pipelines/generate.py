@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from audioloop.conditioning import STEPS_PER_BEAT, Conditioning
-from audioloop.io.label import Label
+from audioloop.io.label import LoopLabel
 from audioloop.io.wave import Format, Wave
 from audioloop.pipelines import inputs, outputs
 from audioloop.pipelines.inpaint import SAMPLING, Inpainter, SamplingConfig
@@ -41,7 +41,7 @@ class LoopPrompt(NamedTuple):
         score: of those notes.
     """
 
-    label: Label
+    label: LoopLabel
     conditioning: Conditioning
     score: Score | None = None
 
@@ -54,7 +54,7 @@ def without_notes(
     name: str = "loop",
 ) -> LoopPrompt:
     """A prompt that leaves the notes to the model."""
-    label = Label(BPM if bpm is None else bpm, BARS if bars is None else bars, name=name)
+    label = LoopLabel(BPM if bpm is None else bpm, BARS if bars is None else bars, name=name)
     # Without a kit and a bass loops come out faint.
     kit, bass = KIT if kit is None else kit, BASS if bass is None else bass
     steps = int(label.quarters * STEPS_PER_BEAT)

@@ -14,7 +14,7 @@ import numpy as np
 
 from audioloop.conditioning import REFERENCE_BPM, STEPS_PER_BEAT, Conditioning
 from audioloop.io import metadata, sources
-from audioloop.io.label import Label, decimal
+from audioloop.io.label import LoopLabel, decimal
 from audioloop.io.metadata import Metadata
 from audioloop.io.wave import SILENT, Wave
 from audioloop.rendering import piece, render
@@ -58,7 +58,7 @@ class SourceLoop:
 
     source: Path | None
     wave: Wave
-    label: Label
+    label: LoopLabel
     conditioning: Conditioning
     score: Score | None = None
     notes: tuple[str, ...] = ()
@@ -264,7 +264,7 @@ def _of_wave(loop: Wave, name: str, notes: list[str], length: _Length) -> Source
     elif n_bars is None:
         loop, n_bars, meter, remarks = _whole_bars(loop, tempo_bpm, meter)
         notes += remarks
-    label = Label(_tempo(loop, n_bars, meter, tempo_bpm), n_bars, meter, name=name)
+    label = LoopLabel(_tempo(loop, n_bars, meter, tempo_bpm), n_bars, meter, name=name)
     steps = int(label.quarters * STEPS_PER_BEAT)
     return SourceLoop(None, loop, label, Conditioning(steps=steps), notes=tuple(notes))
 
@@ -277,7 +277,7 @@ def _so_long(loop: Wave, bpm: float, n_bars: int, meter: tuple[int, int]) -> tup
     Raises:
         LoopError: it is shorter than that.
     """
-    wanted = Label(bpm, n_bars, meter)
+    wanted = LoopLabel(bpm, n_bars, meter)
     n_samples = wanted.samples(loop.rate)
     off_beats = (len(loop) - n_samples) / loop.rate * bpm / 60
     if abs(off_beats) <= NEAR_BEATS:
@@ -301,7 +301,7 @@ def _cut(n_samples: int, loop: Wave) -> str:
 
 def _tempo(loop: Wave, n_bars: int, meter: tuple[int, int], stated: float | None) -> float:
     """The tempo that gives just as many samples: a stated one may be rounded."""
-    one = Label(stated or REFERENCE_BPM, n_bars, meter)
+    one = LoopLabel(stated or REFERENCE_BPM, n_bars, meter)
     if stated is not None and one.samples(loop.rate) == len(loop):
         return stated
     tempo_bpm = float(one.quarters) * 60 / loop.duration_s

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from audioloop.io import wave
-from audioloop.io.label import Label, Names
+from audioloop.io.label import LoopLabel, Names
 from audioloop.io.sources import errors_named
 from audioloop.io.wave import Format, Wave
 from midiloop.common.files import printable, working_in
@@ -33,7 +33,7 @@ class MadeLoop(NamedTuple):
     """
 
     wave: Wave
-    label: Label
+    label: LoopLabel
     score: Score | None = None
     regenerated: float = 1.0
     notes: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class WrittenLoop(NamedTuple):
 
     source: str
     files: tuple[str, ...]
-    label: Label
+    label: LoopLabel
     samples: int
     regenerated: float
     notes: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class WrittenLoop(NamedTuple):
 
 def numbered(
     waves: Sequence[Wave],
-    label: Label,
+    label: LoopLabel,
     notes: Score | None,
     regenerated: float = 1.0,
     remarks: tuple[str, ...] = (),
@@ -114,7 +114,7 @@ def write_all(
 
 
 def write(
-    made: Wave, out: Path, label: Label, form: Format = FORMAT, notes: Score | None = None
+    made: Wave, out: Path, label: LoopLabel, form: Format = FORMAT, notes: Score | None = None
 ) -> tuple[tuple[str, ...], list[str]]:
     """Write a loop as `render` does: labelled audio, and a MIDI file where its notes are known.
 
@@ -153,16 +153,16 @@ def write(
     return tuple(names), remarks
 
 
-def with_unique_name(label: Label, names: Names) -> Label:
+def with_unique_name(label: LoopLabel, names: Names) -> LoopLabel:
     """The label with a name under which no other file is."""
 
-    def more(added: str) -> Label:
+    def more(added: str) -> LoopLabel:
         return replace(label, name=label.name + added)
 
     return more(names.own(lambda added: more(added).file_name("default")))
 
 
-def with_number(label: Label, number: int, n: int) -> Label:
+def with_number(label: LoopLabel, number: int, n: int) -> LoopLabel:
     """The label of one of ``n`` loops of one source, counted from 1."""
     return replace(label, name=f"{label.name}-v{number}") if n > 1 else label
 

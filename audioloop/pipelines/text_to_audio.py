@@ -13,7 +13,7 @@ import torch
 
 from audioloop.codec import compression, encodec
 from audioloop.codec.compression import CompressionModel
-from audioloop.io.label import Label
+from audioloop.io.label import LoopLabel
 from audioloop.io.wave import Format, Wave
 from audioloop.pipelines import inputs, outputs
 from audioloop.pipelines.generate import BARS, BPM
@@ -43,7 +43,7 @@ class TextToAudio:
     def loop(
         self,
         text: str,
-        label: Label,
+        label: LoopLabel,
         rate: int,
         sampling: SamplingConfig = SAMPLING,
         number: int = 0,
@@ -76,7 +76,7 @@ class TextToAudio:
 def generate(
     writer: TextToAudio,
     text: str,
-    label: Label,
+    label: LoopLabel,
     *,
     rate: int = inputs.RATE,
     num_samples: int = 1,
@@ -109,7 +109,7 @@ def run(
         CallError: ``out`` is a file, or another run is at work there.
         LoopError: see `TextToAudio.loop`.
     """
-    label = Label(bpm or BPM, bars or BARS, name=text[:NAME_LENGTH])
+    label = LoopLabel(bpm or BPM, bars or BARS, name=text[:NAME_LENGTH])
     made = generate(writer, text, label, num_samples=num_samples, sampling=sampling)
     return outputs.write_all(made, out, form)
 

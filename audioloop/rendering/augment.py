@@ -1,7 +1,7 @@
-"""Sound to learn from: loops of a dataset, played on many kits and basses, never twice alike.
+"""Training audio: loops of a dataset with random kits, basses, tempi, timing and velocities.
 
-Render number n of a seed is always the same, so a run that resumes hears what it would have heard.
-An engine renders, ahead of what is asked for.
+Render n of a seed is always the same, so a resumed run gets the renders of an uninterrupted one.
+An engine renders ahead of demand.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from midiloop.grid import LOOP, Roll
 from midiloop.midi import pianoroll
 from midiloop.midi.score import Score, Track
 
-VOLUME = 7  # the controller
+VOLUME = 7  # number of the controller
 RENDER_TIMEOUT_S = 300.0
 
 
@@ -42,7 +42,7 @@ class Instruments:
 
 
 # FluidR3 has variations of most kits beside those of General MIDI. Power, jazz, picked bass and the
-# second synth bass are for measuring: nothing is learned from them.
+# second synth bass are held out for evaluation.
 TRAINING_INSTRUMENTS = Instruments(
     (*range(16), 24, 25, *range(40, 43), 48), (32, 33, 35, 36, 37, 38)
 )
@@ -51,18 +51,18 @@ HELD_OUT_INSTRUMENTS = Instruments((*range(16, 20), *range(32, 37)), (34, 39))
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What renders are of.
+    """Random variation of renders.
 
     Attributes:
-        rate: samples a second.
-        bars: how much of a loop a render is.
-        instruments: to draw from.
-        tempo_octaves: how much slower or faster than the song, at most.
-        slowest_bpm, fastest_bpm: and never beyond.
-        timing_s: standard deviation of onsets.
-        velocity: standard deviation within a part.
+        rate: sample rate in Hz.
+        bars: bars of a render, from any bar of the loop.
+        instruments: kits and basses to choose from.
+        tempo_octaves: largest change of the song's tempo, up or down, in octaves (factors of 2).
+        slowest_bpm, fastest_bpm: range to which the tempo is clipped.
+        timing_s: standard deviation of onsets, in seconds.
+        velocity: standard deviation of MIDI velocities within a part.
         alone: share of renders that have only drums, and share that have only bass.
-        quietest_db: peaks lie between this and −1 dB.
+        quietest_db: peaks lie between this and −1 dB, re full scale.
     """
 
     rate: int = 32_000
@@ -78,7 +78,7 @@ class Augmentation:
 
 
 class PackedLoops(NamedTuple):
-    """Packed rolls (n, bytes) of a split, and their tempi (n,)."""
+    """Packed rolls of a split, uint8 (n, packed_bytes), and their tempi, float (n,)."""
 
     packed: NDArray[np.uint8]
     tempos_bpm: NDArray[np.float64]
@@ -88,7 +88,7 @@ def loops(dataset: LoopDataset, split: str) -> PackedLoops:
     """The distinct loops of a split.
 
     Raises:
-        LoopError: it has none, or they are on another grid than those that can be played.
+        LoopError: it has none, or its grid is not `LOOP`.
     """
     grid = dataset.grid
     if grid != LOOP:
@@ -108,7 +108,7 @@ def loops(dataset: LoopDataset, split: str) -> PackedLoops:
 
 
 def provenance(dataset: LoopDataset, soundfonts: Sequence[Path]) -> dict[str, Any]:
-    """What a model learns from, as its card says it."""
+    """The training data of a model, for its card."""
     return {
         "rules": dataset.manifest["rules"]["name"],
         "counts": dataset.manifest["counts"],
@@ -119,12 +119,12 @@ def provenance(dataset: LoopDataset, soundfonts: Sequence[Path]) -> dict[str, An
 
 
 def identity(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `provenance` must be the same when a run resumes."""
+    """The part of `provenance` that must not change when a run resumes."""
     return {"dataset": found["fingerprint"], "SoundFont": found["soundfonts_sha256"]}
 
 
 def perform(roll: Roll, tempo_bpm: float, rng: np.random.Generator, variety: Augmentation) -> Score:
-    """A roll as somebody might play it, on a kit and a bass of the variety."""
+    """A roll as a score with random tempo, instruments, timing, velocities and volumes."""
     octaves = rng.uniform(-variety.tempo_octaves, variety.tempo_octaves)
     tempo_bpm = float(np.clip(tempo_bpm * 2**octaves, variety.slowest_bpm, variety.fastest_bpm))
     song = pianoroll.decode(roll, tempo_bpm)
@@ -138,7 +138,7 @@ def perform(roll: Roll, tempo_bpm: float, rng: np.random.Generator, variety: Aug
 
     def played(track: Track) -> Track:
         programs = variety.instruments.kits if track.is_drum else variety.instruments.basses
-        touch = rng.uniform(70, 120) + rng.normal(0, variety.velocity, track.n_notes)
+        velocities = rng.uniform(70, 120) + rng.normal(0, variety.velocity, track.n_notes)
         onsets = track.onsets + np.rint(rng.normal(0, jitter_ticks, track.n_notes))
         order = np.argsort(onsets, kind="stable")
         return track._replace(
@@ -146,7 +146,7 @@ def perform(roll: Roll, tempo_bpm: float, rng: np.random.Generator, variety: Aug
             onsets=np.clip(onsets[order], 0, song.length_ticks - 1).astype(np.int32),
             durations=track.durations[order],
             pitches=track.pitches[order],
-            velocities=np.clip(touch, 20, 127).astype(np.int8),
+            velocities=np.clip(velocities, 20, 127).astype(np.int8),
             controls=np.array([[0, VOLUME, rng.integers(75, 120)]], np.int32),
         )
 
@@ -156,7 +156,7 @@ def perform(roll: Roll, tempo_bpm: float, rng: np.random.Generator, variety: Aug
 def render_circular(
     source: PackedLoops, number: int, seed: int, fonts: Sequence[SoundFont], variety: Augmentation
 ) -> Samples:
-    """Render ``number``: float32 (samples,), one pass of some bars that repeat, mono."""
+    """Render ``number``: float32 (samples,), mono, one period of bars that repeat."""
     rng = np.random.default_rng([seed, number])
     pick = int(rng.integers(len(source.packed)))
     roll = LOOP.unpack(source.packed[pick : pick + 1])[0]
@@ -173,18 +173,20 @@ def render_circular(
     return np.asarray(samples * (10 ** (level_db / 20) / max(peak, 1e-4)), np.float32)
 
 
-def circles(samples: Samples, n: int, length: int, fade: int, rng: np.random.Generator) -> Samples:
-    """Excerpts (n, length) of a periodic signal, each a circle of its own.
+def circular_excerpts(
+    samples: Samples, n: int, length: int, fade: int, rng: np.random.Generator
+) -> Samples:
+    """Random excerpts (n, length) of a periodic signal, each made circular.
 
-    At its end an excerpt goes over into what comes before its beginning, ``fade`` samples long, so
-    that the beginning follows the end.
+    The last ``fade`` samples of an excerpt crossfade into those that precede its first sample in
+    the signal, so that its start follows its end.
     """
     starts = rng.integers(len(samples), size=n)
     places = starts[:, None] + np.arange(length)
     found = samples.take(places, mode="wrap")
     before = samples.take(places[:, :fade] - fade, mode="wrap")
     angle = np.linspace(0, np.pi / 2, fade, dtype=np.float32)
-    # A sound is not like what it goes over into, so powers add up, and not amplitudes.
+    # Equal power: the two are hardly correlated, so their powers add up, not their amplitudes.
     found[:, length - fade :] = found[:, length - fade :] * np.cos(angle) + before * np.sin(angle)
     return np.asarray(found, np.float32)
 
@@ -197,7 +199,7 @@ class Job:
     lost: bool = False
 
     def without(self, item: int, cause: str) -> Job:  # noqa: ARG002 - as engines call it
-        """The same, to be silence."""
+        """The same job, to give silence."""
         return replace(self, lost=True)
 
 
@@ -209,7 +211,7 @@ def task(
     job: Job,
     turn_to: TurnTo,
 ) -> Samples:
-    """A render; silence where it takes the synth with it each time."""
+    """A render, or silence where it crashed or stalled the synth each time."""
     if job.lost:
         return np.zeros(variety.rate, np.float32)
     fonts = _fonts(soundfonts, variety.rate)
@@ -223,18 +225,18 @@ def _fonts(soundfonts: tuple[Path, ...], rate: int) -> list[SoundFont]:
 
 
 class _ClosedError(Exception):
-    """Nobody asks for renders any more."""
+    """The renders were closed."""
 
 
 class Renders:
-    """Renders by number, made ahead of what is asked for.
+    """Renders by number, made ahead of demand.
 
-    A thread draws on the engine's results, which come in any order, and lets it rest while there
-    are enough of them.
+    A thread collects the engine's results, which come in any order, and pauses the engine while
+    enough of them wait.
 
     Args:
-        engine: who renders; one process unless told otherwise.
-        ahead: how many to have made before they are asked for.
+        engine: runs the workers; by default one process.
+        ahead: how many renders to keep ready.
     """
 
     def __init__(
@@ -253,23 +255,23 @@ class Renders:
         self._task = Task(work, RENDER_TIMEOUT_S, ("audioloop.rendering.augment",))
         self._engine, self._ahead = engine or Processes(1), ahead
         self._made: dict[int, Samples] = {}
-        self._wanted = self._next = 0  # the render that is asked for, and the next to be begun
+        self._wanted = self._next = 0  # the render that is requested, and the next to start
         self._failure: BaseException | None = None
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._make, daemon=True)
 
     def take(self, numbers: Sequence[int]) -> list[Samples]:
-        """Renders by number; quick where numbers go up by one from call to call.
+        """Renders by number; fast where numbers go up by one from call to call.
 
         Raises:
-            LoopError: workers are lost again and again, whatever they render.
+            LoopError: workers crash or stall again and again, whatever they render.
             OSError: see `Engine.map`.
         """
         return [self._one(number) for number in numbers]
 
     def close(self) -> None:
-        """Stop the work."""
+        """Stop the thread and its engine."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -299,14 +301,14 @@ class Renders:
             yield Job(number)
 
     def _make(self) -> None:
-        """What the thread does: it leaves what it makes, and what it fails of, for `take`."""
+        """The thread's work: leave renders, and the error that ends it, for `take`."""
         try:
             with closing(self._engine.map(self._task, self._jobs(), self._check_open)) as made:
                 for job, samples in made:
                     self._keep(job.number, samples)
         except _ClosedError:
             pass
-        except BaseException as error:  # a thread has nobody to raise it to
+        except BaseException as error:  # a thread has no caller to raise it to
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
@@ -314,7 +316,7 @@ class Renders:
     def _keep(self, number: int, samples: Samples) -> None:
         """Leave a render for `take`, and wait while there are enough."""
         with self._changed:
-            if self._wanted <= number < self._next:  # else it was begun for what nobody asks now
+            if self._wanted <= number < self._next:  # else it was started for an earlier request
                 self._made[number] = samples
                 self._changed.notify_all()
             self._changed.wait_for(self._lacks_some)

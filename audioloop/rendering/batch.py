@@ -1,7 +1,7 @@
-"""Many loops to files, in worker processes: a synth that crashes or hangs costs one loop.
+"""Render many loops in worker processes: a synth that crashes or hangs costs one loop.
 
-For each loop there is an audio file, those of its stems where asked for, and a MIDI file of the
-same name that ends at the bar line. A loop is whole when all of its files are there.
+A loop becomes an audio file, one for each stem if wanted, and a MIDI file of the same name that
+ends at the bar line. It is complete when all of its files exist.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from audioloop.io import wave
-from audioloop.io.label import Label
+from audioloop.io.label import LoopLabel
 from audioloop.io.wave import Format
 from audioloop.rendering import piece, render, synth
 from audioloop.rendering.piece import Piece
@@ -36,20 +36,21 @@ LOOPS_A_JOB = 8
 LOOP_TIMEOUT_S = 300.0
 MAX_DURATION_S = 900.0
 RECORD = "render.json"
-_STATED_TEMPO = re.compile(r"[ _-]*\d+(?:\.\d+)?[ _-]?bpm$", re.IGNORECASE)
+_TEMPO_SUFFIX = re.compile(r"[ _-]*\d+(?:\.\d+)?[ _-]?bpm$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is to be made of each loop.
+    """How every loop is rendered and written.
 
     Attributes:
         soundfont: path of the SoundFont.
-        rate: samples a second.
+        rate: sample rate in Hz.
         form: of the audio files.
-        bpm: in place of each loop's own tempo.
+        sound: of the render.
+        bpm: tempo in place of each loop's own.
         bars: length of MIDI files whose end of track does not say it.
-        template: of file names, see `Label.file_name`.
+        template: of file names, see `LoopLabel.file_name`.
         played: how the loops were humanised, for the record of the run; None: they were not.
     """
 
@@ -64,12 +65,12 @@ class Settings:
 
 
 class Item(NamedTuple):
-    """One loop to render: a MIDI file's bytes or place, or a packed roll and its tempo.
+    """One loop to render: a MIDI file's bytes or path, or a packed roll and its tempo.
 
     Attributes:
         source: where it comes from, for messages.
-        name: for the label; no two of a batch have the same.
-        number: its place in the batch.
+        name: for the label, unique in a batch.
+        number: index in the batch.
     """
 
     source: str
@@ -90,21 +91,21 @@ class RenderedLoop(NamedTuple):
 
     source: str
     files: tuple[str, ...]
-    label: Label
+    label: LoopLabel
     samples: int
     duration_s: float
     held_back_db: float
 
 
 class FailedLoop(NamedTuple):
-    """A loop that gave no file, and why."""
+    """A loop that was not rendered, and why."""
 
     source: str
     cause: str
 
 
 class Result(NamedTuple):
-    """What became of all loops, in their order."""
+    """The outcome of all loops, in order."""
 
     made: list[RenderedLoop]
     failed: list[FailedLoop]
@@ -112,7 +113,7 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """Loops for one worker, less those that killed one."""
+    """Loops for one worker, without those that crashed or stalled one (``lost``)."""
 
     items: tuple[Item, ...]
     out: Path
@@ -130,8 +131,8 @@ def items(
     """The loops of loop datasets, MIDI files, and folders and archives of them, in order.
 
     Args:
-        limit: at most so many.
-        song, split: choose among the loops of a dataset.
+        limit: largest number of loops.
+        song, split: pattern of song paths, and split, of loops of a dataset.
 
     Raises:
         CallError: a source is none of these.
@@ -167,7 +168,7 @@ def _of_dataset(path: Path, limit: int | None, song: str, split: str | None) -> 
 def _of_file(item: corpus.Item) -> Item:
     stem = PurePosixPath(item.name).stem
     midi = item.data if item.path is None else Path(item.path)
-    return Item(item.path or item.name, _STATED_TEMPO.sub("", stem) or stem, 0, midi=midi)
+    return Item(item.path or item.name, _TEMPO_SUFFIX.sub("", stem) or stem, 0, midi=midi)
 
 
 def _distinct(found: Sequence[Item]) -> list[Item]:
@@ -201,13 +202,13 @@ def run(
 
     Args:
         found: what `items` gave.
-        engine: who renders; a process a usable core unless told otherwise.
-        resume: leave loops that are in ``out`` already as they are.
+        engine: runs the workers; by default one process for each usable core.
+        resume: keep loops that ``out`` has already.
         on_progress: called with how many loops are done.
 
     Raises:
-        CallError: ``out`` holds something already, or was begun with other settings; or the
-            settings do not go together.
+        CallError: ``out`` holds something already, or was started with other settings; or the
+            settings conflict.
         LoopError: the SoundFont cannot be loaded.
         ImportError: there is no FluidSynth.
         OSError: the disk is full, or the folder cannot be written.
@@ -260,10 +261,10 @@ def _check(found: Sequence[Item], settings: Settings) -> None:
     settings.form.check_rate(settings.rate)
     if settings.sound.repeat < 1:
         raise CallError(f"--repeat {settings.sound.repeat}: give 1 or more")
-    pattern = Label(120, 1).file_name(settings.template)  # so that a bad template fails at once
+    pattern = LoopLabel(120, 1).file_name(settings.template)  # so that a bad template fails at once
     if len(found) > 1:
-        names = {Label(120, 1, name=n).file_name(settings.template) for n in ("aa", "bb")}
-        numbers = {Label(120, 1, number=n).file_name(settings.template) for n in (1, 2)}
+        names = {LoopLabel(120, 1, name=n).file_name(settings.template) for n in ("aa", "bb")}
+        numbers = {LoopLabel(120, 1, number=n).file_name(settings.template) for n in (1, 2)}
         if len(names | {pattern}) < 3 and len(numbers) < 2:
             raise CallError(
                 f"--name-template {settings.template!r}: would give every loop one name; "
@@ -334,7 +335,7 @@ def _piece(item: Item, settings: Settings) -> Piece:
     return replace(loop, label=replace(loop.label, number=item.number))
 
 
-def _names(loop: Piece, whole: Label, settings: Settings) -> tuple[str, ...]:
+def _names(loop: Piece, whole: LoopLabel, settings: Settings) -> tuple[str, ...]:
     """Names of the mix, its stems and the MIDI file."""
     stems = render.stems_of(loop.score) if settings.sound.stems else []
     labels = [whole, *(replace(whole, part=part) for part in stems)]
@@ -343,7 +344,7 @@ def _names(loop: Piece, whole: Label, settings: Settings) -> tuple[str, ...]:
 
 
 def _write(made: Rendered, out: Path, names: Sequence[str], settings: Settings) -> None:
-    """Write the MIDI file, the stems and the mix; none is left behind if one cannot be."""
+    """Write the MIDI file, the stems and the mix; if one fails, none is left behind."""
     mix, *stems, midi = (out / name for name in names)
     form = settings.form
     written: list[Path] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from audioloop.io.label import Label, decimal
+from audioloop.io.label import LoopLabel, decimal
 from midiloop.errors import LoopError, MidiError
 from midiloop.grid import Roll
 from midiloop.midi import pianoroll, score
@@ -34,7 +34,7 @@ class Piece:
     """
 
     score: Score
-    label: Label
+    label: LoopLabel
 
 
 def read(
@@ -124,7 +124,7 @@ def of_score(
             f"{int(n_bars):,} bars are no loop, which has at most {MAX_BARS}; "
             "'midiloop extract' finds the loops in a song"
         )
-    label = Label(tempo_bpm, int(n_bars), meter, name=name)
+    label = LoopLabel(tempo_bpm, int(n_bars), meter, name=name)
     ticks = label.quarters * song.ticks_per_quarter
     whole_song = replace(
         song,

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from audioloop.io.label import Label
+from audioloop.io.label import LoopLabel
 from audioloop.io.wave import SILENT, Samples, Wave, loudness_lufs, resample, tile
 from audioloop.rendering.piece import Piece
 from audioloop.rendering.piece import of as piece_of
@@ -93,7 +93,7 @@ class Rendered(NamedTuple):
 
     mix: Wave
     stems: dict[str, Wave]
-    label: Label
+    label: LoopLabel
     score: Score
     held_back_db: float
 
@@ -190,7 +190,7 @@ def _parts(song: Score) -> dict[str, Score]:
     }
 
 
-def _wave(song: Score, one: Label, whole: Label, font: SoundFont, sound: Sound) -> Wave:
+def _wave(song: Score, one: LoopLabel, whole: LoopLabel, font: SoundFont, sound: Sound) -> Wave:
     """A score with its effects, at its exact length."""
     n_blocks = snapped(float(one.quarters) * 60 / one.tempo_bpm * font.rate)
     samples = periodic(song, n_blocks, font)

@@ -1,7 +1,7 @@
-"""FluidSynth, offline: a library, a SoundFont, and events at blocks of 64 samples.
+"""FluidSynth as an offline renderer: library, SoundFont, and events on blocks of 64 samples.
 
 The synth is the system's libfluidsynth, or else the one inside the wheel of ``pygame-ce``, which
-pip brings without root. Nothing is loaded before a `SoundFont` is.
+pip brings without root. Nothing is loaded until a `SoundFont` is made.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import NamedTuple
 from audioloop.io.wave import Samples, needs
 from midiloop.errors import CallError, LoopError
 
-BLOCK = 64  # samples between which FluidSynth lets nothing happen
+BLOCK = 64  # samples; FluidSynth handles events only where such a block starts
 RATES = (8_000, 96_000)
 DEFAULT_RATE = 44_100
-# Voices are never stolen: which one would be depends on more than what is heard.
+# Enough that no voice is ever stolen: which one it takes depends on more than the notes.
 POLYPHONY = 512
-GAIN = 0.25  # well under full scale; the output is floats, and is brought to level later
+GAIN = 0.25  # well below full scale; the output is float, and its level is set later
 DRUM_CHANNEL, MAX_CHANNELS = 9, 256
 DRUM_BANK = 128
-_CHANNELS_A_PORT = 16  # FluidSynth counts them in sixteens
+_CHANNELS_A_PORT = 16  # FluidSynth has channels in multiples of 16
 
 _LogFunction = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-_SILENT = _LogFunction(lambda *_: None)
+_NO_LOG = _LogFunction(lambda *_: None)
 
 SOUNDFONT_FOLDERS = (
     "/usr/share/sounds/sf2",
@@ -54,10 +54,10 @@ class _Handles(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that happens at the start of a block; those of one block happen in this order.
+    """A MIDI event at the start of a block; sorted, events of one block are in playing order.
 
     Attributes:
-        block: number of the block, from 0.
+        block: index of the block, from 0.
         kind: `NOTE_OFF`, `CONTROL`, `BEND` or `NOTE_ON`.
         channel: 0 to 255; 9 has the drums.
         number: pitch or controller; unused for a bend.
@@ -72,9 +72,9 @@ class Event(NamedTuple):
 
 
 def libraries() -> list[str]:
-    """Names of the FluidSynth libraries at hand, the one to use first.
+    """FluidSynth libraries that were found, in order of preference.
 
-    The variable ``AUDIOLOOP_FLUIDSYNTH`` names one that goes before all.
+    The variable ``AUDIOLOOP_FLUIDSYNTH`` names one that comes first.
     """
     named = os.environ.get(LIBRARY_VARIABLE)
     system = ctypes.util.find_library("fluidsynth") or ctypes.util.find_library("fluidsynth-3")
@@ -96,10 +96,10 @@ def _wheel_library() -> str | None:
 def soundfont(path: Path | None = None) -> Path:
     """The SoundFont to use: the one given, a system's FluidR3, or the one inside pretty_midi.
 
-    The variable ``AUDIOLOOP_SOUNDFONT`` names one that goes before a system's.
+    The variable ``AUDIOLOOP_SOUNDFONT`` names one that comes before a system's.
 
     Raises:
-        LoopError: there is none, or the one given is no SoundFont.
+        LoopError: there is none, or the one given is not a SoundFont.
     """
     named = path or os.environ.get(SOUNDFONT_VARIABLE)
     if named:
@@ -156,7 +156,7 @@ def load(library: str | None = None) -> ModuleType:
         ImportError: there is no pyfluidsynth, or no library.
     """
     if "fluidsynth" in sys.modules:  # others may have imported it before
-        return _hushed(sys.modules["fluidsynth"])
+        return _without_log(sys.modules["fluidsynth"])
     if importlib.util.find_spec("fluidsynth") is None:
         raise needs("pyfluidsynth")
     causes = []
@@ -164,7 +164,7 @@ def load(library: str | None = None) -> ModuleType:
         # pyfluidsynth looks its library up while it is imported, and may print what it found.
         with _library_found(found), contextlib.redirect_stdout(io.StringIO()):
             try:
-                return _hushed(importlib.import_module("fluidsynth"))
+                return _without_log(importlib.import_module("fluidsynth"))
             except (ImportError, OSError, AttributeError) as error:
                 sys.modules.pop("fluidsynth", None)
                 causes.append(f"{found} does not load ({error})")
@@ -197,11 +197,12 @@ class SoundFont:
     48000
 
     Args:
-        path: of the file; None for the one that is found, see `soundfont`.
-        rate: samples a second.
+        path: a .sf2 file; None for the one that `soundfont` finds.
+        rate: sample rate in Hz, 8,000 to 96,000.
 
     Raises:
-        LoopError: it cannot be loaded, or the rate is none of FluidSynth's.
+        LoopError: it cannot be loaded.
+        CallError: the rate is out of range.
         ImportError: FluidSynth is missing.
     """
 
@@ -211,7 +212,7 @@ class SoundFont:
         self.path, self.rate = path, rate
         self._api = load()
         self._owner = self._new(_CHANNELS_A_PORT)
-        with _stderr_shut():  # a library that FluidSynth asks next has words of its own
+        with _without_stderr():  # FluidSynth's other loaders print messages of their own
             number = self._api.fluid_synth_sfload(self._owner.synth, os.fsencode(path), 0)
         self._number = number
         if number == -1:
@@ -241,19 +242,19 @@ class SoundFont:
 
     @contextlib.contextmanager
     def synth(self, programs: Mapping[int, int]) -> Iterator[Synth]:
-        """A new synth. It costs a millisecond, and owes nothing to what was played before.
+        """A new synth, which takes a millisecond and has no state left from earlier loops.
 
         Args:
             programs: General MIDI program by channel; those of channel 9 are drum kits.
         """
-        # Samples stay in memory as long as some synth has chosen them: the owner keeps them for the
-        # next loop, which mostly wants the same.
+        # Samples stay in memory while any synth has their preset selected. The owner selects it as
+        # well, since the next loop mostly needs the same.
         for channel, program in programs.items():
             if channel < _CHANNELS_A_PORT:
                 Synth(self._api, self._owner.synth).program(self._number, channel, program)
         n_ports = 1 + max(programs, default=0) // _CHANNELS_A_PORT
         handles = self._new(n_ports * _CHANNELS_A_PORT)
-        # The font lends itself to the synth, which would free it if it kept it.
+        # The synth only borrows the font: a font that it still has is freed together with it.
         number = _call(self._api, "add_sfont", handles.synth, self._font)
         try:
             synth = Synth(self._api, handles.synth)
@@ -266,7 +267,7 @@ class SoundFont:
 
 
 class Synth:
-    """A FluidSynth, dry, that renders floats; `SoundFont.synth` makes one."""
+    """A FluidSynth without effects that renders float32; `SoundFont.synth` makes one."""
 
     def __init__(self, api: ModuleType, synth: int) -> None:
         self._api, self._synth = api, synth
@@ -284,22 +285,22 @@ class Synth:
         )
 
     def program(self, font: int, channel: int, program: int) -> None:
-        """Choose a preset; as a synth of General MIDI would, the nearest where it is missing."""
+        """Select a preset, or as General MIDI synths do, the nearest one where it is missing."""
         bank = DRUM_BANK if channel == DRUM_CHANNEL else 0
         if self._api.fluid_synth_program_select(self._synth, channel, font, bank, program) != 0:
             self._api.fluid_synth_program_change(self._synth, channel, program)
 
     @property
     def n_voices(self) -> int:
-        """Voices that sound."""
+        """Number of active voices."""
         return int(self._api.fluid_synth_get_active_voice_count(self._synth))
 
     def play(self, events: Sequence[Event], first: int, out: Samples) -> None:
-        """Go on from what sounds, and fill ``out`` with it.
+        """Send events and render into ``out``, continuing from the synth's present state.
 
         Args:
             events: those of these blocks, in order.
-            first: number of the first block.
+            first: index of the first block.
             out: float32 (2, whole blocks of samples), each channel in one piece.
         """
         left, right = out[0].ctypes.data, out[1].ctypes.data
@@ -338,34 +339,34 @@ def check_rate(rate: int) -> None:
 
 
 def version() -> str:
-    """Of the FluidSynth that is used, as in "2.3.1"."""
+    """Version of the FluidSynth library in use, as in "2.3.1"."""
     text = load()._fl.fluid_version_str
     text.restype = ctypes.c_char_p
     return str(text().decode())
 
 
 def _call(api: ModuleType, name: str, synth: int, font: int) -> int:
-    """A call on a synth and a font that pyfluidsynth does not wrap."""
+    """Call a function on a synth and a font that pyfluidsynth does not wrap."""
     function = getattr(api._fl, f"fluid_synth_{name}")
     function.restype, function.argtypes = ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p]
     return int(function(synth, font))
 
 
-def _hushed(api: ModuleType) -> ModuleType:
-    """Keep FluidSynth's own words off stderr: what went wrong is said by us, in one line."""
+def _without_log(api: ModuleType) -> ModuleType:
+    """Turn FluidSynth's log off: errors are raised here, in one line each."""
     set_log = api._fl.fluid_set_log_function
     set_log.restype, set_log.argtypes = (
         ctypes.c_void_p,
         [ctypes.c_int, _LogFunction, ctypes.c_void_p],
     )
     for level in range(5):
-        set_log(level, _SILENT, None)
+        set_log(level, _NO_LOG, None)
     return api
 
 
 @contextlib.contextmanager
-def _stderr_shut() -> Iterator[None]:
-    """Send what C code writes to stderr nowhere."""
+def _without_stderr() -> Iterator[None]:
+    """Discard what C code writes to stderr."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -56,7 +56,7 @@ class OneLineErrors(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an interrupt is told here, for click would print an empty line first."""
+        """Run the command; report an interrupt, before which click would print an empty line."""
         _check_memory()
         try:
             return super().invoke(ctx)
@@ -90,7 +90,7 @@ def _check_memory() -> None:
 
 
 def _in_one_line(error: Exception) -> tuple[int, str]:
-    """The exit code of a foreseen error, and what is said."""
+    """The exit code and the message of a foreseen error."""
     match error:
         case CallError():
             return 2, str(error)

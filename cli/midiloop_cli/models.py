@@ -289,8 +289,9 @@ def humanize(
 ) -> None:
     """Play MIDI files with velocities and timing, as someone might; what they play stays.
 
-    Drums and bass are played anew, other tracks stay as they are. Sources may be folders and
-    archives too. Eight bars or fewer are a loop: what is early on its first step stands at its end.
+    Drums and bass get velocities and timing, other tracks stay as they are. Sources may be folders
+    and archives too. Eight bars or fewer are a loop: what is early on its first step stands at its
+    end.
     """
     options.refuse_unfelt(feel, swing)
     with _uncollected():

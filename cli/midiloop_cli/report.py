@@ -69,7 +69,7 @@ def never_fail_to_encode() -> None:
 def echo(text: str, *, err: bool = False) -> None:
     """Print lines; what would move the cursor, colour or reorder text is shown as escapes.
 
-    Names go through `plain` first: a newline in one is told from the end of a line only there.
+    Names go through `plain` first: only there is a newline in one distinct from the end of a line.
     """
     if _live:
         _live.stop()

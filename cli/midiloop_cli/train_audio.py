@@ -277,7 +277,7 @@ def reconstruct(
     if as_json:
         report.echo(report.to_json(reconstruct.as_json(done, failed, codec.config)))
     elif done:
-        report.echo(_summed(reconstruct.summary(done, codec.config), len(done), out))
+        report.echo(_summary_lines(reconstruct.summary(done, codec.config), len(done), out))
     for error in failed:
         report.error("audioloop", error)
     sys.exit(1 if failed else 0)
@@ -318,7 +318,7 @@ def _line(name: str, way: str, figures: Figures) -> str:
     return f"{name:<32} {way:<8} {' '.join(shown)}"
 
 
-def _summed(found: Summary, n_files: int, out: Path) -> str:
+def _summary_lines(found: Summary, n_files: int, out: Path) -> str:
     lines = [""]
     lines += [
         _line(f"median of {n_files:,}" if way == "latent" else "", way, figures)

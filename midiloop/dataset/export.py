@@ -29,9 +29,9 @@ def to_midi(
     play: Callable[[int, Roll], Performance] | None = None,
     on_loop: Callable[[], None] = lambda: None,
 ) -> list[Path]:
-    """Write each loop as a MIDI file into a new folder, which is there whole or not at all.
+    """Write each loop as a MIDI file into a new folder, which is written whole or not at all.
 
-    Files are named for their place in the choice, their song, its bar (from 1) and tempo.
+    A file name has the index among the chosen loops, the song, its bar (from 1) and tempo.
 
     Args:
         play: how to play each roll, by its place; None writes them on the grid.
@@ -66,12 +66,12 @@ def file_name(number: int, song: str, start_bar: int, tempo_bpm: float) -> str:
 
 
 def writable_tempo(tempo_bpm: float) -> float:
-    """The tempo, within what MIDI files can state and players play."""
+    """The tempo, clipped to what MIDI files can state and players play."""
     return float(np.clip(tempo_bpm, pianoroll.MIN_BPM, pianoroll.MAX_BPM))
 
 
 def to_npz(batches: Iterable[LoopBatch], path: Path) -> int:
-    """Write all loops, one after the other, as one ``pypianoroll`` file, and say how many.
+    """Write all loops, one after the other, as one ``pypianoroll`` file, and return how many.
 
     Raises:
         CallError: the file exists, is not called ``.npz``, or its folder does not exist.

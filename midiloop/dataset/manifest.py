@@ -1,6 +1,6 @@
-"""The manifest of a loop dataset: what ``manifest.json`` says, checked once, where it is read.
+"""The manifest of a loop dataset, ``manifest.json``, checked when it is read.
 
-Datasets come from other people too: nothing that is read later has to be doubted again.
+Datasets come from other people too: after this check the rest of the code may trust its values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COUNTED = ("files", "songs", "loops", "distinct_loops")
 
 
 def fingerprint(hashes: Iterable[str]) -> str:
-    """What tells a dataset from any other, 32 hexadecimal digits, by its shards' SHA-256."""
+    """Identity of a dataset: 32 hexadecimal digits, from the SHA-256 of its shards."""
     return hashlib.sha256("".join(hashes).encode()).hexdigest()[:32]
 
 
@@ -36,7 +36,7 @@ def read(folder: Path) -> dict[str, Any]:
     """The manifest of the dataset in a folder.
 
     Raises:
-        LoopError: there is none, it is one of another version, or it does not hold together.
+        LoopError: there is none, it is one of another version, or it is inconsistent.
     """
     name = files.printable(folder)
     try:
@@ -63,7 +63,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def _check(manifest: dict[str, Any]) -> None:
-    """Raise `LoopError` where a manifest does not hold together; the message has no remedy."""
+    """Raise `LoopError` if a manifest is inconsistent; the message has no remedy."""
     _want(manifest, "midiloop_version", _is_text)
     _want(manifest, "sources", lambda found: isinstance(found, list) and all(map(_is_text, found)))
     _want(manifest, "stride_bars", _is_count)

@@ -1,7 +1,7 @@
-"""Loops as one file of pypianoroll's, written without the arrays that pypianoroll makes of it.
+"""Loops as one pypianoroll file, written without pypianoroll's dense arrays.
 
-Its piano rolls are sparse there, pitch by pitch: for each of 128 pitches, the steps it sounds on.
-That takes a few bytes a note, where the arrays it stands for take 256 bytes a step.
+Piano rolls in the file are sparse: for each of 128 pitches, the steps on which it sounds. That
+takes a few bytes a note, where the dense arrays take 256 bytes a step.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SparseLoops:
         return self._n_loops
 
     def add(self, batch: LoopBatch) -> None:
-        """Put loops after those that are there; at most 2³¹ steps in all."""
+        """Append loops, up to 2³¹ steps in all."""
         first = self._n_loops * self.grid.steps
         cells = batch.rolls.reshape(-1, self.grid.columns)
         for column, steps in enumerate(self._steps):
@@ -43,7 +43,7 @@ class SparseLoops:
         self._n_loops += len(batch)
 
     def save(self, path: Path) -> None:
-        """Write them as ``pypianoroll.save`` writes what `interchange.to_multitrack` makes of them.
+        """Write the file that ``pypianoroll.save`` writes of `interchange.to_multitrack`.
 
         The same loops give the same bytes.
         """

@@ -109,7 +109,7 @@ class LoopBatch:
     """Consecutive loops of a dataset, n of them, as Arrow holds them.
 
     Attributes:
-        grid: that they lie on.
+        grid: of their rolls.
         records: their columns, of `schema`, none of them missing.
     """
 
@@ -257,7 +257,7 @@ class LoopDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The same for two datasets only where their loops are, in the same order.
+        """Equal for two datasets only if their loops are, in the same order.
 
         Datasets of earlier versions do not state it: their shards are read for it.
 
@@ -336,13 +336,13 @@ class LoopDataset:
         distinct: bool = False,
         limit: int | None = None,
     ) -> Iterator[LoopBatch]:
-        """Loops in order, less those that a choice leaves out.
+        """The loops that match, in order.
 
         Args:
             song: pattern that the song's path matches, as in ``"*/funk*.mid"``.
             split: one of `splits.SPLITS`.
-            distinct: only the first of loops that are the same.
-            limit: at most so many.
+            distinct: only the first of equal loops.
+            limit: largest number of loops.
         """
         seen: set[int] = set()
         left = len(self) if limit is None else limit
@@ -371,12 +371,12 @@ class LoopDataset:
     ) -> Iterator[LoopBatch]:
         """``n`` loops (fewer where there are fewer), spread over the songs that match, in order.
 
-        Of each song as many as of any other, or one more, and its first ones: of more songs than
-        ``n``, the first loop of ``n`` of them.
+        Every song gives its first loops, the same number as any other or one more. Where more songs
+        than ``n`` match, ``n`` of them give their first loop.
 
         Args:
-            per_song: at most so many of a song.
-            song, split, distinct: as in `select`; of loops that are the same, the first counts.
+            per_song: largest number of loops of a song.
+            song, split, distinct: as in `select`.
         """
         available: Counter[str] = Counter()
         for batch in self.select(song=song, split=split, distinct=distinct):
@@ -431,7 +431,7 @@ def read_batches(
 ) -> Iterator[pa.RecordBatch]:
     """The wanted columns, ``size`` rows at a time; see `found_columns`.
 
-    In this thread alone: where memory does not suffice for another, Arrow ends the process.
+    In this thread alone: where memory does not suffice for more threads, Arrow aborts the process.
     """
     columns = found_columns(file, wanted)
     yield from file.iter_batches(size, columns=columns, use_threads=False)
@@ -474,7 +474,7 @@ def _is_view(found: pa.DataType, kind: str) -> bool:
 
 
 def check_values(batch: pa.RecordBatch, grid: Grid) -> None:
-    """Raise `LoopError` where a loop has what no loop can have."""
+    """Raise `LoopError` if a loop has an impossible value."""
     ranges = {
         "start_bar": (0, np.inf),
         "tempo_bpm": (np.nextafter(0, 1), np.finfo(np.float64).max),

@@ -1,4 +1,4 @@
-"""What mining gives: the loops of a song, or the reason why a file has none."""
+"""Results of mining: the loops of a song, or the reason why a file gave none."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Reject(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How much a batch of files gave: songs with loops, loops, and rejects by reason."""
+    """Totals of a batch of files: songs with loops, loops, and rejects by reason."""
 
     songs: int
     loops: int

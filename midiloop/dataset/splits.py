@@ -1,10 +1,10 @@
-"""Which split each song goes to: songs that share a loop are one group, and go the same way.
+"""The split of each song: songs that share a loop form a group, and a group has one split.
 
-So no loop stands on two sides. Where a group goes depends on the smallest MD5 in it alone: neither
-on names, nor on the order of files, nor on chance.
+So no loop is in two splits. The split of a group depends on its smallest MD5 alone: neither on
+names, nor on the order of files, nor on chance.
 
-All loops are read once, and sorted into files by their fingerprint; then each file is looked at by
-itself. Time grows with the loops, and memory with the songs, 12 bytes for each.
+All loops are read once and partitioned into files by fingerprint, and each file is then processed
+by itself. Time is linear in loops, memory in songs, 12 bytes for each.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class SongLoops(NamedTuple):
 
 
 class SplitAssignment(NamedTuple):
-    """What `assign` finds.
+    """Result of `assign`.
 
     Attributes:
         splits: uint8 (songs,), index into `SPLITS`; songs in the order in which they came.
-        n_distinct: how many distinct loops there are.
+        n_distinct: number of distinct loops.
     """
 
     splits: NDArray[np.uint8]
@@ -49,12 +49,12 @@ class SplitAssignment(NamedTuple):
 
 
 def assign(songs: Iterable[SongLoops], n_loops: int, folder: Path) -> SplitAssignment:
-    """Decide on the split of each song.
+    """Assign every song to a split.
 
     Args:
         songs: all songs of the corpus with their loops, in pieces.
-        n_loops: how many loops there are.
-        folder: an empty one, for 16 bytes a loop.
+        n_loops: number of loops in all.
+        folder: empty, for temporary files of 16 bytes a loop.
     """
     n_files = 1 + n_loops // LOOPS_AT_A_TIME
     places = np.concatenate([np.zeros(0, np.uint32), *_sorted_into_files(songs, n_files, folder)])
@@ -75,7 +75,7 @@ def assign(songs: Iterable[SongLoops], n_loops: int, folder: Path) -> SplitAssig
 def _sorted_into_files(
     songs: Iterable[SongLoops], n_files: int, folder: Path
 ) -> list[NDArray[np.uint32]]:
-    """Write every loop to the file that its fingerprint belongs to; the place of each song."""
+    """Write every loop to the file of its fingerprint, and return the place of each song."""
     places: list[NDArray[np.uint32]] = []
     waiting: list[NDArray[np.void]] = []
     n_songs = n_waiting = 0
@@ -109,11 +109,11 @@ def _file(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.fingerprints"
 
 
-# Groups as trees: ``root[node]`` leads to a smaller node of the same group, or to itself.
+# Union-find: ``root[node]`` leads to a smaller node of the same group, or to itself.
 
 
 def find(root: NDArray[np.int64], nodes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The smallest node of the group of each of ``nodes``; shortens the ways there."""
+    """The smallest node of the group of each of ``nodes``; compresses the paths to it."""
     found = root[nodes]
     while (higher := root[found] != found).any():
         found[higher] = root[found[higher]]
@@ -122,7 +122,7 @@ def find(root: NDArray[np.int64], nodes: NDArray[np.int64]) -> NDArray[np.int64]
 
 
 def join(root: NDArray[np.int64], nodes: NDArray[np.int64], others: NDArray[np.int64]) -> None:
-    """Make one group of those of each node and its other."""
+    """Merge the group of each node with that of its other."""
     while True:
         one, other = find(root, nodes), find(root, others)
         apart = one != other
@@ -133,7 +133,7 @@ def join(root: NDArray[np.int64], nodes: NDArray[np.int64], others: NDArray[np.i
 
 
 def places_of(md5s: list[str]) -> NDArray[np.uint32]:
-    """Where each MD5 (hexadecimal) lies among all that there can be, uint32; order is kept."""
+    """The first 32 bits of each MD5 (hexadecimal), uint32; they keep the order of MD5s."""
     return np.array([int(md5[:8], 16) for md5 in md5s], dtype=np.uint32)
 
 

@@ -1,6 +1,6 @@
-"""Loops as tensors: a whole split, packed, on the device that trains.
+"""Loops as tensors: a whole split, packed, on the training device.
 
-Packed, a million loops take 1.5 GB, so that nothing is loaded while a model trains.
+Packed, a million loops take 1.5 GB, so nothing has to be loaded during training.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def load(
     *,
     distinct: bool = True,
 ) -> PackedLoops:
-    """All loops of a split; with ``distinct``, each once however often it comes.
+    """All loops of a split; with ``distinct``, equal ones only once.
 
     Raises:
         LoopError: the split has no loops, or the dataset is damaged.
@@ -182,7 +182,7 @@ def transpose_bass(rolls: Tensor, semitones: Tensor, grid: Grid = LOOP) -> Tenso
     highest = grid.n_pitches - 1 - used.flip(1).argmax(1)
     shift = semitones.clamp(-lowest, grid.n_pitches - 1 - highest)
     pitches = torch.arange(grid.n_pitches, device=rolls.device)
-    # What comes round at the other end is silent: no note is that near to it.
+    # What wraps around is silent: no note moves beyond the edge.
     source = (pitches - shift[:, None]) % grid.n_pitches
     moved = bass.gather(2, source[:, None].expand(-1, grid.steps, -1))
     return torch.cat([drums, moved], 2)

@@ -106,10 +106,10 @@ def humanize(
     number: int = 0,
     grid: Grid = LOOP,
 ) -> Score:
-    """Play the drums and the bass of a song anew; other tracks stay as they are.
+    """Play the drums and the bass of a song with a feel; other tracks stay as they are.
 
-    Bars are those of four quarters from tick 0. What is as long as a loop, or shorter, goes round:
-    a drum hit that is early on its first step stands at its end.
+    Bars are those of four quarters from tick 0. What is as long as a loop, or shorter, is
+    circular: a drum hit that is early on its first step stands at its end.
 
     Args:
         hands: None loads those that ship, if ``feel`` is above 0.
@@ -153,7 +153,7 @@ def midi(source: Path | bytes, feel: Feel, hands: Hands | None = None, *, number
     if not feel.changes:
         humanize(song, feel)  # so that it is refused for the same reasons
         return data
-    # A loop that ends in silence goes round after it.
+    # A loop that ends in silence repeats after it.
     bar = BEATS_PER_BAR * song.ticks_per_quarter
     n_bars = int(score.end_of_tracks_quarters(data) / BEATS_PER_BAR)
     if song.length_ticks < n_bars * bar <= score.MAX_BARS * bar:

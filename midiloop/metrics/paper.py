@@ -1,12 +1,12 @@
-"""What the paper measures on loops, as pure functions.
+"""The paper's metrics of loops, as pure functions.
 
 Source: Han, Ihm and Lim 2021, arXiv:2111.07657, *Musical Metrics*. Rolls are bool (n, steps,
 columns). A function of single loops gives one value for each, float (n,); the table shows its mean.
 `overlap` and `uniqueness` look at a whole set. Each docstring states definition, range, and which
-way is better. Where it says *near*, the best value of generated loops is that of the loops they
-learned from: `midiloop.evaluation.evaluate` puts both side by side, with intervals.
+way is better. Where it says *near*, the best value of generated loops is that of the training
+loops: `midiloop.evaluation.evaluate` puts both side by side, with intervals.
 
-Each function also takes `Bits` in the place of rolls: those are not unfolded for it.
+Each function also takes `Bits` in place of rolls, which are not unpacked for it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def bar_distance(rolls: Roll | Bits, grid: Grid = LOOP) -> Values:
     """HD: share of cells in which the first bar and the one half-way differ.
 
     Range: 0, the loop repeats itself after half its length, to 1, each cell differs. Better: lower,
-    down to the value of the loops learned from; the paper's rule keeps those below 0.0015.
+    down to the value of the training loops; the paper's rule keeps those below 0.0015.
     """
     words, half = as_bits(rolls, grid).words, grid.bars // 2 * grid.steps_per_bar
     apart = words[:, :, : grid.steps_per_bar] ^ words[:, :, half : half + grid.steps_per_bar]
@@ -42,7 +42,7 @@ def first_note_drum(
 ) -> Values:
     """FND: whether all of ``drums`` play on the first step.
 
-    Range: 0, not all of them do, or 1. Better: higher, up to the value of the loops learned from.
+    Range: 0, not all of them do, or 1. Better: higher, up to the value of the training loops.
     The rules ``paper`` demand kick and crash, so those have 1; the rules ``open`` demand the kick
     alone: ask for ``drums=("kick",)``.
     """
@@ -83,7 +83,7 @@ def used_pitches(rolls: Roll | Bits, grid: Grid = LOOP) -> Values:
 def note_density(rolls: Roll | Bits, grid: Grid = LOOP) -> Values:
     """ND: share of steps on which anything sounds.
 
-    Range: 0, silence, to 1, no gap. Better: near. The paper calls it the number of notes
+    Range: 0, silence, to 1, no silent step. Better: near. The paper calls it the number of notes
     in a bar, but its 0.92 only fits when that is divided by the 16 steps.
     """
     sounding = np.bitwise_or.reduce(as_bits(rolls, grid).words, axis=0) != 0
@@ -107,8 +107,8 @@ def uniqueness(fingerprints: NDArray[np.uint64]) -> float:
 def overlap(fingerprints: NDArray[np.uint64], reference: NDArray[np.uint64]) -> float:
     """OS: share of loops that are, cell for cell, in the reference set.
 
-    Range: 0, all are new, to 1, all are copies. Better: lower, if the reference is what the loops
-    were learned from.
+    Range: 0, all are new, to 1, all are copies. Better: lower, if the reference is the training
+    set.
 
     Raises:
         LoopError: there are no loops.
@@ -119,7 +119,7 @@ def overlap(fingerprints: NDArray[np.uint64], reference: NDArray[np.uint64]) -> 
 
 
 def as_values(values: Any) -> Values:
-    """Numbers, bools or counts as the floats of a measure."""
+    """Numbers, bools or counts as the floats of a metric."""
     return np.asarray(values, dtype=np.float64)
 
 
@@ -137,7 +137,7 @@ TABLE = ("HD", "FND", "FNB", "DB", "OS", "US", "UP", "ND")
 
 
 def means(batches: Iterable[Roll | Bits], *, grid: Grid = LOOP) -> dict[str, float]:
-    """Mean over all rolls of each of `OF_ONE_LOOP`; nothing of a loop is kept.
+    """Mean over all rolls of each of `OF_ONE_LOOP`; no loop is kept in memory.
 
     Args:
         batches: rolls (n, steps, columns) or bits, as many as fit into memory at a time.
@@ -166,8 +166,8 @@ def evaluate(
 
     Args:
         batches: rolls (n, steps, columns) or bits, as many as fit into memory at a time.
-        reference: fingerprints of the set that ``OS`` counts copies of; the set itself, so that
-            ``OS`` is 1, unless told otherwise.
+        reference: fingerprints of the set that ``OS`` counts copies of; by default the set
+            itself, so that ``OS`` is 1.
 
     Raises:
         LoopError: there are no loops.

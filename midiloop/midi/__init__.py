@@ -1,1 +1,1 @@
-"""MIDI files as scores, scores as piano rolls, and the way back."""
+"""MIDI files to scores, scores to piano rolls, and back."""

@@ -3,11 +3,11 @@
 Program, bank and controllers belong to a port and a channel, whichever track they are sent on, as
 in the same file merged to one track. Drums are channel 10, unless the file says otherwise: by bank
 126 or 127 after an XG reset, by bank 120 after a GM2 reset, or by a SysEx that makes a part a
-rhythm part. A note whose end never comes ends at the next note of its pitch, or with its track; a
-drum hit lasts a sixteenth at most.
+rhythm part. A note without a note-off ends at the next note of its pitch, or with its track; a
+drum hit without one lasts a sixteenth at most.
 
-This takes several times as long as the parser that `midiloop.midi.score` uses otherwise, so only
-files whose tracks may depend on one another, or have notes without an end, come here.
+This takes several times as long as the parser of `midiloop.midi.score`, so it is used only for
+files whose tracks may depend on one another, or have notes without a note-off.
 """
 
 from __future__ import annotations
@@ -222,9 +222,9 @@ def end_ticks(tracks: Iterable[bytes]) -> int:
 
 
 def closed(track: bytes) -> bytes:
-    """The track with a very late end for every note that has none.
+    """The track with a very late note-off for every note that has none.
 
-    A parser that pairs notes then gives it one that ends at `LATE_TICKS` or later.
+    A parser that pairs them then ends such a note at `LATE_TICKS` or later.
     """
     if not track.endswith(_END):
         return track
@@ -235,10 +235,10 @@ def closed(track: bytes) -> bytes:
 
 
 def shared(tracks: Sequence[bytes], wanted: range = range(128)) -> bool:
-    """Whether what a track plays depends on another, or drums are told by more than channel.
+    """Whether a track's instruments depend on another track, or drums on more than the channel.
 
     Args:
-        wanted: programs that matter: which of the others a channel has makes no difference.
+        wanted: programs that matter; which of the others a channel has makes no difference.
     """
     if _says_drums(tracks):
         return True
@@ -249,7 +249,7 @@ def shared(tracks: Sequence[bytes], wanted: range = range(128)) -> bool:
 
 
 def _says_drums(tracks: Sequence[bytes]) -> bool:
-    """Whether a channel but 10 plays drums, or that one does not, by SysEx and banks."""
+    """Whether SysEx or banks make another channel than 10 play drums, or channel 10 none."""
     said = [
         track
         for track in tracks
@@ -275,12 +275,12 @@ def _says_drums(tracks: Sequence[bytes]) -> bool:
 
 
 def _may_say_drums(track: bytes) -> bool:
-    """Whether some bytes look like SysEx that makes a channel one of drums, or of none."""
+    """Whether the bytes may hold SysEx that changes which channels play drums."""
     return any(RESETS[name].search(track) for name in DRUM_BANKS) or _part_changes(track)
 
 
 def _part_changes(track: bytes) -> bool:
-    """Whether a SysEx makes another part than the tenth one of drums, or that one melodic."""
+    """Whether a SysEx makes another part than the tenth a rhythm part, or the tenth melodic."""
     gs = ((part[1][0] & 0x0F == 0, part[2][0] > 0) for part in GS_RHYTHM.finditer(track))
     xg = ((part[1][0] == DRUM_CHANNEL, part[2][0] > 0) for part in XG_PART_MODE.finditer(track))
     return any(usual != drums for usual, drums in (*gs, *xg))
@@ -289,7 +289,8 @@ def _part_changes(track: bytes) -> bool:
 def _doubtful(tracks: Sequence[bytes], wanted: range) -> Iterator[tuple[int, list[int]]]:
     """Channels that a track may play on and another may give a wanted program to, and those tracks.
 
-    Bytes that look like a note or a program may be part of a time: this rules out, and no more.
+    Bytes that look like a note or a program change may be part of a delta time, so this only rules
+    channels out.
     """
     if len(tracks) < 2:
         return
@@ -306,7 +307,7 @@ def _doubtful(tracks: Sequence[bytes], wanted: range) -> Iterator[tuple[int, lis
 
 
 def _unclear(events: Sequence[Events], channel: int, wanted: range) -> bool:
-    """Whether tracks disagree on the program of a channel, or one plays and another says it."""
+    """Whether tracks disagree on the program of a channel, or one plays and another sets it."""
     programs, lacking, n_players = set[int](), False, 0
     for track in events:
         of = track.statuses & 0x0F == channel
@@ -321,13 +322,13 @@ def _unclear(events: Sequence[Events], channel: int, wanted: range) -> bool:
 
 
 def instruments(tracks: Sequence[bytes], ticks_per_quarter: int) -> list[Instrument]:
-    """What plays, track by track, in the order in which each begins."""
+    """Instruments with their notes, track by track, in order of their first notes."""
     stream = _Stream([Events(track) for track in tracks])
     return stream.instruments(max(1, ticks_per_quarter // 4))
 
 
 class _System(NamedTuple):
-    """A SysEx that tells which parts are drums: where, on which port, and what it says."""
+    """A SysEx that changes which parts are drums: its index, its port, and what it sets."""
 
     place: int
     port: int
@@ -336,7 +337,7 @@ class _System(NamedTuple):
 
 
 class _Stream:
-    """The events of all tracks in the order in which they happen, as arrays."""
+    """The events of all tracks in order of time, as arrays."""
 
     def __init__(self, events: Sequence[Events]) -> None:
         self.ends = np.array([track.end_tick for track in events], np.int64)
@@ -371,7 +372,7 @@ class _Stream:
         self.programs, self.is_drum = self._state()
 
     def _state(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Program, and whether it plays drums, of the channel of each event, at its time."""
+        """Program of each event's channel at that time, and whether the channel plays drums."""
         programs = np.zeros(len(self.ticks), np.int64)
         is_drum = np.zeros(len(self.ticks), np.bool_)
         for channel in np.flatnonzero(np.bincount(self.channels + 1)[1:]).tolist():
@@ -383,7 +384,7 @@ class _Stream:
         return programs, is_drum
 
     def _changes(self, channel: int, here: NDArray[np.int64]) -> Iterator[tuple[int, int, bool]]:
-        """Where program or drums of a channel change, and to what."""
+        """Each change on a channel: index of its event, new program, and whether it plays drums."""
         port, number = divmod(channel, 16)
         of = here[
             (self.kinds[here] == PROGRAM)
@@ -443,10 +444,10 @@ class _Stream:
         return np.stack([self.ticks[at], (self.second[at] << 7 | self.first[at]) - 8192], axis=1)
 
     def _paired(self, hit_ticks: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where notes begin, in order, and the tick at which each ends.
+        """Indices of note-ons, in order, and the tick at which each note ends.
 
-        The oldest note of a pitch ends first. Where an end is missing nobody knows whose it is, and
-        each note of that pitch lasts to whatever comes next.
+        The oldest note of a pitch ends first. Where a note-off is missing, any of the notes may
+        lack it, and each note of that pitch lasts to the next event of the pitch.
         """
         at = np.flatnonzero((self.kinds == NOTE_ON) | (self.kinds == NOTE_OFF))
         keys = self.channels[at] * 128 + self.first[at]
@@ -486,13 +487,13 @@ class _Stream:
 
 
 def _name(track: Events) -> str:
-    """What the first name in a track says."""
+    """The first name in a track that is not empty."""
     texts = (track.text(index) for index in track.metas(TRACK_NAME).tolist())
     return next((text.decode("utf-8", "replace") for text in texts if text), "")
 
 
 def _part(text: bytes) -> tuple[int, bool] | None:
-    """The channel that a SysEx makes a part of drums, or of melody."""
+    """The channel whose part a SysEx sets, and whether to drums."""
     if found := GS_RHYTHM.match(text):
         block = found[1][0] & 0x0F
         channel = DRUM_CHANNEL if block == 0 else block - (block <= DRUM_CHANNEL)

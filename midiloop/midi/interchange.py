@@ -119,7 +119,7 @@ def to_multitrack(
 
 
 def from_multitrack(song: Multitrack, grid: Grid = LOOP) -> Roll:
-    """The drums and the bass of a ``pypianoroll.Multitrack``, as `encode` would draw them.
+    """The drums and the bass of a ``pypianoroll.Multitrack``, as a roll like that of `encode`.
 
     Returns:
         bool (bars · steps a bar, columns), rounded up to a bar.
@@ -156,7 +156,7 @@ def _library(name: str) -> Any:
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ImportError(f"{name} is missing: pip install {name}") from error
-    except (ImportError, SystemError) as error:  # so extensions fail that find too little memory
+    except (ImportError, SystemError) as error:  # how extensions fail for lack of memory
         raise ImportError(
             f"{name} cannot be loaded ({error}); free some memory, or install it again"
         ) from error

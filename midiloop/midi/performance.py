@@ -279,7 +279,7 @@ def perform(
     by_name: bool = False,
     circular: bool = False,
 ) -> Score:
-    """Play the drums and the bass of a song anew: the roll that it quantises to stays the same.
+    """Give the notes of drums and bass a performance: they quantise to the same roll.
 
     Of several notes in a cell the loudest gets the cell's velocity, the others keep their share of
     it. Notes that end where another begins still do.

@@ -1,4 +1,4 @@
-"""Quantise a score onto the grid, and write a roll out as a score again.
+"""Quantise a score onto the grid, and turn a roll back into a score.
 
 `encode` and `decode` are inverse to each other on rolls with at most one bass pitch a step.
 """
@@ -47,13 +47,13 @@ def encode(
 
     Args:
         by_name: see `bass_tracks`.
-        span: ticks from which, and to which, it is drawn; otherwise all.
-        circular: what is drawn is a loop, so that a drum hit nearest to the step after its last one
-            is on its first.
+        span: first and last tick of the part to encode; by default the whole song.
+        circular: the part is a loop, so a drum hit nearest to the step after its last one is on its
+            first step.
 
     Returns:
-        bool (bars · steps a bar, columns), from the first tick to the step on which the last
-        stands, rounded up to a bar.
+        bool (bars · steps a bar, columns), from the first tick to the step of the last one,
+        rounded up to whole bars.
     """
     first, last = span or (0, score.length_ticks)
     n_steps = int(to_steps(np.array(last - first), score.ticks_per_quarter, grid))
@@ -67,12 +67,12 @@ def encode(
 
 
 def is_encoded(player: Player, *, by_name: bool = False) -> bool:
-    """Whether `encode` may look at what it plays."""
+    """Whether `encode` may use the tracks of a player."""
     return player.is_drum or player.program in BASS_PROGRAMS or (by_name and called_bass(player))
 
 
 def called_bass(player: Player) -> bool:
-    """Whether a track's name says that it is the bass: not the bass drum, nor a bassoon."""
+    """Whether the name of a track is that of a bass, and not of a bass drum or a bassoon."""
     return not player.is_drum and bool(_BASS_NAME.search(player.name))
 
 
@@ -82,7 +82,7 @@ def drum_tracks(score: Score) -> list[Track]:
 
 
 def bass_tracks(score: Score, *, by_name: bool = False) -> list[Track]:
-    """All tracks with a bass program; if none has, with ``by_name``, those that are called bass."""
+    """All tracks with a bass program; if none has, with ``by_name``, those named bass."""
     found = [t for t in score.tracks if not t.is_drum and t.program in BASS_PROGRAMS]
     if by_name and not found:
         return [track for track in score.tracks if called_bass(track.player)]
@@ -139,7 +139,7 @@ def _pieces(order: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[NDArra
 
 
 def decode(roll: Roll, tempo_bpm: float = 120.0, *, name: str = "", grid: Grid = LOOP) -> Score:
-    """Write a roll as a score of two tracks, drums and bass, which ends at its last bar line.
+    """Turn a roll into a score of two tracks, drums and bass, which ends at its last bar line.
 
     Repeated steps of a bass pitch become one note; a drum hit lasts one step.
 
@@ -153,7 +153,7 @@ def decode(roll: Roll, tempo_bpm: float = 120.0, *, name: str = "", grid: Grid =
         name: put before the names of the tracks.
 
     Raises:
-        LoopError: the roll is of another shape, or the tempo no MIDI file can state.
+        LoopError: the roll has another shape, or the tempo is not from 4 to 1,000 bpm.
     """
     if roll.ndim != 2 or roll.shape[1] != grid.columns or len(roll) % grid.steps_per_bar:
         raise LoopError(f"expected whole bars of {grid.columns} columns, got {roll.shape}")

@@ -143,7 +143,7 @@ class Score:
     length_ticks: int
 
     def cut(self) -> Score:
-        """The same with no note beyond its end: in a loop they ring on into the next pass."""
+        """The same score with notes cut at its end; those of a loop may last into the next pass."""
         tracks = [
             track._replace(durations=np.minimum(track.durations, self.length_ticks - track.onsets))
             for track in self.tracks
@@ -179,10 +179,10 @@ def read(source: Path | str | bytes) -> Score:
 
 
 def parse(source: Path | str | bytes) -> Parsed:
-    """Parse a file, and leave its notes for later: `Parsed.score` is what `read` gives.
+    """Parse a file without extracting its notes; `Parsed.score` gives what `read` gives.
 
     Raises:
-        MidiError: as `read`, but for what only the notes can tell.
+        MidiError: as `read`, except for errors that only notes show.
         OSError: the path cannot be read.
     """
     if not isinstance(source, bytes):
@@ -206,7 +206,7 @@ def parse(source: Path | str | bytes) -> Parsed:
 
 
 def end_of_tracks_quarters(source: Path | str | bytes) -> float:
-    """Where the last track of a MIDI file ends, in quarter notes; 0 where that cannot be told.
+    """Where the last track of a MIDI file ends, in quarter notes; 0 where it is unknown.
 
     A score that was read ends with its last note, but a loop that ends in silence is longer.
     """
@@ -220,7 +220,7 @@ def end_of_tracks_quarters(source: Path | str | bytes) -> float:
 
 
 class Parsed(NamedTuple):
-    """What a file says of itself before anyone looks at its notes.
+    """A parsed file, its notes not yet extracted.
 
     Attributes:
         file: what the parser found.
@@ -233,7 +233,7 @@ class Parsed(NamedTuple):
     tracks: list[bytes]
 
     def merged(self, wanted: range = range(128)) -> Parsed:
-        """The same with each note on the instrument that plays it, and with an end.
+        """The same file with each note on the instrument that plays it, and with an end.
 
         The parser looks at each track by itself, which is right for nine files of ten.
 
@@ -246,7 +246,7 @@ class Parsed(NamedTuple):
         return self
 
     def instruments(self) -> set[Player]:
-        """What each track that has a note is played with."""
+        """The players of all tracks that have a note."""
         return {
             Player(track.program, track.is_drum, track.name)
             for track in self.file.tracks
@@ -254,14 +254,13 @@ class Parsed(NamedTuple):
         }
 
     def score(self, keep: Callable[[Player], bool] = lambda _: True) -> Score:
-        """The song, in arrays of our own.
+        """The song as a `Score`.
 
         Args:
-            keep: says of what plays a track if it is wanted. The song's length, and what is
-                checked, are those of all notes.
+            keep: whether to keep the tracks of a player. Length and checks take in all notes.
 
         Raises:
-            MidiError: its ticks or its tempi cannot be true.
+            MidiError: its ticks or its tempi are impossible.
         """
         from symusic.core import NoteTickList
 
@@ -334,7 +333,7 @@ def _parse(tracks: list[bytes], data: bytes) -> ScoreTick:
 
 
 def _merged(tracks: list[bytes], ticks_per_quarter: int) -> TrackTickList:
-    """What each instrument plays, where a track alone does not tell."""
+    """A track for each instrument, of files whose tracks depend on one another."""
     from symusic.core import (
         ControlChangeTickList,
         NoteTickList,
@@ -392,7 +391,7 @@ def _damaged_track(tracks: list[bytes], data: bytes) -> str:
 
 
 def _track_chunks(data: bytes) -> Iterator[bytes]:
-    """All whole tracks, and the last one's end completed.
+    """All whole tracks; an end-of-track event that is cut off in the last one is completed.
 
     Raises:
         MidiError: a track lacks more than its end-of-track event, so music would be lost.
@@ -446,7 +445,7 @@ def _tempos(parsed: ScoreTick) -> tuple[Tempo, ...]:
 
 @lru_cache(maxsize=4096)
 def typed_bpm(microseconds: int) -> float:
-    """The tempo that its author typed: the shortest decimal of so many microseconds a quarter."""
+    """The tempo as it was typed: the shortest decimal with these microseconds a quarter note."""
     exact = MICROSECONDS_PER_MINUTE / microseconds
     for places in range(TEMPO_DECIMALS + 1):
         short = round(exact, places)
@@ -496,7 +495,7 @@ def to_bytes(score: Score) -> bytes:
 
 
 def channels_of(tracks: Sequence[Track]) -> list[int]:
-    """A channel for each track: 9 for drums, of one's own where there is room, else a program's.
+    """A channel for each track: 9 for drums, else one a track, or one a program if too few.
 
     Raises:
         LoopError: the tracks have more than 15 programs.
@@ -528,7 +527,7 @@ def _conductor(score: Score) -> Iterator[Event]:
 
 
 def _events(track: Track, channel: int) -> Iterator[Event]:
-    """What a track says, in an order in which events of one tick may stand."""
+    """The events of a track, in a valid order within each tick."""
     for values in (track.controls[:, 1:], track.pitches, track.velocities):
         _within(values, 0, 127, "control, pitch or velocity")
     _within(track.bends[:, 1], -8192, 8191, "pitch bend")
@@ -551,7 +550,7 @@ def _events(track: Track, channel: int) -> Iterator[Event]:
 
 
 def _within(value: Any, low: int, high: int, what: str) -> Any:
-    """A number or numbers, none of which is out of range."""
+    """The number or numbers, once none is out of range."""
     if np.size(value) and not (low <= np.min(value) and np.max(value) <= high):
         raise ValueError(f"{what} not from {low} to {high}, which no MIDI file can state")
     return value
@@ -562,7 +561,7 @@ def _meta(kind: int, data: bytes) -> bytes:
 
 
 def _chunk(events: Iterable[Event], length_ticks: int) -> bytes:
-    """A track of events, which ends at ``length_ticks``; one status byte for all that share it."""
+    """A track chunk of events, with running status, that ends at ``length_ticks``."""
     data, now, running = bytearray(), 0, 0
     for tick, event in sorted(events, key=itemgetter(0)):
         data += _variable(tick - now)
@@ -575,7 +574,7 @@ def _chunk(events: Iterable[Event], length_ticks: int) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _variable(value: int) -> bytes:
-    """A number as MIDI files have it: seven bits a byte, all but the last with the high bit set."""
+    """A variable-length quantity: seven bits a byte, the high bit set in all but the last."""
     if value < 0:
         raise ValueError(f"an event at a tick below 0: {value}")
     found = [value & 0x7F]

@@ -58,13 +58,13 @@ def read(path: Path, grid: Grid = LOOP, *, search: bool = False, shorter: bool =
         run = _first_run(song)
         if search and _bars_begun(song, run) != grid.bars:
             try:
-                return _mined(path, grid)
+                return _first_loop(path, grid)
             except MidiError:
                 if not shorter:
                     raise
     except MidiError as error:
         raise LoopError(f"{name}: {error.reason}, {error.detail}; give another file") from error
-    # A file of one loop goes round: what is early on its first step stands at its end.
+    # A file of one loop is circular: what is early on its first step stands at its end.
     circular = _bars_begun(song, run) == grid.bars
     loop_end = run.start_tick + BEATS_PER_BAR * song.ticks_per_quarter * grid.bars
     end = min(song.length_ticks, loop_end) if circular else song.length_ticks
@@ -76,7 +76,7 @@ def read(path: Path, grid: Grid = LOOP, *, search: bool = False, shorter: bool =
         circular=circular,
     )[: grid.steps]
     if not shorter:
-        roll = _filled_up(roll, path, run.start_tick / song.ticks_per_quarter, grid)
+        roll = _padded(roll, path, run.start_tick / song.ticks_per_quarter, grid)
     elif not len(roll):
         raise LoopError(f"{name}: shorter than half a step; give a longer file")
     ticks = np.arange(len(roll)) * song.ticks_per_quarter // grid.steps_per_beat + run.start_tick
@@ -95,14 +95,14 @@ def _bars_begun(song: Score, run: Run) -> int:
     return (last - run.start_tick) // (BEATS_PER_BAR * song.ticks_per_quarter) + 1
 
 
-def _mined(path: Path, grid: Grid) -> MidiLoop:
+def _first_loop(path: Path, grid: Grid) -> MidiLoop:
     """The first loop by the rules, or `MidiError`."""
     song = extract.mine(path.name, path.read_bytes(), replace(OPEN, grid=grid))
     roll = grid.unpack(song.rolls[0])
     return MidiLoop(roll, int(song.start_bars[0]), float(song.tempos_bpm[0]))
 
 
-def _filled_up(roll: Roll, path: Path, start_quarters: float, grid: Grid) -> Roll:
+def _padded(roll: Roll, path: Path, start_quarters: float, grid: Grid) -> Roll:
     """The roll with the silence that its file ends in, which a parser cuts off."""
     n_bars, wanted = len(roll) // grid.steps_per_bar, grid.bars - 1
     if n_bars < wanted:

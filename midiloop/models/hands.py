@@ -1,10 +1,9 @@
 """Hands: a velocity and an offset for every onset of a roll, as someone might play it.
 
 Humanisation (Gillick et al. 2019, arXiv:1905.06118, who do it by a recurrent network), here by a
-network that knows some onsets' values and fills in the others: masked ones are drawn in a few
-rounds, and each round hears what the ones before it drew (Chang et al. 2022, arXiv:2202.04200). So
-a performance has a character that runs through it, and bars that repeat are played alike. Time is
-circular, and of any length.
+masked transformer: values are sampled in a few rounds, each conditioned on those of the rounds
+before it (Chang et al. 2022, arXiv:2202.04200). So a performance has one character throughout, and
+bars that repeat are played alike. Time is circular.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from midiloop.models.layers import Loss, Model, RollConfig
 ROLL, VELOCITY, OFFSET = 0, 1, 2  # planes of a played loop
 VELOCITIES = 128
 OFFSETS = 256
-AROUND = 2  # steps before and after an onset whose onsets it is told of
+AROUND = 2  # steps before and after an onset whose onsets are part of its input
 SORTED = 4  # parts of a batch by how many onsets they have
 VALIDATION_SEED = 1905
 
@@ -92,8 +91,8 @@ class Layer(nn.Module):
         qkv = self.qkv(self.norm_attention(x))
         q, k, v = rearrange(qkv, "b n (x h d) -> x b h n d", x=3, h=self.heads)
         scores = (q * q.shape[3] ** -0.5) @ k.mT + nearness
-        heard = rearrange(scores.softmax(3) @ v, "b h n d -> b n (h d)")
-        x = x + self.dropout(self.mix(heard))
+        mixed = rearrange(scores.softmax(3) @ v, "b h n d -> b n (h d)")
+        x = x + self.dropout(self.mix(mixed))
         added: Tensor = x + self.dropout(self.inner(self.norm_inner(x)))
         return added
 
@@ -152,7 +151,7 @@ class Hands(Model):
         """Logits of the velocities (n, 128) and offsets (n, bins) of the n onsets ``wanted``.
 
         Args:
-            known: bool (B, T, I), onsets whose values may be looked at.
+            known: bool (B, T, I), onsets whose values are the condition.
             wanted: bool (B, T, I).
         """
         found = wanted.nonzero(as_tuple=True)
@@ -162,14 +161,14 @@ class Hands(Model):
         for rows in counts.argsort().tensor_split(min(SORTED, len(counts))):
             part = Played(*(value[rows] for value in played))
             here = part.onsets.nonzero(as_tuple=True)
-            x = x.index_put((rows[here[0]], *here[1:]), self._heard(part, known[rows]).to(x.dtype))
+            x = x.index_put((rows[here[0]], *here[1:]), self._hidden(part, known[rows]).to(x.dtype))
         h = self.head(x[found])
         logits = self.to_velocity(h)
         silent = torch.arange(VELOCITIES, device=h.device) == 0  # of no onset
         return logits.masked_fill(silent, -torch.inf), self.to_offset(h)
 
-    def _heard(self, played: Played, known: Tensor) -> Tensor:
-        """What is known of every onset, (n, D), in C order."""
+    def _hidden(self, played: Played, known: Tensor) -> Tensor:
+        """The vector of every onset, (n, D), in C order."""
         c, (size, n_steps) = self.config, known.shape[:2]
         rows, steps, instruments = played.onsets.nonzero(as_tuple=True)
         values = known[rows, steps, instruments]
@@ -193,8 +192,8 @@ class Hands(Model):
         nearness = self._nearness(rows, at, steps, instruments, shape, n_steps)
         for layer in self.layers:
             x = layer(x, nearness)
-        heard: Tensor = self.norm(x)[rows, at]
-        return heard
+        hidden: Tensor = self.norm(x)[rows, at]
+        return hidden
 
     def _nearness(
         self,
@@ -218,7 +217,8 @@ class Hands(Model):
         bias = of_step[:, None] @ distance @ of_step.mT[:, None]
         bias = bias + of_instrument[:, None] @ pair @ of_instrument.mT[:, None]
         valid = of_step.any(2)
-        return bias.masked_fill(~valid[:, None, None], -torch.inf)
+        nearness: Tensor = bias.masked_fill(~valid[:, None, None], -torch.inf)
+        return nearness
 
     def loss(self, batch: Tensor, epoch: float) -> Loss:
         """Cross-entropy of the onsets that a random mask hides, in nats an onset."""

@@ -1,4 +1,4 @@
-"""Choose what to draw, out of datasets and MIDI files, and draw it."""
+"""Choose loops of datasets and MIDI files, and draw them."""
 
 from __future__ import annotations
 
@@ -83,6 +83,6 @@ def _of_batch(batch: parquet.LoopBatch) -> list[Picture]:
 
 
 def _of_midi(path: Path) -> Picture:
-    """The loop of a file, or how it begins."""
+    """The loop of a file, or its first bars."""
     loop = midi_loop.read(path, search=True, shorter=True)
     return Picture(loop.roll, f"{path.stem} · bar {loop.start_bar + 1}", loop.tempo_bpm)

@@ -39,7 +39,7 @@ COLOURS = (BASS, *(FAMILIES[family] for family in ("kick", "tom", "", "hat", "sn
 DASHES: tuple[tuple[float, ...], ...] = ((), (4, 2), (1, 2))  # of the runs past the sixth
 STREAMS = {1: (("", INK),), 2: (("drums", FAMILIES["kick"]), ("bass", BASS))}
 
-# Pixels, as everything on a page.
+# Pixels, as everything on a canvas.
 EDGE, HEADING, TITLE_TEXT, LABEL = 20, 30, 13, 11
 CURVES_WIDTH, CURVES_HEIGHT, CODES_WIDTH, CODES_HEIGHT = 340, 260, 400, 150
 CODES_COLUMNS = 2
@@ -55,8 +55,8 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -
         histories: by the name of a run, the ``history`` of its ``training.json``.
 
     Raises:
-        LoopError: there is no run or one without a number to draw, or the file cannot be called
-            that.
+        LoopError: there is no run or one without a number to draw, or the file has another
+            suffix.
         ImportError: matplotlib is missing.
     """
     if not histories:
@@ -65,21 +65,21 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -
     height = max(CURVES_HEIGHT, 1.5 * LABEL * len(runs))
     gutter, names = 46, 30 + min(180, 0.62 * LABEL * max(map(len, runs)))
     across, top = gutter + CURVES_WIDTH + names, EDGE + 24
-    with open_canvas(path, 2 * (EDGE + across), top + height + 44) as page:
+    with open_canvas(path, 2 * (EDGE + across), top + height + 44) as canvas:
         for number, (key, measure) in enumerate(MEASURES.items()):
             left = EDGE + number * (across + EDGE) + gutter
-            page.text(left, top - 16, measure, TITLE_TEXT, INK, bold=True)
+            canvas.text(left, top - 16, measure, TITLE_TEXT, INK, bold=True)
             lines = {name: run[key] for name, run in runs.items() if len(run[key])}
             if lines:
-                axes = _curve_axes(page, (left, top, CURVES_WIDTH, height), lines)
+                axes = _curve_axes(canvas, (left, top, CURVES_WIDTH, height), lines)
                 colours = {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(runs)}
                 dashes = {name: DASHES[n // len(COLOURS) % 3] for n, name in enumerate(runs)}
                 for name, line in lines.items():
                     _draw_curve(axes, line, colours[name], dashes[name], dot=key == "error")
                 _write_names(axes, lines, colours, names - 30)
             else:
-                page.text(left, top + LABEL, "no number to draw", LABEL, FAINT)
-        page.text(left + CURVES_WIDTH, top - 16, "dot: lowest", LABEL, FAINT, align="right")
+                canvas.text(left, top + LABEL, "no number to draw", LABEL, FAINT)
+        canvas.text(left + CURVES_WIDTH, top - 16, "dot: lowest", LABEL, FAINT, align="right")
 
 
 def codes(
@@ -91,7 +91,7 @@ def codes(
 ) -> None:
     """Draw the codes of some loops, a panel for each: the step to the right, the index upwards.
 
-    Loop patterns show as dots that come back at the same height (figure 4 of the paper). The first
+    Loop patterns show as dots that recur at the same height (figure 4 of the paper). The first
     bar of each half is tinted. Drums are round and bass square where each has a stream.
 
     Args:
@@ -100,7 +100,7 @@ def codes(
 
     Raises:
         LoopError: there is nothing to draw or too much for one page, codes have another shape or
-            are not in the dictionary, or the file cannot be called that.
+            are not in the codebook, or the file has another suffix.
         ImportError: matplotlib is missing.
     """
     _check_grids(grids, titles, path, codebook_size)
@@ -110,21 +110,21 @@ def codes(
     across, down = gutter + CODES_WIDTH + EDGE, above + CODES_HEIGHT + below
     top = EDGE / 2 + (HEADING if streams > 1 else 0)
     rows = -(-len(grids) // columns)
-    with open_canvas(path, first + across * columns, top + down * rows + EDGE / 2) as page:
+    with open_canvas(path, first + across * columns, top + down * rows + EDGE / 2) as canvas:
         if streams > 1:
-            _write_streams(page, streams)
+            _write_streams(canvas, streams)
         for number, (grid, name) in enumerate(zip(grids, titles, strict=True)):
             row, column = divmod(number, columns)
             left, upper = first + across * column + gutter, top + down * row + above
             box = (left, upper, CODES_WIDTH, CODES_HEIGHT)
-            _draw_codes(page, box, grid, name, codebook_size)
+            _draw_codes(canvas, box, grid, name, codebook_size)
             if column == 0:
                 for y, axis in (
                     (-9, "bar"),
                     (CODES_HEIGHT / 2, "code"),
                     (CODES_HEIGHT + 12, "step"),
                 ):
-                    page.text(EDGE, upper + y, axis, LABEL, INK)
+                    canvas.text(EDGE, upper + y, axis, LABEL, INK)
 
 
 def reconstructions(
@@ -132,10 +132,9 @@ def reconstructions(
     others: Mapping[str, Rolls],
     path: Path,
 ) -> None:
-    """Draw loops, a row for each: the original, then what each model made of it.
+    """Draw loops, a row for each: the original, then each model's reconstruction.
 
-    Beside the original, cells that were lost and cells that came in addition stand out from those
-    that are as they were.
+    In reconstructions, missed cells and added cells stand out from those in both.
 
     Args:
         originals: bool (n, 128, 93).
@@ -143,7 +142,7 @@ def reconstructions(
 
     Raises:
         LoopError: there is nothing to draw or too much for one page, shapes differ, or the file
-            cannot be called that.
+            has another suffix.
         ImportError: matplotlib is missing.
     """
     for name, rolls in others.items():
@@ -165,7 +164,7 @@ def reconstructions(
 def frequent_codes(codes: Codes, codebook_size: int, rank: int) -> NDArray[np.int64]:
     """The code that is ``rank``-th most frequent at each step of each stream: (n, S, T) to (S, T).
 
-    Decoded, it shows what a dictionary is made of (figure 5 of the paper).
+    Decoded, it shows what a codebook holds (figure 5 of the paper).
 
     Args:
         codes: integers from 0 to ``codebook_size`` - 1.
@@ -174,7 +173,7 @@ def frequent_codes(codes: Codes, codebook_size: int, rank: int) -> NDArray[np.in
             way; where too few occur, the last of them stands in.
 
     Raises:
-        LoopError: codes have another shape or are not in the dictionary.
+        LoopError: codes have another shape or are not in the codebook.
     """
     if codes.ndim != 3 or not codes.size or not np.issubdtype(codes.dtype, np.integer):
         raise LoopError(f"expected integer codes (n, S, T), got {codes.dtype} {codes.shape}")
@@ -192,9 +191,9 @@ def frequent_codes(codes: Codes, codebook_size: int, rank: int) -> NDArray[np.in
 
 @dataclass(frozen=True)
 class _Axes:
-    """A rectangle of a page and the numbers that it spans, ``y`` from the bottom up."""
+    """A rectangle of a canvas and the numbers that it spans, ``y`` from the bottom up."""
 
-    page: Canvas
+    canvas: Canvas
     left: float
     top: float
     width: float
@@ -203,31 +202,31 @@ class _Axes:
     y_range: tuple[float, float]
 
     def x(self, value: float) -> float:
-        """Place of a number, from the left of the page."""
+        """Place of a number, from the left of the canvas."""
         low, high = self.x_range
         return self.left + self.width * (value - low) / (high - low)
 
     def y(self, value: float) -> float:
-        """Place of a number, from the top of the page."""
+        """Place of a number, from the top of the canvas."""
         low, high = self.y_range
         return self.top + self.height * (high - value) / (high - low)
 
     def mark_x(self, value: float, name: str) -> None:
         """Write a number below."""
         y = self.top + self.height + 12
-        self.page.text(self.x(value), y, name, LABEL, FAINT, align="center")
+        self.canvas.text(self.x(value), y, name, LABEL, FAINT, align="center")
 
     def mark_y(self, value: float, name: str) -> None:
         """Write a number at the left, and draw a faint line at its height."""
         y = self.y(value)
-        self.page.boxes([(self.left, y - 0.5, self.width, 1.0)], BEAT_LINE)
-        self.page.text(self.left - 6, y, name, LABEL, FAINT, align="right")
+        self.canvas.boxes([(self.left, y - 0.5, self.width, 1.0)], BEAT_LINE)
+        self.canvas.text(self.left - 6, y, name, LABEL, FAINT, align="right")
 
     def draw_frame(self) -> None:
         """Draw the left and the lower edge."""
         left, bottom = self.left - 0.5, self.top + self.height - 0.5
         edges = [(left, self.top, 1.0, self.height), (left, bottom, self.width + 1, 1.0)]
-        self.page.boxes(edges, BAR_LINE)
+        self.canvas.boxes(edges, BAR_LINE)
 
 
 def _points(name: str, history: Sequence[Mapping[str, float]], path: Path) -> dict[str, Points]:
@@ -249,7 +248,7 @@ def _known(points: Points) -> Points:
     return points[np.isfinite(points[:, 1])]
 
 
-def _curve_axes(page: Canvas, box: Box, lines: Mapping[str, Points]) -> _Axes:
+def _curve_axes(canvas: Canvas, box: Box, lines: Mapping[str, Points]) -> _Axes:
     """Draw the axes that hold some lines: epochs, and the logarithm of a value."""
     points = np.concatenate([_known(line) for line in lines.values()])
     (first, low), (last, high) = points.min(0).tolist(), points.max(0).tolist()
@@ -257,14 +256,14 @@ def _curve_axes(page: Canvas, box: Box, lines: Mapping[str, Points]) -> _Axes:
         first, last = first - 1, last + 1
     spare = max(0.05 * math.log10(high / low), 0.002)
     bottom, top = math.log10(low) - spare, math.log10(high) + spare
-    axes = _Axes(page, *box, (first, last), (bottom, top))
+    axes = _Axes(canvas, *box, (first, last), (bottom, top))
     for value in value_ticks(10**bottom, 10**top):
         axes.mark_y(math.log10(value), f"{value:.6g}")
     for epoch in epoch_ticks(first, last):
         axes.mark_x(epoch, f"{epoch:g}")
     axes.draw_frame()
     below = axes.top + axes.height + 28
-    page.text(axes.left + axes.width / 2, below, "epoch", LABEL, INK, align="center")
+    canvas.text(axes.left + axes.width / 2, below, "epoch", LABEL, INK, align="center")
     return axes
 
 
@@ -307,12 +306,12 @@ def _draw_curve(
     breaks = np.cumsum(np.isnan(line[:, 1]))[np.isfinite(line[:, 1])]
     for number in np.unique(breaks).tolist():
         piece = [place for place, of in zip(places, breaks.tolist(), strict=True) if of == number]
-        axes.page.line(piece, colour, 1.8, dashes=dashes)
+        axes.canvas.line(piece, colour, 1.8, dashes=dashes)
         if len(piece) == 1:
-            axes.page.boxes([_square(*piece[0], 4)], colour, corner=2)
+            axes.canvas.boxes([_square(*piece[0], 4)], colour, corner=2)
     if dot:
         lowest = max(places, key=lambda place: place[1])
-        axes.page.boxes([_square(*lowest, 7)], colour, corner=3.5)
+        axes.canvas.boxes([_square(*lowest, 7)], colour, corner=3.5)
 
 
 def _square(x: float, y: float, side: float) -> Box:
@@ -340,10 +339,10 @@ def _write_names(
     for end, height in zip(ends, heights, strict=True):
         colour = colours[end.name]
         if end.x < right:
-            axes.page.line([(end.x + 6, end.y), (right, end.y)], colour, 0.8, dashes=(1, 3))
-        axes.page.line([(right + 3, end.y), (right + 8, end.y), (right + 17, height)], colour, 1)
-        axes.page.line([(right + 17, height), (right + 22, height)], colour, 1)
-        axes.page.text(right + 27, height, end.name, LABEL, INK, room=room)
+            axes.canvas.line([(end.x + 6, end.y), (right, end.y)], colour, 0.8, dashes=(1, 3))
+        axes.canvas.line([(right + 3, end.y), (right + 8, end.y), (right + 17, height)], colour, 1)
+        axes.canvas.line([(right + 17, height), (right + 22, height)], colour, 1)
+        axes.canvas.text(right + 27, height, end.name, LABEL, INK, room=room)
 
 
 def spread_out(heights: Sequence[float], gap: float, top: float, bottom: float) -> list[float]:
@@ -385,34 +384,34 @@ def _check_range(codes: Codes, codebook_size: int, what: str) -> None:
         )
 
 
-def _write_streams(page: Canvas, streams: int) -> None:
-    """Say at the top right what the marks mean."""
-    x = page.width - EDGE
+def _write_streams(canvas: Canvas, streams: int) -> None:
+    """Write the legend of the streams at the top right."""
+    x = canvas.width - EDGE
     for number, (name, colour) in reversed(list(enumerate(STREAMS[streams]))):
-        x -= page.text(x, EDGE + 4, name, LABEL, INK, align="right") + 10
-        page.boxes([_square(x, EDGE + 4, 7)], colour, corner=0 if number else 3.5)
+        x -= canvas.text(x, EDGE + 4, name, LABEL, INK, align="right") + 10
+        canvas.boxes([_square(x, EDGE + 4, 7)], colour, corner=0 if number else 3.5)
         x -= 18
 
 
-def _draw_codes(page: Canvas, box: Box, grid: Codes, title: str, codebook_size: int) -> None:
+def _draw_codes(canvas: Canvas, box: Box, grid: Codes, title: str, codebook_size: int) -> None:
     """Draw the codes (S, T) of one loop."""
     left, top, width, height = box
     steps = grid.shape[1]
     spare = 0.5 + 0.03 * codebook_size
-    axes = _Axes(page, *box, (0, steps), (-spare, codebook_size - 1 + spare))
-    page.text(left, top - 28, title, TITLE_TEXT, INK, room=width, bold=True)
+    axes = _Axes(canvas, *box, (0, steps), (-spare, codebook_size - 1 + spare))
+    canvas.text(left, top - 28, title, TITLE_TEXT, INK, room=width, bold=True)
     bar = width / LOOP.bars
     halves = (0, LOOP.bars // 2)
-    page.boxes([(left + half * bar, top, bar, height) for half in halves], TINT)
+    canvas.boxes([(left + half * bar, top, bar, height) for half in halves], TINT)
     for index in sorted({*range(0, codebook_size - 1, -(-codebook_size // 4)), codebook_size - 1}):
         axes.mark_y(index, str(index))
-    page.boxes([(left + n * bar - 0.5, top, 1.0, height) for n in range(LOOP.bars + 1)], BAR_LINE)
+    canvas.boxes([(left + n * bar - 0.5, top, 1.0, height) for n in range(LOOP.bars + 1)], BAR_LINE)
     for n in range(LOOP.bars):
-        page.text(left + n * bar, top - 9, str(n + 1), LABEL, FAINT)
+        canvas.text(left + n * bar, top - 9, str(n + 1), LABEL, FAINT)
     for step in range(0, steps, max(1, steps // LOOP.bars)):
         axes.mark_x(step + 0.5, str(step))
     axes.draw_frame()
     side = min(4.5, 0.9 * width / steps)
     for number, (row, (_, colour)) in enumerate(zip(grid, STREAMS[len(grid)], strict=True)):
         marks = [_square(axes.x(t + 0.5), axes.y(k), side) for t, k in enumerate(row.tolist())]
-        page.boxes(marks, colour, corner=0 if number else side / 2)
+        canvas.boxes(marks, colour, corner=0 if number else side / 2)

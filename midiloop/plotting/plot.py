@@ -1,7 +1,7 @@
 """Pictures of loops: a drum lane above a bass lane, one loop large or many side by side.
 
-Everything drawn is a box or a text on a `Page`. Matplotlib comes with the extra ``plot``; importing
-this module does not load it.
+Everything drawn is a box or a text on a `Canvas`. Matplotlib comes with the extra ``plot``;
+importing this module does not load it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from midiloop.common.canvas import INCH_PX, PNG_DPI, Canvas, open_canvas
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP, PITCH_NAMES, Grid, Roll
 
-# What drawing loads, for a process that shall begin with it.
+# Modules that drawing loads, for processes that import them at their start.
 MODULES = ("midiloop.plotting.plot", "matplotlib.backends.backend_agg", "matplotlib.figure")
 
 # Paul Tol's "bright" scheme, which colour-blind readers can tell apart. A drum belongs to the first
@@ -109,7 +109,7 @@ def draw(picture: Picture | Roll, path: Path, *, grid: Grid = LOOP) -> None:
     >>> midiloop.plot(np.eye(128, 93, dtype=bool), Path("loop.png"))
 
     Raises:
-        LoopError: the roll does not fit the grid, or the file cannot be called that.
+        LoopError: the roll does not fit the grid, or the file has another suffix.
         ImportError: matplotlib is missing.
     """
     if not isinstance(picture, Picture):
@@ -117,16 +117,18 @@ def draw(picture: Picture | Roll, path: Path, *, grid: Grid = LOOP) -> None:
     _check([picture], path, grid)
     edge, lane = LARGE.margin, _lane_width([picture], LARGE)
     left = edge + LARGE.gutter
-    with open_canvas(path, left + lane + edge, LARGE.height(grid) + 2 * edge) as page:
-        _draw_tile(page, picture, LARGE, grid, left, edge, lane)
-        y = page.height - edge - 5
+    with open_canvas(path, left + lane + edge, LARGE.height(grid) + 2 * edge) as canvas:
+        _draw_tile(canvas, picture, LARGE, grid, left, edge, lane)
+        y = canvas.height - edge - 5
         if picture.reference is not None:
-            _draw_marks(page, left + lane, y)
+            _draw_marks(canvas, left + lane, y)
         if len(picture.roll) == grid.steps:  # the rest has no tint to explain
             for inset, colour in ((0, BAR_LINE), (1, "white"), (1, TINT)):
-                page.boxes([(left + inset, y - 6 + inset, 12 - 2 * inset, 12 - 2 * inset)], colour)
+                canvas.boxes(
+                    [(left + inset, y - 6 + inset, 12 - 2 * inset, 12 - 2 * inset)], colour
+                )
             compared = f"bars 1 and {grid.bars // 2 + 1}: nearly equal in a loop"
-            page.text(left + 20, y, compared, LARGE.label, FAINT)
+            canvas.text(left + 20, y, compared, LARGE.label, FAINT)
 
 
 def contact_sheet(
@@ -141,7 +143,7 @@ def contact_sheet(
 
     Raises:
         LoopError: there is nothing to draw or too much for one page, a roll does not fit the grid,
-            or the file cannot be called that.
+            or the file has another suffix.
         ImportError: matplotlib is missing.
     """
     _check(pictures, path, grid)
@@ -154,16 +156,18 @@ def contact_sheet(
     across = SMALL.gutter + lane + 2 * edge
     down = SMALL.height(grid) + 2 * edge
     rows = -(-len(pictures) // columns)
-    with open_canvas(path, across * columns, heading + down * rows) as page:
-        room = page.width - 2 * edge
+    with open_canvas(path, across * columns, heading + down * rows) as canvas:
+        room = canvas.width - 2 * edge
         if compared:
-            room -= _draw_marks(page, page.width - edge, heading / 2 + edge / 2)
+            room -= _draw_marks(canvas, canvas.width - edge, heading / 2 + edge / 2)
         if title:
-            page.text(edge, heading / 2 + edge / 2, title, HEADING_TEXT, INK, room=room, bold=True)
+            canvas.text(
+                edge, heading / 2 + edge / 2, title, HEADING_TEXT, INK, room=room, bold=True
+            )
         for number, picture in enumerate(pictures):
             row, column = divmod(number, columns)
             left = across * column + edge + SMALL.gutter
-            _draw_tile(page, picture, SMALL, grid, left, heading + down * row + edge, lane)
+            _draw_tile(canvas, picture, SMALL, grid, left, heading + down * row + edge, lane)
 
 
 def _check(pictures: Sequence[Picture], path: Path, grid: Grid) -> None:
@@ -187,12 +191,18 @@ def _check(pictures: Sequence[Picture], path: Path, grid: Grid) -> None:
 
 
 def _lane_width(pictures: Sequence[Picture], style: _Style) -> float:
-    """Width of every lane on a page: the style's, or two pixels a step where a roll is long."""
+    """Width of every lane on a canvas: the style's, or two pixels a step where a roll is long."""
     return max(style.lane, *(2 * len(picture.roll) for picture in pictures))
 
 
 def _draw_tile(
-    page: Canvas, picture: Picture, style: _Style, grid: Grid, left: float, top: float, width: float
+    canvas: Canvas,
+    picture: Picture,
+    style: _Style,
+    grid: Grid,
+    left: float,
+    top: float,
+    width: float,
 ) -> None:
     """Draw one roll; its lanes start at ``left`` and its title at ``top``."""
     steps = len(picture.roll)
@@ -201,8 +211,8 @@ def _draw_tile(
     bass_top = drums_top + drums_height + style.gap
     shown = picture.shown
     pitches = _pitch_range(shown if picture.beside is None else shown | picture.beside, grid)
-    drums = _Lane(page, style, left, drums_top, width, drums_height, grid.n_drums, steps)
-    bass = _Lane(page, style, left, bass_top, width, style.bass, len(pitches), steps)
+    drums = _Lane(canvas, style, left, drums_top, width, drums_height, grid.n_drums, steps)
+    bass = _Lane(canvas, style, left, bass_top, width, style.bass, len(pitches), steps)
     _draw_header(drums, picture, grid)
     _draw_drums(drums, picture, grid)
     _draw_bass(bass, picture, pitches, grid)
@@ -219,7 +229,7 @@ def _pitch_range(roll: Roll, grid: Grid) -> range:
 
 def _draw_header(lane: _Lane, picture: Picture, grid: Grid) -> None:
     """Write title, tempo and bar numbers above the uppermost lane."""
-    page, style, room = lane.page, lane.style, lane.width
+    canvas, style, room = lane.canvas, lane.style, lane.width
     y = lane.top - style.numbers - style.title / 2
     notes = []
     if picture.reference is not None:
@@ -229,15 +239,15 @@ def _draw_header(lane: _Lane, picture: Picture, grid: Grid) -> None:
         notes.append(f"{round(picture.tempo_bpm, 1):g} bpm")
     if notes:
         right, note = lane.left + lane.width, ", ".join(notes)
-        room -= page.text(right, y, note, style.label, FAINT, align="right") + style.label
-    page.text(lane.left, y, picture.title, style.title_text, INK, room=room, bold=True)
+        room -= canvas.text(right, y, note, style.label, FAINT, align="right") + style.label
+    canvas.text(lane.left, y, picture.title, style.title_text, INK, room=room, bold=True)
     bars = lane.steps // grid.steps_per_bar
     stride = 1
     while stride * lane.width / bars < 2.5 * style.label:
         stride *= 2
     for bar in range(0, bars, stride):
         x = lane.x(bar * grid.steps_per_bar)
-        page.text(x, lane.top - style.numbers / 2, str(bar + 1), style.label, FAINT)
+        canvas.text(x, lane.top - style.numbers / 2, str(bar + 1), style.label, FAINT)
 
 
 def _draw_drums(lane: _Lane, picture: Picture, grid: Grid) -> None:
@@ -246,7 +256,7 @@ def _draw_drums(lane: _Lane, picture: Picture, grid: Grid) -> None:
     columns = sorted(range(grid.n_drums), key=lambda c: (ranks[c], grid.drums[c].pitch))
     lane.draw_ground(grid)
     rows = [(lane.left, lane.y(row) - 0.5, lane.width, 1.0) for row in range(lane.rows - 1)]
-    lane.page.boxes(rows, ROW_LINE)
+    lane.canvas.boxes(rows, ROW_LINE)
     lane.draw_grid(grid)
     for row, column in enumerate(columns):
         name, colour = grid.drums[column].name, list(FAMILIES.values())[ranks[column]]
@@ -289,7 +299,9 @@ def _draw_bass(lane: _Lane, picture: Picture, pitches: range, grid: Grid) -> Non
     lane.draw_ground(grid)
     black = [row for row, pitch in enumerate(pitches) if "#" in PITCH_NAMES[pitch % OCTAVE]]
     row_height = lane.height / lane.rows
-    lane.page.boxes([(lane.left, lane.y(row), lane.width, row_height) for row in black], BLACK_KEY)
+    lane.canvas.boxes(
+        [(lane.left, lane.y(row), lane.width, row_height) for row in black], BLACK_KEY
+    )
     lane.draw_grid(grid)
     for cells, shade, hollow in _shades(picture, columns, BASS):
         edges = np.diff(np.pad(cells.T, ((0, 0), (1, 1))).astype(np.int8))
@@ -305,22 +317,22 @@ def _draw_bass(lane: _Lane, picture: Picture, pitches: range, grid: Grid) -> Non
             named.append(row)
 
 
-def _draw_marks(page: Canvas, right: float, y: float) -> float:
-    """Say what the marks of a comparison mean, up to ``right``; give the width that it takes."""
+def _draw_marks(canvas: Canvas, right: float, y: float) -> float:
+    """Write the legend of a comparison, up to ``right``; returns its width."""
     marks = (("added", ADDED, 0.0), ("missed", MISSED, 1.0), ("in both", KEPT, 0.0))
     x = right
     for name, colour, outline in marks:
-        x -= page.text(x, y, name, LARGE.label, INK, align="right") + 14
-        page.boxes([(x, y - 4.5, 9, 9)], colour, corner=1, outline=outline)
+        x -= canvas.text(x, y, name, LARGE.label, INK, align="right") + 14
+        canvas.boxes([(x, y - 4.5, 9, 9)], colour, corner=1, outline=outline)
         x -= 14
     return right - x
 
 
 @dataclass(frozen=True)
 class _Lane:
-    """A rectangle of a page: steps from left to right, rows from the bottom up."""
+    """A rectangle of a canvas: steps from left to right, rows from the bottom up."""
 
-    page: Canvas
+    canvas: Canvas
     style: _Style
     left: float
     top: float
@@ -347,16 +359,18 @@ class _Lane:
         if self.steps == grid.steps:
             starts = (0, grid.bars // 2 * grid.steps_per_bar)
             bar = self.width / grid.bars
-            self.page.boxes([(self.x(s), self.top, bar, self.height) for s in starts], TINT)
+            self.canvas.boxes([(self.x(s), self.top, bar, self.height) for s in starts], TINT)
 
     def draw_grid(self, grid: Grid) -> None:
         """Draw beats thin and bars strong, the frame among them."""
         for stride, colour in ((grid.steps_per_beat, BEAT_LINE), (grid.steps_per_bar, BAR_LINE)):
             steps = range(0, self.steps + 1, stride)
-            self.page.boxes([(self.x(s) - 0.5, self.top, 1.0, self.height) for s in steps], colour)
+            self.canvas.boxes(
+                [(self.x(s) - 0.5, self.top, 1.0, self.height) for s in steps], colour
+            )
         ends = (self.top, self.top + self.height)
         frame = [(self.left - 0.5, y - 0.5, self.width + 1, 1.0) for y in ends]
-        self.page.boxes(frame, BAR_LINE)
+        self.canvas.boxes(frame, BAR_LINE)
 
     def draw_notes(
         self, notes: Sequence[Sequence[int]], colour: str, *, hollow: bool = False
@@ -370,9 +384,9 @@ class _Lane:
         for start, end, row in notes:
             x, y = self.x(start) + inset + half, self.middle(row) - height / 2 + half
             boxes.append((x, y, self.x(end) - inset / 2 - half - x, height - outline))
-        self.page.boxes(boxes, colour, corner=self.style.corner, outline=outline)
+        self.canvas.boxes(boxes, colour, corner=self.style.corner, outline=outline)
 
     def name_row(self, row: int, name: str, *, faint: bool) -> None:
         """Write a name left of a row."""
         x, colour = self.left - self.style.label / 2, FAINT if faint else INK
-        self.page.text(x, self.middle(row), name, self.style.label, colour, align="right")
+        self.canvas.text(x, self.middle(row), name, self.style.label, colour, align="right")

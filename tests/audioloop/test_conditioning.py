@@ -1,4 +1,4 @@
-"""What is told of a loop rotates with it, says what the notes say, and may be left unsaid."""
+"""Conditioning rotates with the loop, has its notes, and may be null."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from midiloop.grid import LOOP, Roll
 
 FRAMES_PER_S = 50.0
 STEPS = 32
-BEGINS, SAID = NOTES - 2, NOTES - 1
+ONSET, HAS_NOTES = NOTES - 2, NOTES - 1
 KICK = LOOP.drum_column("kick")
 
 
@@ -56,9 +56,7 @@ def test_notes_roll_with_the_loop_by_any_step(frames_per_step: int, roll: Roll) 
 
 
 @pytest.mark.parametrize("frames_per_step", [1, 3, 8])
-def test_all_that_is_told_rolls_with_the_loop_by_whole_beats(
-    frames_per_step: int, roll: Roll
-) -> None:
+def test_conditioning_rolls_with_the_loop_by_whole_beats(frames_per_step: int, roll: Roll) -> None:
     condition = Conditioning(roll, STEPS, 8, 33).on(STEPS * frames_per_step, FRAMES_PER_S)
     for by in (4, 16, STEPS - 4):
         conditioning = Conditioning(np.roll(roll, by, 0), STEPS, 8, 33)
@@ -75,7 +73,7 @@ def test_places_go_round() -> None:
     assert torch.equal(condition.at(places).frames[..., :48], rotated(condition, 7).frames)
 
 
-# What is said.
+# Values.
 
 
 def test_frames_of_notes_written_out_by_hand() -> None:
@@ -89,8 +87,8 @@ def test_frames_of_notes_written_out_by_hand() -> None:
     assert frames[KICK].tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
     assert frames[low].tolist() == [1, 1, 1, 1, 0, 0, 1, 1]
     assert frames[high].tolist() == [0, 0, 0, 0, 1, 1, 0, 0]
-    assert frames[BEGINS].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
-    assert frames[SAID].tolist() == [1] * 8
+    assert frames[ONSET].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert frames[HAS_NOTES].tolist() == [1] * 8
     assert frames[:NOTES].sum() == 2 + 6 + 2 + 4 + 8
 
 
@@ -113,7 +111,7 @@ def test_an_octave_of_tempo_is_half_of_one(bpm: float, tempo: float) -> None:
 
 
 @pytest.mark.parametrize("n_frames", [33, 100, 127, 401])
-def test_a_frame_is_told_the_step_its_middle_is_in(n_frames: int) -> None:
+def test_a_frame_has_the_step_its_middle_is_in(n_frames: int) -> None:
     steps = np.zeros((STEPS, LOOP.columns), np.bool_)
     steps[np.arange(STEPS), np.arange(STEPS)] = True
     frames = frames_of(Conditioning(steps, STEPS), n_frames)
@@ -121,16 +119,16 @@ def test_a_frame_is_told_the_step_its_middle_is_in(n_frames: int) -> None:
     assert found == [(2 * frame + 1) * STEPS // (2 * n_frames) for frame in range(n_frames)]
 
 
-def test_programs_are_told_once() -> None:
+def test_programs_are_those_of_the_whole_loop() -> None:
     condition = Conditioning(kit=0, bass=127).on(12, FRAMES_PER_S)
     assert (condition.kit.tolist(), condition.bass.tolist()) == ([0], [127])
     assert condition.kit.dtype == condition.bass.dtype == torch.int64
 
 
-# What is not.
+# The null condition.
 
 
-def test_nothing_told_is_zeros_and_unsaid() -> None:
+def test_the_null_condition_is_zeros() -> None:
     condition = Conditioning().on(20, FRAMES_PER_S)
     assert condition.frames.shape == (1, CHANNELS, 20)
     assert condition.frames.dtype == torch.float32
@@ -138,23 +136,23 @@ def test_nothing_told_is_zeros_and_unsaid() -> None:
     assert (condition.kit.tolist(), condition.bass.tolist()) == ([NULL_PROGRAM], [NULL_PROGRAM])
 
 
-def test_a_beat_may_be_told_without_notes_and_empty_bars_are_notes() -> None:
+def test_a_beat_needs_no_notes_and_empty_bars_are_notes() -> None:
     beat = frames_of(Conditioning(steps=STEPS), 100)
     rest = frames_of(Conditioning(np.zeros((STEPS, LOOP.columns), np.bool_), STEPS), 100)
     assert not beat[:NOTES].any()
     assert torch.equal(beat[NOTES:], rest[NOTES:])
-    assert rest[:NOTES].sum() == rest[SAID].sum() == 100
+    assert rest[:NOTES].sum() == rest[HAS_NOTES].sum() == 100
     assert (
         Conditioning(np.zeros((STEPS, LOOP.columns), np.bool_), STEPS).on(100, FRAMES_PER_S).notes
     )
     assert not Conditioning(steps=STEPS, kit=40).on(100, FRAMES_PER_S).notes
 
 
-def test_silenced_is_as_if_nothing_had_been_told(roll: Roll) -> None:
+def test_the_null_of_a_condition_is_the_null_condition(roll: Roll) -> None:
     conditioning = [Conditioning(roll, STEPS, 1, 35), Conditioning(steps=STEPS, kit=40)]
-    silent = stack([one.on(64, FRAMES_PER_S) for one in conditioning]).null()
+    null = stack([one.on(64, FRAMES_PER_S) for one in conditioning]).null()
     nothing = stack([Conditioning().on(64, FRAMES_PER_S)] * 2)
-    assert all(torch.equal(one, other) for one, other in zip(silent, nothing, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(null, nothing, strict=True))
 
 
 # Several.
@@ -188,7 +186,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("conditioning", "cause"), BAD.values(), ids=BAD)
-def test_what_cannot_be_told_is_one_line(conditioning: dict[str, Any], cause: str) -> None:
+def test_conditioning_that_cannot_be_is_one_line(conditioning: dict[str, Any], cause: str) -> None:
     if "roll" in conditioning:
         conditioning = conditioning | {"roll": np.zeros(conditioning["roll"], np.bool_)}
     with pytest.raises(LoopError, match=cause) as bad:

@@ -34,19 +34,19 @@ def main() -> None:
     config = CONFIGS["masked"]
     shape = BATCH, config.heads, LOOP_FRAMES, config.dim // config.heads
     print(f"{shape}, {torch.get_num_threads()} threads, {options.repeats} turns\n")
-    print("            hears      PyTorch's ms       ours ms   ratio")
+    print("             mask      PyTorch's ms       ours ms   ratio")
     for dtype in (torch.float32, torch.bfloat16):
-        for hears, (theirs, ours) in ways(config.context or 0).items():
+        for mask, (theirs, ours) in masks(config.context or 0).items():
             took = timed(shape, dtype, theirs, ours, options.repeats)
             print(
-                f"{str(dtype).removeprefix('torch.'):>9} {hears:>7} {np.median(took[0]):17.1f} "
+                f"{str(dtype).removeprefix('torch.'):>9} {mask:>7} {np.median(took[0]):17.1f} "
                 f"{np.median(took[1]):13.1f} {np.median(took[1] / took[0]):7.2f}",
                 flush=True,
             )
 
 
-def ways(reach: int) -> dict[str, tuple[Attention, Attention]]:
-    """Who hears whom, by PyTorch's own attention and by ours."""
+def masks(reach: int) -> dict[str, tuple[Attention, Attention]]:
+    """Which frames attend to which, by PyTorch's own attention and by ours."""
     near = attention.local_mask(LOOP_FRAMES, reach, circular=True)
     before = torch.ones(LOOP_FRAMES, LOOP_FRAMES, dtype=torch.bool).tril()
     return {

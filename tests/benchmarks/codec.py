@@ -5,7 +5,7 @@
 Unseen: loops of test songs on kits and basses that nothing was learned from. Generated: loops of
 the model that ships, rendered as ``audioloop render`` does. Every loop is rotated by a random
 angle first, so that its seam is no bar line, where the spectrum would change anyway. The same
-loops, coded with silence beyond their ends, are the control.
+loops, encoded with silence beyond their ends, are the control.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def unseen(dataset: Path, font: Path, n_loops: int) -> Iterator[Wave]:
 
 
 def generated(font: Path, n_loops: int) -> Iterator[Wave]:
-    wish = sample.GenerationRequest(n=n_loops, seed=11)
-    rolls = sample.sample(sample.load(sample.SHIPPED), wish).rolls
+    request = sample.GenerationRequest(n=n_loops, seed=11)
+    rolls = sample.sample(sample.load(sample.SHIPPED), request).rolls
     player = synth.SoundFont(font, RATE)
     tempos = np.random.default_rng(11).uniform(60, 180, n_loops)
     for roll, tempo_bpm in zip(rolls, tempos, strict=True):
@@ -96,9 +96,9 @@ def fidelity(name: str, waves: Iterator[Wave], codec: Codec) -> None:
         for way in reconstruct.DECODED_FROM:
             found[way].append(figures[way])
         codes.append(rows.numpy())
-        coded = compression.encode(rotated, codec, circular=False)
+        encoded = compression.encode(rotated, codec, circular=False)
         with torch.inference_mode():
-            cut = Wave(codec.decode(coded.latent, circular=False)[0].numpy(), codec.config.rate)
+            cut = Wave(codec.decode(encoded.latent, circular=False)[0].numpy(), codec.config.rate)
         open_jumps.append(seam.jump(cut, 0))
         open_fluxes.append(seam.flux_percentile(cut, 0))
         original_fluxes.append(seam.flux_percentile(back["original"], 0))
@@ -142,8 +142,8 @@ def speed(codec: Codec) -> None:
 def memory(codec: Codec) -> float:
     rng = np.random.default_rng(0)
     wave = Wave(rng.normal(0, 0.1, (2, round(LONG_S * RATE))).astype(np.float32), RATE)
-    coded = compression.encode(wave, codec)
-    compression.decode(compression.dequantize(coded.codes, codec), codec, len(wave), RATE)
+    encoded = compression.encode(wave, codec)
+    compression.decode(compression.dequantize(encoded.codes, codec), codec, len(wave), RATE)
     # Linux gives a child its parent's peak in `resource`; this one begins with the program.
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024

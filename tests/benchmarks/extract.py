@@ -10,7 +10,7 @@ against one is wall time, since that is what a second core is for.
 With ``--copies``, time and peak memory are those of a quarter, half and all of a corpus so many
 times as large. Its songs are all different, and so are their loops: each copy of a file has a text
 event and a pattern of toms of its own. How long the dataset takes to be assembled, once all files
-are mined, is told for each loop: the same for all three where time grows with the loops alone.
+are mined, is shown for each loop: the same for all three where time grows with the loops alone.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
         1] [--rescoring-weight 0] [--best-of 4] [--masked-model RUN] [--causal-model RUN] [--codec
         RUN] [--soundfont FILE]
 
-Loops are of validation songs, told as `generate` is told them; the first codebooks may be those of
+Loops are of validation songs, conditioned as in `generate`; the first codebooks may be those of
 true renders (`--known`), so that one sees what is lost from there on. Onsets are found and matched
 as in `onsets`. One seed says little: a difference below two standard errors is chance.
 """
@@ -16,8 +16,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import drawn
 import numpy as np
+import sampling_options
 import torch
 from numpy.typing import NDArray
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--known", type=int, default=0, help="codebooks of the true render")
     parser.add_argument("--best-of", type=int, default=SAMPLING.best_of)
-    drawn.add_options(parser, CONDITIONED)
+    sampling_options.add_options(parser, CONDITIONED)
     options = parser.parse_args()
     inpainter = inpaint.load(
         options.masked_model,
@@ -53,7 +53,7 @@ def main() -> None:
     print(f"{len(pieces)} loops of validation songs, {1000 * WITHIN_S:g} ms")
     means = np.zeros((options.seeds, 3))
     for seed in range(options.seeds):
-        sampling = replace(drawn.sampling(options, seed), best_of=options.best_of)
+        sampling = replace(sampling_options.sampling(options, seed), best_of=options.best_of)
         found = [
             figures(
                 *written(inputs.conditioning_of(loop), true, inpainter, options.known, sampling)
@@ -76,21 +76,21 @@ def written(
 ) -> tuple[Wave, Roll]:
     """What is written after the notes of a render, its first codebooks those of the render."""
     assert conditioning.roll is not None
-    codes = compression.encode(true, inpainter.codec).codes
-    inpaint_mask = torch.ones(codes.shape[1:], dtype=torch.bool)
+    tokens = compression.encode(true, inpainter.codec).codes
+    inpaint_mask = torch.ones(tokens.shape[1:], dtype=torch.bool)
     inpaint_mask[:known] = False
-    condition = conditioning.on(codes.shape[2], inpainter.codec.config.frames_per_s)
-    ways = inpainter.inpaint(codes, inpaint_mask, condition, 1, sampling)
-    return inpainter.decoded(ways, len(true), RATE), conditioning.roll
+    condition = conditioning.on(tokens.shape[2], inpainter.codec.config.frames_per_s)
+    drafts = inpainter.inpaint(tokens, inpaint_mask, condition, 1, sampling)
+    return inpainter.decoded(drafts, len(true), RATE), conditioning.roll
 
 
 def figures(wave: Wave, roll: Roll) -> NDArray[np.float64]:
-    """F1, precision and recall of what is heard of a loop, each 0 to 1."""
-    heard = onsets.heard_s(wave, CHOSEN)
+    """F1, precision and recall of what is detected of a loop, each 0 to 1."""
+    detected = onsets.heard_s(wave, CHOSEN)
     wanted = onsets.written_s(roll, wave.duration_s)
-    right = onsets.matched(heard, wanted, wave.duration_s)
-    f1 = onsets.f_measure(heard, wanted, wave.duration_s)
-    return np.array([f1, right / max(1, len(heard)), right / max(1, len(wanted))])
+    right = onsets.matched(detected, wanted, wave.duration_s)
+    f1 = onsets.f_measure(detected, wanted, wave.duration_s)
+    return np.array([f1, right / max(1, len(detected)), right / max(1, len(wanted))])
 
 
 if __name__ == "__main__":

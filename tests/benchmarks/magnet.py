@@ -72,11 +72,11 @@ def show(what: str, figure: float) -> None:
 
 
 def follows(pieces: list[Piece], inpainter: Inpainter, font: synth.SoundFont) -> None:
-    ways: dict[str, list[tuple[float, float]]] = {}
+    scores: dict[str, list[tuple[float, float]]] = {}
 
     def note(name: str, wave: Wave, roll: Roll) -> None:
         found = onsets.f1(wave, roll, CHOSEN), onsets.f1(wave, roll, LIBROSA)
-        ways.setdefault(name, []).append(found)
+        scores.setdefault(name, []).append(found)
 
     tolds = [inputs.conditioning_of(loop) for loop in pieces]
     for number, (loop, conditioning) in enumerate(zip(pieces, tolds, strict=True)):
@@ -98,24 +98,26 @@ def follows(pieces: list[Piece], inpainter: Inpainter, font: synth.SoundFont) ->
         note("generated", made, conditioning.roll)
         note("generated, beside another loop's notes", made, other)
         note("generated with no notes told", free, conditioning.roll)
-    for name, values in ways.items():
+    for name, values in scores.items():
         chosen, defaults = np.mean(values, 0)
         show(f"onset F1, {name}: mean", chosen)
         show("    by librosa as it comes", defaults)
-    both = np.array(ways["generated"]) - np.array(ways["generated, beside another loop's notes"])
+    both = np.array(scores["generated"]) - np.array(
+        scores["generated, beside another loop's notes"]
+    )
     show("the right notes rather than others: share of loops", float((both[:, 0] > 0).mean()))
     print()
 
 
 def keeps(pieces: list[Piece], inpainter: Inpainter, font: synth.SoundFont) -> None:
-    """What the first half is after the second was made anew, beside what the codec makes of it."""
+    """The first half after the second was regenerated, beside what the codec makes of it."""
     apart, wrap, level = [], [], []
     for loop in pieces[:12]:
         true = render.loop(loop, font).mix
         source = SourceLoop(Path("loop.mid"), true, loop.label, inputs.conditioning_of(loop))
         made = refine.refine(source, inpainter)[0][0]
-        coded = compression.encode(true, inpainter.codec)
-        plain = compression.decode(coded.latent, inpainter.codec, len(true), RATE)
+        encoded = compression.encode(true, inpainter.codec)
+        plain = compression.decode(encoded.latent, inpainter.codec, len(true), RATE)
         kept = slice(len(true) // 16, len(true) // 2 - len(true) // 16)
         wanted = true.samples.mean(0)[kept]
         apart.append(fidelity.si_sdr_db(made.samples[0, kept], wanted))

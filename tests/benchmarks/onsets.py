@@ -81,7 +81,7 @@ def written_s(roll: Roll, duration_s: float) -> Times:
 
 
 def heard_s(wave: Wave, detector: Detector) -> Times:
-    """Onsets of a loop as it goes round."""
+    """Onsets of a loop that repeats."""
     twice = np.tile(wave.samples.mean(0), 2)
     bands = librosa.feature.melspectrogram(
         y=twice, sr=wave.rate, hop_length=HOP, fmax=wave.rate / 2

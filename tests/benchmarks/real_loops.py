@@ -6,7 +6,7 @@ The loops are those of Debian's packages sonic-pi-samples and lmms-common, which
 unpacked into the folder where they are not there yet. The table says of each whether its seam can
 be heard, decided by looking at its last and first 12 ms and at what healing the step takes away
 from the spectrum there; and how large the step is, in full scale: the largest difference of last
-and first sample over the channels. The step is measured here anew, without the code that judges.
+and first sample over the channels. The step is measured here again, without the code that judges.
 It exits with 1 where a file, `check` or `seam` says otherwise.
 """
 

@@ -70,7 +70,7 @@ def prepare(folder: Path, n: int) -> float:
     for number, roll in enumerate(rolls):
         bpm = round(float(rng.uniform(SLOWEST_BPM, FASTEST_BPM)), 1)
         (folder / f"{number:04d}.mid").write_bytes(score.to_bytes(pianoroll.decode(roll, bpm)))
-        total_s += label.Label(bpm, 8).samples(RATE) / RATE
+        total_s += label.LoopLabel(bpm, 8).samples(RATE) / RATE
     return total_s
 
 

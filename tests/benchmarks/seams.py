@@ -21,7 +21,7 @@ import numpy as np
 from scipy import stats
 
 from audioloop.io import wave
-from audioloop.io.label import Label
+from audioloop.io.label import LoopLabel
 from audioloop.io.wave import Format, Samples, Wave, resample
 from audioloop.rendering import piece, render, synth
 from audioloop.rendering.synth import BLOCK, Event
@@ -42,8 +42,8 @@ def main() -> None:
     font = synth.SoundFont(synth.soundfont(options.soundfont), RATE)
     print(f"FluidSynth {synth.version()}, {font.path.name}, {options.loops} loops", flush=True)
     at_seams, at_bars, snapped_db, own_db, lossy = [], [], [], [], []
-    wish = sample.GenerationRequest(n=options.loops, seed=5)
-    rolls = sample.sample(sample.load(sample.SHIPPED), wish).rolls
+    request = sample.GenerationRequest(n=options.loops, seed=5)
+    rolls = sample.sample(sample.load(sample.SHIPPED), request).rolls
     rng = np.random.default_rng(5)
     for roll, bpm in zip(rolls, rng.uniform(SLOWEST_BPM, FASTEST_BPM, len(rolls)), strict=True):
         loop = piece.of_roll(roll, float(bpm), "loop")
@@ -81,13 +81,13 @@ def bar_lines(n_samples: int) -> list[int]:
     return [round(block * n_samples / n_blocks) for block in blocks]
 
 
-def through_ogg(loop: Wave, said: Label) -> tuple[float, float]:
+def through_ogg(loop: Wave, said: LoopLabel) -> tuple[float, float]:
     """Level of what OGG adds, in dB, and the jump at the seam of what it leaves."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "loop.ogg"
         wave.write(path, loop, said, Format("ogg", "lossy"))
-        coded = wave.read(path)
-    return level(coded.samples, loop.samples), seam.jump(coded, 0)
+        decoded = wave.read(path)
+    return level(decoded.samples, loop.samples), seam.jump(decoded, 0)
 
 
 def in_a_row(loop: piece.Piece, font: synth.SoundFont) -> tuple[float, float]:

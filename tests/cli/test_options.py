@@ -70,13 +70,13 @@ def test_help_shows_the_default_that_the_option_has(name: str) -> None:
 def test_help_of_what_depends_on_notes_says_what_the_models_take() -> None:
     inpaint = pytest.importorskip("audioloop.pipelines.inpaint")
     text_to_audio = pytest.importorskip("audioloop.pipelines.text_to_audio")
-    told, free, text = inpaint.CONDITIONED, inpaint.UNCONDITIONED, text_to_audio.SAMPLING
+    notes, free, text = inpaint.CONDITIONED, inpaint.UNCONDITIONED, text_to_audio.SAMPLING
     expected = {
-        "--cfg-scale": f"{inpaint.BEST_OF_CFG_SCALE:g} with notes, {told.cfg_scale:g} with notes "
+        "--cfg-scale": f"{inpaint.BEST_OF_CFG_SCALE:g} with notes, {notes.cfg_scale:g} with notes "
         f"and --best-of 1, {free.cfg_scale:g} without notes, {text.cfg_scale:g} for a text",
-        "--temperature": f"{told.temperature:g} with notes, {free.temperature:g} without, "
+        "--temperature": f"{notes.temperature:g} with notes, {free.temperature:g} without, "
         f"{text.temperature:g} for a text",
-        "--top-p": f"{told.top_p:g} with notes, {free.top_p:g} without, {text.top_p:g} for a text",
+        "--top-p": f"{notes.top_p:g} with notes, {free.top_p:g} without, {text.top_p:g} for a text",
         "--choice-temperature": f"{inpaint.SAMPLING.choice_temperature:g}; "
         f"{text.choice_temperature:g} for a text",
         "--rescoring-weight": f"{inpaint.SAMPLING.rescoring_weight:g}",
@@ -127,6 +127,8 @@ READ = {
     "midiloop train vq-vae none -o o",
     "midiloop generate none -o o",
     "midiloop generate -o o --like none.mid",
+    "midiloop humanize none.mid -o o",
+    "midiloop generate -o o --feel 1 --hands none",
     "midiloop evaluate none --reference dataset",
     "midiloop evaluate dataset --reference none",
     "midiloop reproduce none -o o",
@@ -168,6 +170,12 @@ def test_every_command_that_reads_is_tried() -> None:
 # What would change nothing, and the option that the message names.
 UNUSED = {
     "midiloop generate -o o --keep drums": "--keep",
+    "midiloop generate -o o --hands dataset": "--hands",
+    "midiloop humanize song.mid -o o --feel 0 --seed 1": "--seed",
+    "midiloop humanize song.mid -o o --feel 0 --swing 1 --hands dataset": "--hands",
+    "midiloop export dataset --npz o.npz --feel 1": "--feel",
+    "midiloop export dataset --midi o --seed 1": "--seed",
+    "audioloop render song.mid -o o --seed 1": "--seed",
     "midiloop plot song.mid -o o.png --split test": "--split",
     "midiloop plot song.mid -o o.png --song x": "--song",
     "midiloop evaluate --reference dataset --split test": "--split",

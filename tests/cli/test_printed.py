@@ -67,14 +67,14 @@ def run(
         shown: on a terminal, as far as stderr goes.
     """
     group, rest = line(args, places)
-    printed, told = io.BytesIO(), io.BytesIO()
+    printed, reported = io.BytesIO(), io.BytesIO()
     out = io.TextIOWrapper(printed, "utf-8", write_through=True)
-    err = (Terminal if shown else io.TextIOWrapper)(told, "utf-8", write_through=True)
+    err = (Terminal if shown else io.TextIOWrapper)(reported, "utf-8", write_through=True)
     streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
     with streams[0], streams[1], pytest.raises(SystemExit) as left:
         getattr(main, group)(rest)
     assert isinstance(left.value.code, int)
-    return left.value.code, printed.getvalue(), told.getvalue()
+    return left.value.code, printed.getvalue(), reported.getvalue()
 
 
 def run_apart(

@@ -130,7 +130,7 @@ def libraries(extras: dict[str, list[str]], dependencies: list[str]) -> set[str]
     return (names | set(ELSEWHERE.split())) - {"midiloop", "audioloop"}
 
 
-def test_nobody_is_told_to_install_a_stranger() -> None:
+def test_no_page_installs_a_stranger() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     known = libraries(extras, project["dependencies"])

@@ -1,8 +1,8 @@
 """One thing has one name, and it is the field's: words of our own making stand in no name or page.
 
-Names are strict: a word of a public name, an option or a command may not be one of `NAMES`. Prose
-that users read (help texts and pages) may use ordinary English, but not what would be jargon of
-this project alone, `PROSE`.
+Names are strict: a word of a public name, of a private function, class, method or constant, of an
+option or of a command may not be one of `NAMES`. Prose that users read (help texts and pages) may
+use ordinary English, but not what would be jargon of this project alone, `PROSE`.
 """
 
 from __future__ import annotations
@@ -63,6 +63,13 @@ ALLOWED = {
     "wave.SILENT": "a level, below which a wave is silent",
 }
 
+# The same for private names, wherever they stand.
+PRIVATE_ALLOWED = {
+    "_opened": "a file that is open",
+    "_seal": "the step that makes a data set of its partial shards",
+    "_STATED_TEMPO": "a tempo in the name of a file",
+}
+
 
 def words(name: str) -> set[str]:
     """The words of a name: "NullCondition_of" to {"null", "condition", "of"}."""
@@ -92,14 +99,36 @@ def members(body: list[ast.stmt], prefix: str) -> Iterator[str]:
                 yield from members(inner, prefix)
 
 
-def public_names() -> Iterator[str]:
-    """Every public name of both packages and the command line, with its module."""
+def modules() -> Iterator[tuple[str, list[ast.stmt]]]:
+    """Every module of both packages and the command line, with its statements."""
     for top in (ROOT / "midiloop", ROOT / "audioloop", ROOT / "cli" / "midiloop_cli"):
         for path in sorted(top.rglob("*.py")):
             inside = path.relative_to(top.parent).with_suffix("")
             module = ".".join(part for part in inside.parts if part != "__init__")
-            yield module
-            yield from members(ast.parse(path.read_text("utf-8")).body, module)
+            yield module, ast.parse(path.read_text("utf-8")).body
+
+
+def public_names() -> Iterator[str]:
+    """Every public name of every module, with its module."""
+    for module, body in modules():
+        yield module
+        yield from members(body, module)
+
+
+def defined(body: list[ast.stmt]) -> Iterator[str]:
+    """Functions, classes and constants of a module, and methods of its classes, private or not."""
+    for node in body:
+        match node:
+            case ast.ClassDef(name=name, body=inner):
+                yield name
+                yield from defined(inner)
+            case ast.FunctionDef(name=name):
+                yield name
+            case ast.Assign(targets=targets):
+                for target in targets:
+                    for part in ast.walk(target):
+                        if isinstance(part, ast.Name):
+                            yield part.id
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
@@ -135,6 +164,16 @@ def test_public_names_are_standard_terms() -> None:
         odd = words(name.rpartition(".")[2]) & NAMES.keys()
         if odd and not any(name.endswith(end) for end in ALLOWED):
             found[name] = sorted(odd)
+    assert not found
+
+
+def test_private_names_are_standard_terms() -> None:
+    found = {}
+    for module, body in modules():
+        names = [name for name in defined(body) if re.match("_[A-Za-z]", name)]
+        odd = [name for name in names if words(name) & NAMES.keys() and name not in PRIVATE_ALLOWED]
+        if odd:
+            found[module] = odd
     assert not found
 
 
@@ -207,6 +246,8 @@ def test_docstrings_explain_names_that_exist() -> None:
 
 
 def test_what_is_jargon_is_found() -> None:
+    module = ast.parse("_SEAL = 1\nclass A:\n  def _heat(self): ...\ndef _b(told): ...\n")
+    assert list(defined(module.body)) == ["_SEAL", "A", "_heat", "_b"]
     assert jargon("It fills\ngaps that are made anew.") == [
         "'anew' (say regenerated)",
         "'gaps' (say masked tokens)",

@@ -1,15 +1,15 @@
-"""Every way to make a loop of codes, measured alike: LoopGen's table 2 for our own models.
+"""Every method of loop generation under the same metrics: LoopGen's table 2 for our own models.
 
 A comparison is a folder::
 
     benchmark.md .json      the tables, and what stands in them
     seam_nats.png         cross-entropy around the seam, as figure 3 of the paper
     perplexity.png        seam perplexities of all loops, as figure 4
-    items/NNNNN.json      what was measured of an item; a run goes on where these end
-    audio/…               loops of the first items, if asked for
+    items/NNNNN.json      metrics of an item; a run resumes where these end
+    audio/…               loops of the first items, if wanted
 
-Neither model has learned from a loop of the test split. What is made of an item is always the same,
-by whatever worker and however many items there are.
+Neither model was trained on a loop of the test split. An item always gives the same loops, whatever
+the worker and the number of items.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class Settings:
     """What is compared, and how.
 
     Attributes:
-        num_loops: how many loops each way makes.
+        num_loops: loops of each method.
         window_s: of the model that has one, see `test_set.WINDOWS_S`; naive loops are as long,
             others a third to two thirds of it.
-        decode_steps, unconditioned_decode_steps: of each codebook, where notes are told and where
-            none are; None for those of `inpaint.CONDITIONED` and `inpaint.UNCONDITIONED`.
+        decode_steps, unconditioned_decode_steps: of each codebook, with and without notes;
+            None for those of `inpaint.CONDITIONED` and `inpaint.UNCONDITIONED`.
         rescoring_weight: see `inpaint.SamplingConfig`.
         keep_audio: write the loops of the first items as files.
     """
@@ -88,7 +88,7 @@ class Settings:
         SamplingConfig(rescoring_weight=self.rescoring_weight)
 
     def sampling(self, setting: str) -> SamplingConfig:
-        """How codes are drawn: once, as ways are compared and not drafts."""
+        """How tokens are sampled: one draft each, as methods are compared and not drafts."""
         steps = self.decode_steps if setting == "conditioned" else self.unconditioned_decode_steps
         return replace(SAMPLING, steps=steps, rescoring_weight=self.rescoring_weight, best_of=1)
 
@@ -130,11 +130,11 @@ def run(
     resume: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> BenchmarkResult:
-    """Make all loops that the folder lacks, measure them, and write the tables.
+    """Generate all loops that the folder lacks, measure them, and write the tables.
 
     Args:
-        engine: who makes and measures; one process unless told otherwise, as it is timed too.
-        on_progress: called with how many more items are done.
+        engine: runs the workers; by default one process, since time is measured too.
+        on_progress: called with the number of items done since the last call.
 
     Raises:
         CallError: the settings fit no model, or the folder holds something else, or a comparison
@@ -264,7 +264,7 @@ def task(source: Source, out: Path, job: Job, turn_to: TurnTo) -> None:
     if not job.lost:
         turn_to(0)
         with devices.one_thread():  # as many workers as cores, and the same for any number
-            found |= _measured_item(source, out, job.number)
+            found |= _measure_item(source, out, job.number)
     text = json.dumps(found) + "\n"
     files.write(_place(out, job.number), text.encode())
 
@@ -278,7 +278,7 @@ def _tools(
 
 
 @torch.inference_mode()
-def _measured_item(source: Source, out: Path, number: int) -> dict[str, Any]:
+def _measure_item(source: Source, out: Path, number: int) -> dict[str, Any]:
     settings = source.settings
     font, inpainter = _tools(source.soundfont, source.codec, source.masked, source.causal)
     codec = inpainter.codec

@@ -41,12 +41,12 @@ def of(output: MethodOutput, inpainter: Inpainter, *, conditioned: bool) -> dict
     """
     wave, codec, causal = output.wave, inpainter.codec, inpainter.causal
     assert causal is not None  # as it was loaded
-    codes = compression.encode(wave, codec).codes[0]
-    nats = nats_around(codes, causal)
+    tokens = compression.encode(wave, codec).codes[0]
+    nats = nats_around(tokens, causal)
     seam_nats = nats[:, REACH : REACH + WINDOW].mean(1)
     frames, rest = np.divmod(output.bar_lines, codec.config.frame)
     assert not rest.any()  # so the seam and all bar lines are at the start of a frame
-    at_bars = perplexity.nats_at(codes, frames.tolist(), causal)
+    at_bars = perplexity.nats_at(tokens, frames.tolist(), causal)
     found: dict[str, Any] = {
         "nats": float(seam_nats[0]),
         "nats_all": float(seam_nats.mean()),
@@ -55,7 +55,7 @@ def of(output: MethodOutput, inpainter: Inpainter, *, conditioned: bool) -> dict
         "around": [round(value, 4) for value in nats[0].tolist()],
     }
     if conditioned:
-        nats_ = perplexity.nats_at(codes, [0], causal, output.condition)[0]
+        nats_ = perplexity.nats_at(tokens, [0], causal, output.condition)[0]
         found |= {"conditioned_nats": float(nats_[0]), "conditioned_nats_all": float(nats_.mean())}
     return {
         **found,
@@ -67,21 +67,21 @@ def of(output: MethodOutput, inpainter: Inpainter, *, conditioned: bool) -> dict
 
 
 @torch.inference_mode()
-def nats_around(codes: Tensor, model: Causal) -> NDArray[np.float64]:
+def nats_around(tokens: Tensor, model: Causal) -> NDArray[np.float64]:
     """Cross-entropy of each frame around a loop's seam: tokens (K, T) to (K, 2 · `REACH` + 1).
 
     Value number `REACH` is of the first frame after the seam. The model is unconditional; its
     context is at least `perplexity.context_frames` before the seam.
     """
-    n_frames = codes.shape[1]
+    n_frames = tokens.shape[1]
     context = max(REACH, perplexity.context_frames(n_frames))
     span = torch.arange(-context, REACH + 1 + AHEAD)
-    line = codes[None][..., span % n_frames]
+    line = tokens[None][..., span % n_frames]
     first = context - REACH
     logits = model(line, Conditioning().on(n_frames, 1.0).at(span), first)[0].float()
     nats = F.cross_entropy(
         logits.flatten(0, 1), line[0, :, first:].flatten(), reduction="none"
-    ).reshape(len(codes), -1)
+    ).reshape(len(tokens), -1)
     return nats[:, : 2 * REACH + 1].double().numpy()
 
 

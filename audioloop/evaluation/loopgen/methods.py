@@ -207,16 +207,16 @@ def methods(method_input: MethodInput) -> Iterator[tuple[str, MethodOutput]]:
         yield f"{name} naive", _cut(method_input, line, 0, method_input.window, seconds)
         yield f"{name} beat-aligned", _cut(method_input, line, 0, method_input.n_frames, seconds)
     half, n_codebooks = method_input.n_frames // 2, method_input.inpainter.masked.config.codebooks
-    masked_codes = torch.full((1, n_codebooks, method_input.n_frames), method_input.mask_token)
+    masked_tokens = torch.full((1, n_codebooks, method_input.n_frames), method_input.mask_token)
 
     def prompted(write: Callable[[MethodInput, int], Tensor]) -> tuple[Tensor, float]:
         prompt, seconds = _timed(functools.partial(write, method_input, half))
-        return torch.cat([prompt, masked_codes[..., half:]], -1), seconds
+        return torch.cat([prompt, masked_tokens[..., half:]], -1), seconds
 
     cold, warm = (prompted(write) for write in (_cold_prefix, _warm_prefix))
-    for name, (codes, before_s) in (("LoopGen tiled", (masked_codes, 0.0)), ("LoopGen", cold)):
-        left = loops.margin(codes, method_input.window, method_input.mask_token)
-        tile, seconds = _timed(functools.partial(_loopgen, method_input, name, codes, left))
+    for name, (tokens, before_s) in (("LoopGen tiled", (masked_tokens, 0.0)), ("LoopGen", cold)):
+        left = loops.margin(tokens, method_input.window, method_input.mask_token)
+        tile, seconds = _timed(functools.partial(_loopgen, method_input, name, tokens, left))
         window = tile[..., (torch.arange(method_input.window) - left) % method_input.n_frames]
         yield name, _cut(method_input, window, left, method_input.n_frames, before_s + seconds)
     masked, condition = method_input.inpainter.masked, method_input.condition
@@ -225,8 +225,8 @@ def methods(method_input: MethodInput) -> Iterator[tuple[str, MethodOutput]]:
         ("tiled", loops.tiled(line_, method_input.n_frames, method_input.window)),
         ("ring", loops.ring(masked, condition)),
     ):
-        for row, (codes, before_s) in ((name, (masked_codes, 0.0)), (f"hybrid {name}", warm)):
-            ring, seconds = _timed(functools.partial(_circular, method_input, row, predict, codes))
+        for row, (tokens, before_s) in ((name, (masked_tokens, 0.0)), (f"hybrid {name}", warm)):
+            ring, seconds = _timed(functools.partial(_circular, method_input, row, predict, tokens))
             latent = compression.dequantize(ring, method_input.inpainter.codec)
             yield row, _on_ring(method_input, latent, before_s + seconds)
 
@@ -253,19 +253,19 @@ def _masked_sequence(method_input: MethodInput) -> Tensor:
     """Tokens (1, K, T) of the window, by the masked model, as a sequence with ends."""
     condition = method_input.frames_at(0, method_input.window)
     masked = method_input.inpainter.masked
-    codes = torch.full((1, masked.config.codebooks, method_input.window), method_input.mask_token)
+    tokens = torch.full((1, masked.config.codebooks, method_input.window), method_input.mask_token)
     predict = loops.predictor(masked, condition, circular=False)
     config = replace(method_input.config, ring=False)
     generator = method_input.generator("masked")
     rescoring = _rescoring(method_input, _judge(method_input.causal, condition))
-    return decode.decode(predict, codes, method_input.mask_token, generator, config, rescoring)
+    return decode.decode(predict, tokens, method_input.mask_token, generator, config, rescoring)
 
 
-def _loopgen(method_input: MethodInput, row: str, codes: Tensor, left: int) -> Tensor:
+def _loopgen(method_input: MethodInput, row: str, tokens: Tensor, left: int) -> Tensor:
     condition = method_input.frames_at(-left, method_input.window)
     return loops.loopgen(
         loops.predictor(method_input.inpainter.masked, condition, circular=False),
-        codes,
+        tokens,
         method_input.window,
         method_input.mask_token,
         method_input.generator(row),
@@ -274,12 +274,12 @@ def _loopgen(method_input: MethodInput, row: str, codes: Tensor, left: int) -> T
     )
 
 
-def _circular(method_input: MethodInput, row: str, predict: Predict, codes: Tensor) -> Tensor:
+def _circular(method_input: MethodInput, row: str, predict: Predict, tokens: Tensor) -> Tensor:
     config, generator = method_input.config, method_input.generator(row)
     rescoring = _rescoring(
         method_input, prefix.token_probabilities(method_input.causal, method_input.condition)
     )
-    return decode.decode(predict, codes, method_input.mask_token, generator, config, rescoring)
+    return decode.decode(predict, tokens, method_input.mask_token, generator, config, rescoring)
 
 
 def _rescoring(method_input: MethodInput, judge: TokenProbabilities) -> Rescoring | None:
@@ -290,11 +290,11 @@ def _rescoring(method_input: MethodInput, judge: TokenProbabilities) -> Rescorin
 def _judge(model: Causal, condition: ConditioningTensors) -> TokenProbabilities:
     """As `prefix.token_probabilities`, for a sequence with ends."""
 
-    def probabilities(codes: Tensor, stage: int) -> Tensor:
-        line = codes.clone()
+    def probabilities(tokens: Tensor, stage: int) -> Tensor:
+        line = tokens.clone()
         line[:, stage + 1 :] = model.config.mask_token
         predicted = model(line, condition)[:, stage].softmax(-1)
-        found: Tensor = predicted.gather(-1, codes[:, stage][..., None])[..., 0]
+        found: Tensor = predicted.gather(-1, tokens[:, stage][..., None])[..., 0]
         return found
 
     return probabilities
@@ -314,11 +314,11 @@ def _on_ring(method_input: MethodInput, latent: Tensor, seconds: float) -> Metho
 
 
 def _cut(
-    method_input: MethodInput, codes: Tensor, start: int, n_frames: int, seconds: float
+    method_input: MethodInput, tokens: Tensor, start: int, n_frames: int, seconds: float
 ) -> MethodOutput:
     """Decode a window's tokens (1, K, T) with ends, and cut a loop out of it."""
     codec = method_input.inpainter.codec
-    latent = compression.dequantize(codes, codec)
+    latent = compression.dequantize(tokens, codec)
     line, more_s = _timed(lambda: codec.decode(latent, circular=False))
     frame = codec.config.frame
     samples = line[..., start * frame : (start + n_frames) * frame]

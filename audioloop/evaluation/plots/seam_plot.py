@@ -18,7 +18,7 @@ from midiloop.errors import counted
 from midiloop.plotting.figures import value_ticks
 from midiloop.plotting.plot import ADDED, BAR_LINE, BASS, BEAT_LINE, FAINT, FAMILIES, INK, MISSED
 
-# Pixels, as everything on a page.
+# Pixels, as everything on a canvas.
 EDGE, GUTTER, LANE = 24, 84, 1080
 TITLE_TEXT, HEADING_TEXT, LABEL = 17, 13, 11
 HEADING, AXIS, GAP = 24, 22, 12  # above a panel, below it, and between two side by side
@@ -52,30 +52,30 @@ def draw(wave: Wave, seam: Seam, path: Path, title: str) -> None:
     heights = (PASSES_HEIGHT, SAMPLES_HEIGHT, SPECTRUM_HEIGHT, ROW * n_rows)
     height = above + sum(HEADING + panel + AXIS for panel in heights) + EDGE
     left, half = EDGE + GUTTER, (LANE - GAP - GUTTER / 2) / 2
-    with open_canvas(path, left + LANE + EDGE, height) as page:
+    with open_canvas(path, left + LANE + EDGE, height) as canvas:
         bars = "" if seam.bars is None else f", {counted(seam.bars, 'bar')}"
         about = f"{wave.duration_s:.2f} s at {wave.rate:,} Hz{bars}"
-        taken = page.text(left + LANE, EDGE + 8, about, LABEL, FAINT, align="right")
+        taken = canvas.text(left + LANE, EDGE + 8, about, LABEL, FAINT, align="right")
         room = GUTTER + LANE - taken - EDGE
-        page.text(EDGE, EDGE + 8, title, TITLE_TEXT, INK, room=room, bold=True)
+        canvas.text(EDGE, EDGE + 8, title, TITLE_TEXT, INK, room=room, bold=True)
 
         top = above + HEADING
-        _draw_passes(_Panel(page, left, top, LANE, PASSES_HEIGHT), wave, seam.bars)
+        _draw_passes(_Panel(canvas, left, top, LANE, PASSES_HEIGHT), wave, seam.bars)
         top += PASSES_HEIGHT + AXIS + HEADING
         for number, side_ms in enumerate(SAMPLES_MS):
             x = left + number * (LANE - half)
-            _draw_samples(_Panel(page, x, top, half, SAMPLES_HEIGHT), wave, side_ms)
+            _draw_samples(_Panel(canvas, x, top, half, SAMPLES_HEIGHT), wave, side_ms)
         top += SAMPLES_HEIGHT + AXIS + HEADING
-        _draw_spectrum(_Panel(page, left, top, LANE, SPECTRUM_HEIGHT), wave)
+        _draw_spectrum(_Panel(canvas, left, top, LANE, SPECTRUM_HEIGHT), wave)
         top += SPECTRUM_HEIGHT + AXIS + HEADING
-        _draw_measures(page, seam, left, top)
+        _draw_measures(canvas, seam, left, top)
 
 
 @dataclass(frozen=True)
 class _Panel:
-    """A rectangle of a page, with the seam in the middle."""
+    """A rectangle of a canvas, with the seam in the middle."""
 
-    page: Canvas
+    canvas: Canvas
     left: float
     top: float
     width: float
@@ -96,18 +96,18 @@ class _Panel:
     def draw_heading(self, text: str, note: str = "") -> None:
         """Write what is seen above, and a remark at the right."""
         y = self.top - HEADING / 2
-        self.page.text(self.left, y, text, HEADING_TEXT, INK, bold=True)
-        self.page.text(self.left + self.width, y, note, LABEL, FAINT, align="right")
+        self.canvas.text(self.left, y, text, HEADING_TEXT, INK, bold=True)
+        self.canvas.text(self.left + self.width, y, note, LABEL, FAINT, align="right")
 
     def draw_frame(self) -> None:
         """Draw the upper and the lower edge."""
         edges = [(self.left, y - 0.5, self.width, 1.0) for y in (self.top, self.bottom)]
-        self.page.boxes(edges, BAR_LINE)
+        self.canvas.boxes(edges, BAR_LINE)
 
     def mark_seam(self) -> None:
         """Draw a line through the panel, a little beyond its edges."""
         ends = [(self.seam, self.top - 4), (self.seam, self.bottom + 4)]
-        self.page.line(ends, SEAM, 1.2, dashes=(3, 2))
+        self.canvas.line(ends, SEAM, 1.2, dashes=(3, 2))
 
     def mark_x(self, share: float, name: str) -> None:
         """Write below, at a share of the width, and not beyond the panel."""
@@ -115,11 +115,11 @@ class _Panel:
         align: Literal["left", "center", "right"] = "center"
         if share in (0, 1):
             align = "right" if share else "left"
-        self.page.text(x, self.bottom + 13, name, LABEL, FAINT, align=align)
+        self.canvas.text(x, self.bottom + 13, name, LABEL, FAINT, align=align)
 
     def mark_y(self, y: float, name: str) -> None:
         """Write at the left."""
-        self.page.text(self.left - 6, y, name, LABEL, FAINT, align="right")
+        self.canvas.text(self.left - 6, y, name, LABEL, FAINT, align="right")
 
 
 def _draw_passes(panel: _Panel, wave: Wave, bars: int | None) -> None:
@@ -128,7 +128,7 @@ def _draw_passes(panel: _Panel, wave: Wave, bars: int | None) -> None:
     lines = range(2 * bars + 1) if bars and bars <= panel.width / 16 else range(0)
     strong = panel.width / max(1, len(lines) - 1)
     x_lines = [panel.left + number * strong for number in lines]
-    panel.page.boxes([(x - 0.5, panel.top, 1.0, panel.height) for x in x_lines], BEAT_LINE)
+    panel.canvas.boxes([(x - 0.5, panel.top, 1.0, panel.height) for x in x_lines], BEAT_LINE)
     columns = int(panel.width / 2)  # of one pass
     edges = np.linspace(0, len(wave), columns + 1).astype(np.int64)[:-1]
     high = np.maximum.reduceat(wave.samples.max(0), edges) / wave.peak
@@ -138,7 +138,7 @@ def _draw_passes(panel: _Panel, wave: Wave, bars: int | None) -> None:
     for column, (up, down) in enumerate(zip(np.tile(high, 2), np.tile(low, 2), strict=True)):
         y = panel.middle - scale * float(up)
         boxes.append((panel.left + column, y, 1.0, max(scale * float(up - down), 1.0)))
-    panel.page.boxes(boxes, BASS)
+    panel.canvas.boxes(boxes, BASS)
     panel.draw_frame()
     panel.mark_seam()
     for share, seconds in ((0, 0.0), (0.5, wave.duration_s), (1, 2 * wave.duration_s)):
@@ -153,15 +153,15 @@ def _draw_samples(panel: _Panel, wave: Wave, side_ms: float) -> None:
     more = f"the first {len(near)} channels" if len(wave.samples) > len(near) else ""
     note = "blue: left, pink: right" if len(near) == 2 else more
     panel.draw_heading(f"Samples within {side_ms:g} ms", note)
-    panel.page.boxes([(panel.left, panel.middle - 0.5, panel.width, 1.0)], BEAT_LINE)
+    panel.canvas.boxes([(panel.left, panel.middle - 0.5, panel.width, 1.0)], BEAT_LINE)
     # The seam is between two samples, so they lie half a sample to each side of it.
     xs = panel.left + panel.width * (np.arange(2 * reach) + 0.5) / (2 * reach)
     for channel, colour in zip(near, CHANNELS, strict=False):
         ys = panel.middle - 0.94 * panel.height / 2 * channel / top
         places = list(zip(xs.tolist(), ys.tolist(), strict=True))
-        panel.page.line(places, colour, 1.3)
+        panel.canvas.line(places, colour, 1.3)
         if len(places) <= DOTS_UP_TO:
-            panel.page.boxes([(x - 2, y - 2, 4, 4) for x, y in places], colour, corner=2)
+            panel.canvas.boxes([(x - 2, y - 2, 4, 4) for x, y in places], colour, corner=2)
     panel.draw_frame()
     panel.mark_seam()
     for share, ms in ((0, -side_ms), (0.5, 0.0), (1, side_ms)):
@@ -177,9 +177,9 @@ def _draw_spectrum(panel: _Panel, wave: Wave) -> None:
     levels = mel.decibels(wave, np.floor(centres).astype(np.int64))
     shades = (levels - QUIETEST_DB) / max(float(levels.max()) - QUIETEST_DB, 1.0)
     box = (panel.left, panel.top, panel.width, panel.height)
-    panel.page.image(shades.T[::-1], box, colours=SCALE)
+    panel.canvas.image(shades.T[::-1], box, colours=SCALE)
     ends = [(panel.seam, panel.top), (panel.seam, panel.bottom)]
-    panel.page.line(ends, "white", 1.2, dashes=(3, 2))
+    panel.canvas.line(ends, "white", 1.2, dashes=(3, 2))
     for share, seconds in ((0, -SPECTRUM_S), (0.5, 0.0), (1, SPECTRUM_S)):
         panel.mark_x(share, f"{seconds:g} s")
     hz = mel.band_hz(wave.rate)[1:-1]
@@ -190,17 +190,17 @@ def _draw_spectrum(panel: _Panel, wave: Wave) -> None:
             panel.mark_y(panel.bottom - panel.height * row / len(hz), name)
 
 
-def _draw_measures(page: Canvas, seam: Seam, left: float, top: float) -> None:
+def _draw_measures(canvas: Canvas, seam: Seam, left: float, top: float) -> None:
     """A panel a measure: the seam above the joins of every control, and the controls' medians."""
     kinds = {"seam": Control((seam.figures,)), **seam.controls}
     width = (LANE - 2 * 2 * GAP) / 3
     for row, name in enumerate(kinds):
         y, colour = top + ROW * (row + 0.5), SEAM if name == "seam" else INK
         shown = "other bar lines" if name == "bar_lines" else name.replace("_", " ")
-        page.text(left - 10, y, shown, LABEL, colour, align="right", bold=name == "seam")
+        canvas.text(left - 10, y, shown, LABEL, colour, align="right", bold=name == "seam")
     headings = ["jump", "residual", "flux percentile"]
     for number, (field, heading) in enumerate(zip(Figures._fields, headings, strict=True)):
-        panel = _Panel(page, left + number * (width + 2 * GAP), top, width, ROW * len(kinds))
+        panel = _Panel(canvas, left + number * (width + 2 * GAP), top, width, ROW * len(kinds))
         note = ""
         if field == "flux_percentile" and seam.bar_flux_percentile is not None:
             note = f"among the other bar lines {seam.bar_flux_percentile:.0f}"
@@ -219,7 +219,7 @@ def _draw_strip(panel: _Panel, draws: Sequence[Sequence[float]], *, percentile: 
         least, most = float(min(values.min(), 1.0)) / 1.3, float(max(values.max(), 10.0)) * 1.3
         low, high = math.log10(least), math.log10(most)
         ticks = {math.log10(value): f"{value:g}" for value in value_ticks(least, most)}
-    page = panel.page
+    canvas = panel.canvas
 
     def x(value: float) -> float:
         place = value if percentile else math.log10(max(value, LOWEST))
@@ -228,18 +228,18 @@ def _draw_strip(panel: _Panel, draws: Sequence[Sequence[float]], *, percentile: 
     for place, name in ticks.items():
         share = (place - low) / (high - low)
         line = (panel.left + share * panel.width - 0.5, panel.top, 1.0, panel.height)
-        page.boxes([line], BEAT_LINE)
+        canvas.boxes([line], BEAT_LINE)
         panel.mark_x(share, name)
     panel.draw_frame()
     own = x(draws[0][0])
-    page.boxes([(own - 0.5, panel.top, 1.0, panel.height)], SEAM + "55")
+    canvas.boxes([(own - 0.5, panel.top, 1.0, panel.height)], SEAM + "55")
     for row, joins in enumerate(draws):
         y = panel.top + ROW * (row + 0.5)
         if row:
-            page.boxes([(x(value) - 3, y - 3, 6, 6) for value in joins], DOT, corner=3)
-            page.boxes([(x(float(np.median(joins))) - 1, y - 7, 2, 14)], INK)
+            canvas.boxes([(x(value) - 3, y - 3, 6, 6) for value in joins], DOT, corner=3)
+            canvas.boxes([(x(float(np.median(joins))) - 1, y - 7, 2, 14)], INK)
         else:
-            page.boxes([(own - 5, y - 5, 10, 10)], SEAM, corner=5)
+            canvas.boxes([(own - 5, y - 5, 10, 10)], SEAM, corner=5)
 
 
 def figure(name: str, value: float | None) -> str:

@@ -68,7 +68,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
-def heard(codec: Codec, samples: Samples) -> Samples:
+def reconstruction(codec: Codec, samples: Samples) -> Samples:
     """What comes back from the latent."""
     latent = codec.encode(torch.from_numpy(samples)[None, None], circular=True)
     return codec.decode(latent, circular=True)[0, 0].numpy()
@@ -115,8 +115,10 @@ def test_what_was_lost_is_found_and_given_back(lost_db: float) -> None:
     made = balance.balanced(codec, RINGS)
     for number in range(3):  # one of them was not measured
         samples = hiss(number)
-        assert high_gap_db(heard(codec, samples), samples, RATE) < 0.1 - lost_db
-        assert high_gap_db(heard(made, samples), samples, RATE) == pytest.approx(0, abs=0.1)
+        assert high_gap_db(reconstruction(codec, samples), samples, RATE) < 0.1 - lost_db
+        assert high_gap_db(reconstruction(made, samples), samples, RATE) == pytest.approx(
+            0, abs=0.1
+        )
 
 
 def test_both_ways_count_as_much() -> None:
@@ -138,7 +140,7 @@ def test_both_ways_count_as_much() -> None:
 def test_loops_without_highs_do_not_decide() -> None:
     codec = dull(4.0)
     rings = [*RINGS, *map(bass, (50, 100, 200))]
-    each = [high_gap_db(heard(codec, ring), ring, RATE) for ring in rings]
+    each = [high_gap_db(reconstruction(codec, ring), ring, RATE) for ring in rings]
     assert np.mean(each) > 20  # what comes back of the bass has highs, which it had not
     alone = balance.missing_db(codec, RINGS)
     assert balance.missing_db(codec, rings) == pytest.approx(alone, abs=0.3)
@@ -182,10 +184,12 @@ def test_codebooks_of_a_codec_that_learns_do_not_move() -> None:
 
 
 @pytest.mark.usefixtures("exact")
-def test_a_balanced_codec_is_the_old_one_and_a_filter_on_the_circle() -> None:
+def test_a_balanced_codec_is_the_old_one_and_a_circular_filter() -> None:
     codec = dull(4.0)
     made = balance.balanced(codec, RINGS)
-    before, after = (np.fft.rfft(heard(one, hiss(9)).astype(np.float64)) for one in (codec, made))
+    before, after = (
+        np.fft.rfft(reconstruction(one, hiss(9)).astype(np.float64)) for one in (codec, made)
+    )
     hz = np.fft.rfftfreq(LENGTH, 1 / RATE)
     db = 4 * (1 - np.cos(np.pi * np.clip((hz - 6_000) / 2_000, 0, 1))) / 2
     error = np.abs(after - before * 10 ** (db / 20)) ** 2

@@ -1,4 +1,4 @@
-"""A published EnCodec as a coder: what transformers makes of a line, and no seam on a circle."""
+"""A published EnCodec as a codec: as in transformers on a line, and without a seam if circular."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_line_has_a_seam(codec: EnCodec, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("n_frames", [120, 70])
-def test_a_circle_is_the_middle_of_many_rounds(
+def test_a_circular_wave_is_the_middle_of_many_rounds(
     n_frames: int, codec: EnCodec, rng: np.random.Generator
 ) -> None:
     wave = noise(rng, n_frames)
@@ -177,12 +177,12 @@ def test_a_loop_comes_back_with_every_sample(
     n_samples: int, circular: bool, codec: EnCodec, rng: np.random.Generator
 ) -> None:
     samples = rng.uniform(-0.5, 0.5, (2, n_samples)).astype(np.float32)
-    coded = compression.encode(Wave(samples, 44_100), codec, circular=circular)
+    encoded = compression.encode(Wave(samples, 44_100), codec, circular=circular)
     n_frames = round(n_samples / 44_100 * 50)
-    assert coded.codes.shape == (1, BOOKS, n_frames)
-    latent = compression.dequantize(coded.codes, codec)
+    assert encoded.codes.shape == (1, BOOKS, n_frames)
+    latent = compression.dequantize(encoded.codes, codec)
     back = compression.from_frames(
-        codec.decode(latent, circular=circular), coded.n_samples, coded.rate
+        codec.decode(latent, circular=circular), encoded.n_samples, encoded.rate
     )
     assert back.samples.shape == (1, n_samples)
     assert back.rate == 44_100

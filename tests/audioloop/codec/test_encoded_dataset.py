@@ -1,4 +1,4 @@
-"""Coded loops: the same by number, whoever makes them, and codes of what was played."""
+"""Encoded loops: the same by number, whoever makes them, and tokens of what was played."""
 
 from __future__ import annotations
 
@@ -167,8 +167,8 @@ def test_progress_goes_up_to_the_number_that_was_asked_for(copied: Path, prepare
 # What a loop is.
 
 
-class Heard:
-    """What loops of one job were played from and coded from, in order."""
+class Recorder:
+    """The scores and waves that loops of one job were encoded from, in order."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.songs: list[Score] = []
@@ -201,11 +201,11 @@ def source(dataset: LoopDataset, codec: Path) -> Source:
 def test_codes_are_those_of_the_render_on_a_ring(
     source: Source, codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard = Heard(monkeypatch)
+    recorder = Recorder(monkeypatch)
     loops = made_here(source, tmp_path, Job(0, tuple(range(6))))
     monkeypatch.undo()
     font, model = SoundFont(bundled(), TINY.rate), compression.load(codec)
-    for loop, song, ring in zip(loops, heard.songs, heard.rings, strict=True):
+    for loop, song, ring in zip(loops, recorder.songs, recorder.rings, strict=True):
         codebooks, n_frames = loop.codes.shape
         assert codebooks == TINY.codebooks
         assert not n_frames % SNAP
@@ -223,14 +223,14 @@ def test_codes_are_those_of_the_render_on_a_ring(
         assert len(set(expected.flatten().tolist())) > 8
 
 
-def test_what_is_told_is_what_was_played(
+def test_conditioning_is_what_was_played(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard = Heard(monkeypatch)
+    recorder = Recorder(monkeypatch)
     still = replace(source, variety=replace(source.variety, timing_s=0.0, alone=0.3))
     loops = made_here(still, tmp_path, Job(0, tuple(range(12))))
     parts = set()
-    for loop, song in zip(loops, heard.songs, strict=True):
+    for loop, song in zip(loops, recorder.songs, strict=True):
         conditioning = loop.conditioning
         assert conditioning.roll is not None
         assert np.array_equal(conditioning.roll, pianoroll.encode(song))
@@ -248,7 +248,7 @@ def test_loops_are_of_as_many_bars_as_asked_for(source: Source, tmp_path: Path) 
         assert {loop.conditioning.steps for loop in loops} == {bars * LOOP.steps_per_bar}
 
 
-def test_a_codec_of_another_rate_hears_the_same_tempi(prepared: Prepare, tmp_path: Path) -> None:
+def test_a_codec_of_another_rate_has_the_same_tempi(prepared: Prepare, tmp_path: Path) -> None:
     half = replace(TINY, rate=16_000, frame=320, window=640)
     folder = saved(tmp_path / "codec", 8, half)
     variety = replace(encoded_dataset.VARIETY, slowest_bpm=120, fastest_bpm=120)
@@ -352,7 +352,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("other", "says"), OTHERS.values(), ids=OTHERS)
-def test_loops_that_were_coded_otherwise_are_not_mixed(
+def test_loops_that_were_encoded_otherwise_are_not_mixed(
     other: dict[str, Any], says: str, made: Path, prepared: Prepare
 ) -> None:
     before = contents(made)

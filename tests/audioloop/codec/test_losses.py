@@ -95,7 +95,7 @@ def test_louder_throughout_is_no_change_and_swelling_is_one_by_hand() -> None:
 
 
 @pytest.mark.parametrize("hops", [1, 4, 9])
-def test_distances_are_the_same_wherever_a_circle_begins(hops: int) -> None:
+def test_distances_are_the_same_wherever_a_circular_wave_begins(hops: int) -> None:
     x, y = noise(), noise()
     by = hops * max(losses.WINDOWS) // 4
     once = distances(x, y, RATE, circular=True)
@@ -140,7 +140,7 @@ def test_a_sine_has_its_amplitude_in_its_bin(window: int) -> None:
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-def test_spectra_of_a_circle_are_the_middle_of_those_of_a_line_that_repeats(window: int) -> None:
+def test_circular_spectra_are_the_middle_of_those_of_a_line_that_repeats(window: int) -> None:
     x = noise().squeeze(1)
     places = N * 4 // window
     for of in (spectrum, compressed):
@@ -172,7 +172,7 @@ def test_compressed_spectra_roll_with_the_wave(window: int) -> None:
 
 
 @pytest.mark.parametrize("window", discriminator.WINDOWS)
-def test_a_critic_finds_the_same_wherever_a_circle_begins(window: int) -> None:
+def test_a_critic_finds_the_same_wherever_a_circular_wave_begins(window: int) -> None:
     critic, x = Discriminator(window, channels=4), noise()
     once = critic(x, circular=True)
     rolled = critic(x.roll(3 * window // 4, -1), circular=True)
@@ -210,7 +210,7 @@ def test_critics_that_are_sure_and_right_have_nothing_to_learn() -> None:
     assert float(generator_loss([verdict([1.0, 7.0])])) == 0
 
 
-def test_the_gap_of_features_is_relative_and_0_for_equal_waves() -> None:
+def test_the_distance_of_features_is_relative_and_0_for_equal_waves() -> None:
     real = verdict([0.0], [2.0, -2.0], [10.0, 10.0])
     fake = verdict([0.0], [3.0, -2.0], [0.0, 10.0])
     assert float(feature_matching_loss([real], [fake])) == (0.25 + 0.5) / 2

@@ -109,9 +109,9 @@ def test_a_frame_is_one_latent_and_a_code_of_each_codebook(circular: bool, frame
     assert (codes.shape, codes.dtype) == ((2, TINY.codebooks, frames), torch.int64)
     assert codec.dequantize(codes).shape == latent.shape
     assert codec.decode(latent, circular=circular).shape == wave.shape
-    coded = codec(wave, torch.tensor([True, False]), circular=circular)
-    close(coded.wave[:1], codec.decode(latent, circular=circular)[:1])
-    close(coded.wave[1:], codec.decode(codec.dequantize(codes), circular=circular)[1:])
+    output = codec(wave, torch.tensor([True, False]), circular=circular)
+    close(output.wave[:1], codec.decode(latent, circular=circular)[:1])
+    close(output.wave[1:], codec.decode(codec.dequantize(codes), circular=circular)[1:])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -195,7 +195,7 @@ def test_vectors_follow_the_averages_of_their_rows() -> None:
     close(books.vectors, torch.tensor([[[1.0], [16 / 1.5]]]))
 
 
-def test_a_vector_that_few_rows_want_starts_anew_from_one_of_them() -> None:
+def test_a_vector_that_few_rows_want_starts_again_from_one_of_them() -> None:
     rows = [1.0, 2.0, 3.0, 4.0]
     # 1 is left of the 2 rows of the second vector, and 2 would be even
     kept, regenerated = followed(rows, rare=0.5), followed(rows, rare=0.6)

@@ -112,7 +112,7 @@ def run_until(at: int, folder: Path, **more: Any) -> None:
 
 
 def conditioning(folder: Path) -> dict[str, Any]:
-    """What is said of a finished run but for the time."""
+    """The report of a finished run, without the time."""
     found: dict[str, Any] = json.loads((folder / HISTORY).read_text())
     for record in found["history"]:
         del record["minutes"]

@@ -91,9 +91,9 @@ def test_rotating_a_loop_rotates_its_figures(turn: int) -> None:
     codes, condition, places = drawn(41), conditioning(41), [0, 5, 20, 40]
     moved = [place + turn for place in places]
     turned = codes.roll(turn, -1)
-    for heard, heard_there in ((None, None), (condition, rotated(condition, turn))):
-        there = perplexity.nats_at(codes, places, model(), heard)
-        here = perplexity.nats_at(turned, moved, model(), heard_there)
+    for here_condition, there_condition in ((None, None), (condition, rotated(condition, turn))):
+        there = perplexity.nats_at(codes, places, model(), here_condition)
+        here = perplexity.nats_at(turned, moved, model(), there_condition)
         np.testing.assert_allclose(here, there, atol=1e-4)
     assert np.ptp(there[:, 0]) > 0.1  # places do differ
     astray = perplexity.nats_at(turned, moved, model(), condition)  # told of another rotation
@@ -122,7 +122,7 @@ def test_the_line_begins_with_the_context_and_ends_after_the_window() -> None:
     assert np.abs(longer - found).max() > 1e-3
 
 
-def test_a_loop_is_heard_once_before_its_seam() -> None:
+def test_the_context_of_a_seam_is_one_loop() -> None:
     for n_frames, context in ((30, 30), (CONTEXT + 50, CONTEXT)):
         codes = drawn(n_frames)
         found = perplexity.nats_at(codes, [0, 7], model())
@@ -132,7 +132,7 @@ def test_a_loop_is_heard_once_before_its_seam() -> None:
     assert np.abs(perplexity.nats_at(drawn(30), [0], model()) - twice).max() > 1e-3
 
 
-def test_nothing_told_is_silence() -> None:
+def test_without_conditioning_the_null_condition_is_used() -> None:
     codes, condition = drawn(50), conditioning(50)
     silent = perplexity.nats_at(codes, [3], model(), condition.null())
     np.testing.assert_array_equal(perplexity.nats_at(codes, [3], model()), silent)

@@ -1,4 +1,4 @@
-"""Loops through a codec and back: what is written, what is said, and what the shipped one holds."""
+"""Loops through a codec and back: files, report, and the quality of the codec that ships."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from audioloop.codec import compression
 from audioloop.codec.model import Codec, CodecConfig
 from audioloop.evaluation import reconstruct
 from audioloop.io import metadata, wave
-from audioloop.io.label import Label
+from audioloop.io.label import LoopLabel
 from audioloop.io.wave import Format, Wave
 from audioloop.rendering import piece, render, synth
 from handmade import groove
@@ -325,12 +325,12 @@ def test_codes_of_a_rotated_loop_are_the_rotated_codes(
 def test_any_tempo_and_number_of_bars_comes_back_exact(
     codec: Codec, tempo_bpm: float, bars: int
 ) -> None:
-    label = Label(tempo_bpm, bars)
+    label = LoopLabel(tempo_bpm, bars)
     rng = np.random.default_rng(1)
     samples = rng.normal(0, 0.1, (2, label.samples(RATE))).astype(np.float32)
-    coded = compression.encode(Wave(samples, RATE), codec)
-    latent = compression.dequantize(coded.codes, codec)
-    assert len(compression.decode(latent, codec, coded.n_samples, RATE)) == label.samples(RATE)
+    encoded = compression.encode(Wave(samples, RATE), codec)
+    latent = compression.dequantize(encoded.codes, codec)
+    assert len(compression.decode(latent, codec, encoded.n_samples, RATE)) == label.samples(RATE)
 
 
 def test_an_empty_folder_holds_no_codec(tmp_path: Path) -> None:

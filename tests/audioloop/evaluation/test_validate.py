@@ -17,7 +17,7 @@ import soundfile
 
 from audioloop.evaluation import validate
 from audioloop.io import metadata, riff, sources, wave
-from audioloop.io.label import Label
+from audioloop.io.label import LoopLabel
 from audioloop.io.riff import Acid, Chunk, Loop
 from audioloop.io.wave import Format, Wave
 from midiloop.errors import LoopError
@@ -26,7 +26,7 @@ from midiloop_cli import check as check_command
 RATE = 8_000
 WAV, FLAC, OGG = Format("wav", "16"), Format("flac", "16"), Format("ogg", "lossy")
 FORMATS = [WAV, Format("wav", "24"), Format("wav", "float"), FLAC, Format("flac", "24"), OGG]
-LABEL = Label(120, 2, name="groove")
+LABEL = LoopLabel(120, 2, name="groove")
 LENGTH = LABEL.samples(RATE)  # 32,000
 
 
@@ -43,7 +43,7 @@ def tones(length: int, rng: np.random.Generator, rate: int = RATE) -> Wave:
 def loop(tmp_path: Path, rng: np.random.Generator) -> Callable[..., Path]:
     """Write a loop with `wave.write`, under the name that its label gives."""
 
-    def write(said: Label = LABEL, form: Format = WAV, name: str = "", **change: Any) -> Path:
+    def write(said: LoopLabel = LABEL, form: Format = WAV, name: str = "", **change: Any) -> Path:
         sound = change.get("sound") or tones(said.samples(RATE), rng)
         path = tmp_path / ((name or said.file_name("default")) + form.suffix)
         wave.write(path, sound, said, form)
@@ -95,16 +95,16 @@ def only(path: Path) -> str:
     "said",
     [
         LABEL,
-        Label(98.5, 3, (3, 4), root=3),
-        Label(122.99995, 2, (6, 8)),
-        Label(174.613, 4, (7, 8)),
-        Label(40.4999, 2, (5, 4)),
-        Label(33.3, 3),
+        LoopLabel(98.5, 3, (3, 4), root=3),
+        LoopLabel(122.99995, 2, (6, 8)),
+        LoopLabel(174.613, 4, (7, 8)),
+        LoopLabel(40.4999, 2, (5, 4)),
+        LoopLabel(33.3, 3),
     ],
     ids=str,
 )
 def test_nothing_is_wrong_with_what_we_write(
-    form: Format, said: Label, loop: Callable[..., Path]
+    form: Format, said: LoopLabel, loop: Callable[..., Path]
 ) -> None:
     for template in ("default", "audacity", "{name}_{exact_bpm}bpm", "{name}"):
         found = validate.examine(loop(said, form, said.file_name(template)))
@@ -122,7 +122,7 @@ def test_loops_of_any_tempo_are_all_right(
     loop: Callable[..., Path], rng: np.random.Generator
 ) -> None:
     for number, tempo_bpm in enumerate(rng.uniform(40, 250, 60).tolist()):
-        said = Label(tempo_bpm, 1 + number % 4)
+        said = LoopLabel(tempo_bpm, 1 + number % 4)
         for form in (WAV, FLAC):
             path = loop(said, form)
             assert texts(path) == []
@@ -337,7 +337,7 @@ def test_a_file_that_is_no_wav_inside(tmp_path: Path, loop: Callable[..., Path])
 
 def small(tmp_path: Path, form: Format) -> Path:
     rng = np.random.default_rng(2)
-    said = Label(400, 1, (1, 4), root=2)
+    said = LoopLabel(400, 1, (1, 4), root=2)
     path = tmp_path / f"a_400bpm{form.suffix}"
     wave.write(path, tones(said.samples(RATE) // 8, rng), said, form)
     return path

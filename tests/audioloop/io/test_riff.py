@@ -18,13 +18,13 @@ import soundfile
 
 from audioloop.evaluation import validate
 from audioloop.io import metadata, riff, wave
-from audioloop.io.label import Label
+from audioloop.io.label import LoopLabel
 from audioloop.io.riff import Acid, Chunk, Loop
 from audioloop.io.wave import Format, Wave
 from audioloop.pipelines import inputs
 
 RATE = 8_000
-LABEL = Label(120, 4, name="groove")
+LABEL = LoopLabel(120, 4, name="groove")
 LENGTH = LABEL.samples(RATE)  # 64,000
 UNKNOWN = riff.UNKNOWN
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from audioloop.codec import compression
 from audioloop.evaluation import validate
 from audioloop.io import metadata, sources, wave
-from audioloop.io.label import Label, legal
+from audioloop.io.label import LoopLabel, legal
 from audioloop.io.wave import Format, Wave
 from audioloop.pipelines import inpaint, refine
 from midiloop.errors import LoopError
@@ -72,7 +72,9 @@ def batch(tmp_path: Path) -> list[str]:
     inside = tmp_path / "in"
     inside.mkdir()
     for name in ("00_good_120bpm.wav", "zz_good_120bpm.wav"):
-        wave.write(inside / name, Wave(tone().astype("f4")[None], RATE), Label(120, 1), Format())
+        wave.write(
+            inside / name, Wave(tone().astype("f4")[None], RATE), LoopLabel(120, 1), Format()
+        )
     for name, make in BAD.items():
         make(inside / f"{name}.wav")
     return [str(path) for path in sorted(inside.iterdir())]
@@ -100,7 +102,7 @@ def test_a_batch_goes_on_after_every_bad_file(command: Any, batch: list[str]) ->
 
 
 class Silent(inpaint.Inpainter):
-    """Makes nothing anew, and needs no weights for it."""
+    """Regenerates nothing, and needs no weights for it."""
 
     def __init__(self) -> None: ...
 
@@ -263,7 +265,7 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
 def test_damaged_audio_ends_as_findings_or_as_a_loop_error(form: Format, tmp_path: Path) -> None:
     rng = np.random.default_rng(11)
     path = tmp_path / f"a_120bpm{form.suffix}"
-    wave.write(path, Wave(tone().astype("f4")[None], RATE), Label(120, 1), form)
+    wave.write(path, Wave(tone().astype("f4")[None], RATE), LoopLabel(120, 1), form)
     data = path.read_bytes()
     for number in range(80):
         path.write_bytes(damaged(data, rng))

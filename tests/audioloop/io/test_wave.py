@@ -22,7 +22,7 @@ import soundfile
 import wavinfo
 
 from audioloop.io import label, riff, wave
-from audioloop.io.label import Label, Names
+from audioloop.io.label import LoopLabel, Names
 from audioloop.io.riff import Acid, Chunk, Loop
 from audioloop.io.wave import Format, Wave
 from midiloop.errors import CallError, LoopError
@@ -35,7 +35,7 @@ EXACT = [
     Format("flac", "24"),
 ]
 OGG = Format("ogg", "lossy")
-FOUR_BARS = Label(123.4, 4, root=4, name="groove é")
+FOUR_BARS = LoopLabel(123.4, 4, root=4, name="groove é")
 
 
 def noise(rng: np.random.Generator, length: int, channels: int = 2, rate: int = 44_100) -> Wave:
@@ -45,7 +45,7 @@ def noise(rng: np.random.Generator, length: int, channels: int = 2, rate: int = 
     return Wave(samples, rate)
 
 
-def written(path: Path, sound: Wave, form: Format, said: Label = FOUR_BARS) -> Path:
+def written(path: Path, sound: Wave, form: Format, said: LoopLabel = FOUR_BARS) -> Path:
     wave.write(path.with_suffix(form.suffix), sound, said, form)
     return path.with_suffix(form.suffix)
 
@@ -58,7 +58,7 @@ def test_a_loop_has_as_many_samples_as_its_beats_at_any_tempo(rng: np.random.Gen
     for tempo_bpm, rate, meter in itertools.product(
         tempi, (8_000, 32_000, 44_100, 48_000, 96_000), ((4, 4), (3, 4), (6, 8))
     ):
-        said = Label(tempo_bpm, 8, meter)
+        said = LoopLabel(tempo_bpm, 8, meter)
         beats = Fraction(8 * 4 * meter[0], meter[1])
         exact = beats * 60 * rate / Fraction(tempo_bpm)
         assert abs(said.samples(rate) - exact) <= Fraction(1, 2) + Fraction(1, 10**6)
@@ -66,16 +66,16 @@ def test_a_loop_has_as_many_samples_as_its_beats_at_any_tempo(rng: np.random.Gen
 
 
 def test_repeats_are_as_long_as_their_beats_and_not_as_rounded_passes() -> None:
-    once, ten = Label(123.4, 1), Label(123.4, 1).repeated(10)
+    once, ten = LoopLabel(123.4, 1), LoopLabel(123.4, 1).repeated(10)
     assert ten.bars == 10
     assert ten.samples(44_100) != 10 * once.samples(44_100)
     assert ten.samples(44_100) == round(40 * 60 / 123.4 * 44_100)
 
 
 def test_a_loop_of_half_beats_says_that_its_bars_have_to_be_even() -> None:
-    assert Label(120, 2, (7, 8)).quarters == 7
+    assert LoopLabel(120, 2, (7, 8)).quarters == 7
     with pytest.raises(LoopError, match=r"3\.5 quarter notes.*even number of bars"):
-        Label(120, 1, (7, 8))
+        LoopLabel(120, 1, (7, 8))
 
 
 # Samples.
@@ -251,11 +251,11 @@ def acid_by_hand(data: bytes) -> tuple[Any, ...]:
 
 
 LABELS = [
-    Label(120, 8),
-    Label(98.5, 2, (3, 4), root=0),
-    Label(122.99995, 4, (6, 8), root=11),
-    Label(40, 1, (5, 4)),
-    Label(250, 2, (7, 8), root=7),
+    LoopLabel(120, 8),
+    LoopLabel(98.5, 2, (3, 4), root=0),
+    LoopLabel(122.99995, 4, (6, 8), root=11),
+    LoopLabel(40, 1, (5, 4)),
+    LoopLabel(250, 2, (7, 8), root=7),
 ]
 
 
@@ -263,7 +263,7 @@ LABELS = [
 @pytest.mark.parametrize("depth", ["16", "24", "float"])
 @pytest.mark.parametrize("length", [1001, 1002])
 def test_libsndfile_and_wavinfo_read_loop_tempo_and_meter(
-    said: Label, depth: str, length: int, tmp_path: Path, rng: np.random.Generator
+    said: LoopLabel, depth: str, length: int, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     for channels in (1, 2):
         form = Format("wav", depth)
@@ -289,7 +289,7 @@ def test_libsndfile_and_wavinfo_read_loop_tempo_and_meter(
 
 @pytest.mark.parametrize("said", LABELS, ids=str)
 def test_the_acid_chunk_has_the_published_layout(
-    said: Label, tmp_path: Path, rng: np.random.Generator
+    said: LoopLabel, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     path = written(tmp_path / "a", noise(rng, 1000), EXACT[0], said)
     flags, root, magic, zero, beats, denominator, numerator, tempo_bpm = acid_by_hand(
@@ -320,7 +320,7 @@ def test_tags_are_read_back_by_mutagen(
 
 
 def test_a_name_that_is_no_text_can_be_a_tag(tmp_path: Path, rng: np.random.Generator) -> None:
-    said = Label(120, 1, name="b\udcffd")  # as Python gives a file name of the byte 255
+    said = LoopLabel(120, 1, name="b\udcffd")  # as Python gives a file name of the byte 255
     path = written(tmp_path / "a", noise(rng, 500), EXACT[3], said)
     assert mutagen.File(path)["title"] == ["b?d"]
 
@@ -373,8 +373,8 @@ def test_a_file_that_ends_early_is_one_error(tmp_path: Path, rng: np.random.Gene
     for end in range(12, len(data)):  # every boundary of a chunk is among them
         found = riff.read(io.BytesIO(data[:end]))
         assert any(one.what == "RIFF size" for one in found.findings)
-        mended = data[:4] + struct.pack("<I", end - 8) + data[8:end]
-        again = riff.read(io.BytesIO(mended))
+        fixed = data[:4] + struct.pack("<I", end - 8) + data[8:end]
+        again = riff.read(io.BytesIO(fixed))
         assert found.chunks == again.chunks
         assert [chunk.name for chunk in again.chunks] == names[: len(again.chunks)]
 
@@ -506,7 +506,9 @@ def bare_numbers(name: str) -> list[str]:
 
 def test_any_name_becomes_one_that_file_systems_take(tmp_path: Path) -> None:
     for number, name in enumerate(random_names(400)):
-        said = Label(98.5, 8, root=6, name=name, number=number, part="drums" if number % 2 else "")
+        said = LoopLabel(
+            98.5, 8, root=6, name=name, number=number, part="drums" if number % 2 else ""
+        )
         for template in (*label.TEMPLATES, "{number}-{name}-{bars}-{meter}-{exact_bpm}"):
             made = said.file_name(template)
             assert not re.search(r'[\x00-\x1f<>:"/\\|?*]', made)
@@ -519,7 +521,7 @@ def test_any_name_becomes_one_that_file_systems_take(tmp_path: Path) -> None:
 
 def test_every_name_states_the_tempo() -> None:
     for number, name in enumerate([*random_names(300), "a_90bpm", "90 BPM", "bpm", "x" * 500]):
-        said = Label(40.0 + number % 200, 4, name=name, part="bass" if number % 3 else "")
+        said = LoopLabel(40.0 + number % 200, 4, name=name, part="bass" if number % 3 else "")
         for template in ("default", "audacity"):
             made = said.file_name(template)
             found = AUDACITY.fullmatch(made)
@@ -530,7 +532,7 @@ def test_every_name_states_the_tempo() -> None:
 
 def test_names_for_splice_have_its_letters_and_one_bare_number() -> None:
     for name in [*random_names(400), "12 3-4_5", "x" * 300, "7" * 300]:
-        said = Label(174, 4, root=1, name=name, part="bass")
+        said = LoopLabel(174, 4, root=1, name=name, part="bass")
         made = said.file_name("splice")
         assert re.fullmatch(r"[A-Za-z0-9_#-]+", made)
         assert bare_numbers(made) == ["174"]
@@ -539,14 +541,16 @@ def test_names_for_splice_have_its_letters_and_one_bare_number() -> None:
 
 def test_long_names_that_differ_go_on_to_differ() -> None:
     start = "a very long name, " * 20
-    made = {Label(120, 8, name=start + end).file_name("default") for end in ("1", "2", "3")}
+    made = {LoopLabel(120, 8, name=start + end).file_name("default") for end in ("1", "2", "3")}
     assert len(made) == 3
-    parts = {Label(120, 8, name=start, part=p).file_name("default") for p in ("", "drums", "bass")}
+    parts = {
+        LoopLabel(120, 8, name=start, part=p).file_name("default") for p in ("", "drums", "bass")
+    }
     assert len(parts) == 3
 
 
 def test_templates() -> None:
-    said = Label(98.5, 8, (3, 4), root=6, name="My Song", number=7)
+    said = LoopLabel(98.5, 8, (3, 4), root=6, name="My Song", number=7)
     assert said.file_name("default") == "My Song_98bpm"
     assert said.file_name("audacity") == "My Song 98bpm"
     assert said.file_name("splice") == "My-Song_98_loop_F#"
@@ -564,7 +568,7 @@ def test_templates() -> None:
 )  # fmt: skip
 def test_a_template_that_cannot_be_filled_is_one_error(template: str) -> None:
     with pytest.raises(CallError, match="--name-template") as caught:
-        Label(120, 8).file_name(template)
+        LoopLabel(120, 8).file_name(template)
     assert "\n" not in str(caught.value)
 
 

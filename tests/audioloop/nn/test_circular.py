@@ -50,7 +50,7 @@ def middle(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])
-def test_a_circle_goes_on_as_it_begins_however_often_round(n: int) -> None:
+def test_a_circular_sequence_goes_on_as_it_begins_however_often_round(n: int) -> None:
     x = torch.randn(2, 3, n)
     for left, right in [(0, 0), (1, 0), (0, 1), (n, n), (n - 1, n + 1), (3 * n + 2, 5 * n + 1)]:
         expected = [x[..., place % n] for place in range(-left, n + right)]
@@ -85,7 +85,7 @@ def test_frames_and_their_sum_commute_with_rotation_by_hops(n: int, window: int)
 
 
 @pytest.mark.parametrize("n", LENGTHS)
-def test_attention_round_a_circle_commutes_with_rotation(n: int) -> None:
+def test_circular_attention_commutes_with_rotation(n: int) -> None:
     attention = Attention(16, 2).double()
     x = torch.randn(2, n, 16, dtype=torch.float64)
     for by in (1, n - 1, n // 2):
@@ -119,7 +119,7 @@ def test_turning_keeps_lengths_and_makes_products_follow_distance(circular: bool
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
 
 
-# Who hears whom.
+# Attention masks.
 
 
 @pytest.mark.parametrize("circular", [False, True])
@@ -162,7 +162,7 @@ def test_attention_is_the_same_where_gradients_are_wanted(reach: int | None, cau
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention_hears_as_products_do_and_has_their_gradient(causal: bool) -> None:
+def test_attention_is_that_of_products_and_has_their_gradient(causal: bool) -> None:
     query, key, value = of_attention(9)
     mask = torch.ones(9, 9).tril().bool() if causal else None
     mine = attend(query, key, value, causal=causal)
@@ -223,7 +223,7 @@ def test_what_was_before_has_no_reach() -> None:
 
 
 @pytest.mark.parametrize("n", [*LENGTHS, BLOCK + 1])
-def test_restricted_attention_round_a_circle_commutes_with_rotation(n: int) -> None:
+def test_restricted_circular_attention_commutes_with_rotation(n: int) -> None:
     attention = Attention(16, 2).double()
     x = torch.randn(2, n, 16, dtype=torch.float64)
     for by in (1, n - 1, n // 2):
@@ -233,7 +233,7 @@ def test_restricted_attention_round_a_circle_commutes_with_rotation(n: int) -> N
 
 
 @pytest.mark.parametrize("n", LENGTHS)
-def test_causal_attention_hears_itself_and_what_was_before(n: int) -> None:
+def test_causal_attention_sees_itself_and_what_was_before(n: int) -> None:
     attention, x = Attention(16, 2), torch.randn(2, n, 16)
     found = attention(x, circular=False, causal=True)
     for end in range(1, n + 1):
@@ -241,25 +241,25 @@ def test_causal_attention_hears_itself_and_what_was_before(n: int) -> None:
 
 
 @pytest.mark.parametrize("pieces", [(24,), (1,) * 24, (5, 1, 0, 17, 1)])
-def test_what_comes_after_what_was_heard_is_the_whole(pieces: tuple[int, ...]) -> None:
+def test_steps_with_a_cache_are_the_whole(pieces: tuple[int, ...]) -> None:
     attention, x = Attention(16, 2), torch.randn(2, 24, 16)
-    heard, found = attention.empty_cache(x), []
+    cache, found = attention.empty_cache(x), []
     for piece in torch.split(x, list(pieces), 1):
-        mixed, heard = attention.step(piece, heard)
+        mixed, cache = attention.step(piece, cache)
         found.append(mixed)
     close(torch.cat(found, 1), attention(x, circular=False, causal=True))
-    assert heard.keys.shape == heard.values.shape == (2, 2, 24, 8)
+    assert cache.keys.shape == cache.values.shape == (2, 2, 24, 8)
 
 
-def test_hearing_more_leaves_what_was_heard_as_it_was() -> None:
+def test_a_step_leaves_an_earlier_cache_as_it_was() -> None:
     attention, x = Attention(16, 2), torch.randn(2, 24, 16)
-    _, heard = attention.step(x[:, :10], attention.empty_cache(x))
-    before = [part.clone() for part in heard]
-    first, _ = attention.step(x[:, 10:11], heard)
-    attention.step(x[:, 11:], heard)
-    again, _ = attention.step(x[:, 10:11], heard)
+    _, cache = attention.step(x[:, :10], attention.empty_cache(x))
+    before = [part.clone() for part in cache]
+    first, _ = attention.step(x[:, 10:11], cache)
+    attention.step(x[:, 11:], cache)
+    again, _ = attention.step(x[:, 10:11], cache)
     assert torch.equal(first, again)
-    assert all(torch.equal(part, old) for part, old in zip(heard, before, strict=True))
+    assert all(torch.equal(part, old) for part, old in zip(cache, before, strict=True))
 
 
 @pytest.mark.parametrize("start", [1, 7, 400])
@@ -279,7 +279,7 @@ def test_turning_starts_at_zero() -> None:
 
 def test_near_written_out_by_hand() -> None:
     def lines(mask: Tensor) -> list[str]:
-        return ["".join("x" if hears else "." for hears in row) for row in mask.tolist()]
+        return ["".join("x" if attends else "." for attends in row) for row in mask.tolist()]
 
     assert lines(local_mask(5, 1, circular=False)) == ["xx...", "xxx..", ".xxx.", "..xxx", "...xx"]
     assert lines(local_mask(5, 1, circular=True)) == ["xx..x", "xxx..", ".xxx.", "..xxx", "x..xx"]
@@ -289,7 +289,7 @@ def test_near_written_out_by_hand() -> None:
 
 @pytest.mark.parametrize("n", LENGTHS)
 @pytest.mark.parametrize("reach", [0, 1, 2, 30])
-def test_nearness_is_mutual_and_rolls_round_a_circle(n: int, reach: int) -> None:
+def test_nearness_is_mutual_and_wraps_around(n: int, reach: int) -> None:
     line, ring = (local_mask(n, reach, circular=circular) for circular in (False, True))
     assert torch.equal(line, line.T)
     assert torch.equal(ring, ring.T)
@@ -303,7 +303,7 @@ def test_nearness_is_mutual_and_rolls_round_a_circle(n: int, reach: int) -> None
 
 
 @pytest.mark.parametrize("n", LENGTHS)
-def test_a_circle_is_the_middle_of_a_line_that_repeats(n: int) -> None:
+def test_a_circular_sequence_is_the_middle_of_a_line_that_repeats(n: int) -> None:
     x, wave = torch.randn(2, 6, n), torch.randn(2, 1, n * HOP)
     for layer in [*convs(), *(OverlapAdd(6, window, HOP) for window in WINDOWS)]:
         close(layer(x, circular=True), middle(layer, x))

@@ -11,7 +11,7 @@ from small_inpainter import small_inpainter
 
 from audioloop.conditioning import Conditioning
 from audioloop.evaluation import seam_report
-from audioloop.io.label import Label
+from audioloop.io.label import LoopLabel
 from audioloop.io.wave import Wave
 from audioloop.pipelines import generate, inputs, outputs, refine
 from audioloop.pipelines.generate import LoopPrompt
@@ -145,7 +145,7 @@ def test_a_run_writes_what_is_generated_in_memory(
 
 def test_without_notes_a_kit_and_a_bass_are_told_all_the_same() -> None:
     prompt = generate.without_notes()
-    assert (prompt.label, prompt.score) == (Label(120, 4, name="loop"), None)
+    assert (prompt.label, prompt.score) == (LoopLabel(120, 4, name="loop"), None)
     told = prompt.conditioning
     assert (told.roll, *facts(told)) == (None, 64, 0, 33)
     assert facts(generate.without_notes(kit=25).conditioning) == (64, 25, 33)

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from audioloop.io import wave
-from audioloop.io.label import Label
+from audioloop.io.label import LoopLabel
 from audioloop.io.wave import Format, Wave
 from audioloop.pipelines import inputs
 from audioloop.rendering import synth
@@ -33,7 +33,7 @@ def noise(n_samples: int, channels: int = 1) -> Wave:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Saved:
-    def write(name: str, seconds: float, label: Label | None = None, channels: int = 1) -> Path:
+    def write(name: str, seconds: float, label: LoopLabel | None = None, channels: int = 1) -> Path:
         path = tmp_path / name
         form = Format(path.suffix[1:], "lossy" if path.suffix == ".ogg" else "16")
         wave.write(path, noise(round(seconds * RATE), channels), label, form)
@@ -54,7 +54,7 @@ def read(path: Path, **said: Any) -> inputs.SourceLoop:
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
 @pytest.mark.parametrize("tempo_bpm", [97.3, 123.0])
 def test_a_label_is_believed(suffix: str, tempo_bpm: float, saved: Saved) -> None:
-    label = Label(tempo_bpm, 3, (3, 4), name="dub")
+    label = LoopLabel(tempo_bpm, 3, (3, 4), name="dub")
     path = saved(f"dub.{suffix}", label.samples(RATE) / RATE, label)
     loop = read(path)
     assert loop.label.tempo_bpm == pytest.approx(tempo_bpm, abs=1e-5)
@@ -65,7 +65,7 @@ def test_a_label_is_believed(suffix: str, tempo_bpm: float, saved: Saved) -> Non
 
 
 def test_a_rounded_tempo_gives_way_to_the_length(saved: Saved) -> None:
-    exact = Label(122.7, 4)
+    exact = LoopLabel(122.7, 4)
     loop = read(saved("dub_123bpm.wav", exact.samples(RATE) / RATE))
     assert loop.label.bars == 4
     assert loop.label.tempo_bpm == pytest.approx(122.7, abs=0.01)
@@ -128,7 +128,7 @@ def test_an_intro_is_left_out(saved: Saved) -> None:
 
 
 def test_channels_are_said_to_be_mixed(saved: Saved) -> None:
-    label = Label(120, 1)
+    label = LoopLabel(120, 1)
     assert read(saved("dub.wav", 2.0, label, 2)).notes == ("2 channels mixed to one",)
 
 
@@ -160,7 +160,7 @@ def test_bars_of_silence_at_the_end_of_midi_are_told(tmp_path: Path, font: synth
 
 
 def nothing(path: Path) -> None:
-    wave.write(path, Wave(np.zeros((1, RATE), np.float32), RATE), Label(240, 1), Format())
+    wave.write(path, Wave(np.zeros((1, RATE), np.float32), RATE), LoopLabel(240, 1), Format())
 
 
 def no_numbers(path: Path) -> None:
@@ -170,7 +170,7 @@ def no_numbers(path: Path) -> None:
 
 
 def short(path: Path) -> None:
-    wave.write(path, noise(RATE), Label(240, 1), Format())
+    wave.write(path, noise(RATE), LoopLabel(240, 1), Format())
 
 
 BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {

@@ -21,7 +21,7 @@ from audioloop.codec.model import Codec
 from audioloop.conditioning import Conditioning, ConditioningTensors
 from audioloop.evaluation import reconstruct, validate
 from audioloop.io import metadata, wave
-from audioloop.io.label import Label
+from audioloop.io.label import LoopLabel
 from audioloop.io.wave import Format, Samples, Wave
 from audioloop.pipelines import generate, inpaint, outputs, refine
 from audioloop.pipelines.generate import LoopPrompt
@@ -85,7 +85,7 @@ def tones(n_samples: int, rate: int = RATE, channels: int = 1) -> Wave:
     return Wave((samples / np.abs(samples).max() / 2).astype(np.float32), rate)
 
 
-def loop_of(label: Label, rate: int = RATE, *, roll: bool = False) -> SourceLoop:
+def loop_of(label: LoopLabel, rate: int = RATE, *, roll: bool = False) -> SourceLoop:
     steps = int(label.quarters * 4)
     notes = random_rolls(np.random.default_rng(1), 1)[0, :steps] if roll else None
     conditioning = Conditioning(notes, steps, 3, 33)
@@ -106,7 +106,7 @@ def codec_alone(loop: Wave, inpainter: Inpainter) -> Wave:
 @pytest.mark.parametrize("tempo_bpm", [40, 97.3, 123, 250])
 @pytest.mark.parametrize("rate", [44_100, 48_000])
 def test_every_sample_is_there(tempo_bpm: float, rate: int, inpainter: Inpainter) -> None:
-    label = Label(tempo_bpm, 1)
+    label = LoopLabel(tempo_bpm, 1)
     made, regenerated = refine.refine(
         loop_of(label, rate), inpainter, InpaintMask(0), sampling=FAST
     )
@@ -189,7 +189,7 @@ def test_where_no_note_begins_there_are_no_onsets(roll: Any) -> None:
 
 @pytest.mark.parametrize("part", [InpaintMask(0.5), InpaintMask(mask="2,3")])
 def test_what_stays_is_what_the_codec_makes_of_it(part: InpaintMask, inpainter: Inpainter) -> None:
-    label = Label(240, 4)
+    label = LoopLabel(240, 4)
     loop = loop_of(label)
     (made,), regenerated = refine.refine(loop, inpainter, part, sampling=FAST)
     assert regenerated == 0.5
@@ -206,7 +206,7 @@ def test_what_stays_is_what_the_codec_makes_of_it(part: InpaintMask, inpainter: 
 
 
 def test_a_loop_has_no_seam(inpainter: Inpainter) -> None:
-    loop = loop_of(Label(240, 4))
+    loop = loop_of(LoopLabel(240, 4))
     codes = compression.encode(loop.wave, inpainter.codec).codes
     inpaint_mask = InpaintMask().inpaint_mask(loop.conditioning, 4, codes.shape[-1], 50)
     codes = inpainter.inpaint(
@@ -223,7 +223,7 @@ def test_a_loop_has_no_seam(inpainter: Inpainter) -> None:
 
 
 def test_the_level_is_that_of_the_loop(inpainter: Inpainter) -> None:
-    loop = loop_of(Label(240, 2))
+    loop = loop_of(LoopLabel(240, 2))
     soft = replace(loop, wave=Wave(loop.wave.samples * np.float32(2**-6), RATE))
     (loud,), _ = refine.refine(loop, inpainter, sampling=FAST)
     (low,), _ = refine.refine(soft, inpainter, sampling=FAST)
@@ -231,7 +231,7 @@ def test_the_level_is_that_of_the_loop(inpainter: Inpainter) -> None:
 
 
 def test_notes_are_told_unless_it_is_to_be_free(inpainter: Inpainter) -> None:
-    loop = loop_of(Label(240, 2), roll=True)
+    loop = loop_of(LoopLabel(240, 2), roll=True)
     heard = refine.refine(loop, inpainter, InpaintMask(0), sampling=FAST)[0][0].samples
     free = refine.refine(loop, inpainter, InpaintMask(0), sampling=FAST, ignore_notes=True)[0][
         0
@@ -246,16 +246,16 @@ def test_notes_are_told_unless_it_is_to_be_free(inpainter: Inpainter) -> None:
 @pytest.mark.parametrize("level", [0.0, np.nan, np.inf])
 def test_silence_and_no_numbers_are_refused(level: float, inpainter: Inpainter) -> None:
     samples = np.full((1, RATE), level, np.float32)
-    loop = replace(loop_of(Label(240, 1)), wave=Wave(samples, RATE))
+    loop = replace(loop_of(LoopLabel(240, 1)), wave=Wave(samples, RATE))
     with pytest.raises(LoopError, match="silent, or samples that are no numbers"):
         refine.refine(loop, inpainter, sampling=FAST)
 
 
 def test_what_is_too_long_or_too_short_is_refused(inpainter: Inpainter) -> None:
     with pytest.raises(LoopError, match=r"96 s are over 80.*give fewer bars, or a faster tempo"):
-        generate.generate(LoopPrompt(Label(20, 8), Conditioning(steps=128)), inpainter)
+        generate.generate(LoopPrompt(LoopLabel(20, 8), Conditioning(steps=128)), inpainter)
     samples = np.full((1, 300), 0.1, np.float32)
-    loop = replace(loop_of(Label(240, 1)), wave=Wave(samples, RATE))
+    loop = replace(loop_of(LoopLabel(240, 1)), wave=Wave(samples, RATE))
     with pytest.raises(LoopError, match="less than a frame"):
         refine.refine(loop, inpainter, InpaintMask(0))
 
@@ -269,7 +269,7 @@ def test_what_is_too_long_or_too_short_is_refused(inpainter: Inpainter) -> None:
 def test_a_way_depends_on_the_seed_and_its_number_alone(
     notes: bool, primed: bool, rescoring_weight: float, inpainter: Inpainter
 ) -> None:
-    label = Label(240, 1)
+    label = LoopLabel(240, 1)
     conditioning = loop_of(label, roll=True).conditioning if notes else Conditioning(steps=16)
 
     def made(seed: int, n: int) -> list[Any]:
@@ -304,7 +304,7 @@ def test_frames_that_stay_keep_their_codes(inpainter: Inpainter) -> None:
 def test_of_candidates_the_one_goes_on_that_the_notes_say_most_about(inpainter: Inpainter) -> None:
     codes = torch.randint(32, (1, 4, 40), generator=torch.Generator().manual_seed(3))
     inpaint_mask = torch.arange(40) < 30
-    condition = loop_of(Label(240, 1), roll=True).conditioning.on(40, 50)
+    condition = loop_of(LoopLabel(240, 1), roll=True).conditioning.on(40, 50)
 
     def found(best_of: int, conditioning: ConditioningTensors = condition) -> Tensor:
         sampling = replace(FAST, best_of=best_of, seed=2)
@@ -342,14 +342,14 @@ def test_who_is_not_there_has_no_say(inpainter: Inpainter) -> None:
     alone = replace(inpainter, causal=None)
     with pytest.raises(CallError, match="no prefix without a causal model"):
         generate.generate(
-            LoopPrompt(Label(240, 1), Conditioning(steps=16)),
+            LoopPrompt(LoopLabel(240, 1), Conditioning(steps=16)),
             alone,
             sampling=FAST,
             causal_prefix=True,
         )
     with pytest.raises(CallError, match="no rescoring weight without a causal model"):
         refine.refine(
-            loop_of(Label(240, 1)),
+            loop_of(LoopLabel(240, 1)),
             alone,
             InpaintMask(0),
             sampling=replace(FAST, rescoring_weight=0.5),
@@ -359,7 +359,7 @@ def test_who_is_not_there_has_no_say(inpainter: Inpainter) -> None:
 def test_where_notes_are_told_codes_are_drawn_tamer_unless_said_otherwise(
     inpainter: Inpainter,
 ) -> None:
-    loop = loop_of(Label(240, 1), roll=True)
+    loop = loop_of(LoopLabel(240, 1), roll=True)
 
     def made(free: bool, temperature: float | None) -> Samples:
         sampling = replace(FAST, temperature=temperature)
@@ -414,7 +414,7 @@ def test_models_of_another_codec_are_refused(models: list[str], tmp_path: Path) 
 
 @pytest.mark.parametrize("form", [Format(), Format("flac", "16"), Format("ogg", "lossy")])
 def test_what_would_clip_is_turned_down_and_says_so(form: Format, tmp_path: Path) -> None:
-    label = Label(240, 1, name="dub")
+    label = LoopLabel(240, 1, name="dub")
     loud = tones(label.samples(RATE))
     loud = Wave(loud.samples * np.float32(4), RATE)
     files, conditioning = outputs.write(loud, tmp_path, label, form, None)
@@ -453,7 +453,7 @@ def song(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def loop(tmp_path: Path) -> Path:
-    label = Label(197.3, 2, name="dub")
+    label = LoopLabel(197.3, 2, name="dub")
     path = tmp_path / "dub_197bpm.wav"
     wave.write(path, tones(label.samples(RATE), channels=2), label, Format())
     return path
@@ -477,7 +477,7 @@ def test_audio_keeps_its_length_and_label(
     assert (done.returncode, done.stderr) == (0, "")
     assert names(out) == [f"dub_197bpm.{form}"]
     found = metadata.read(out / f"dub_197bpm.{form}")
-    assert len(found.wave) == Label(197.3, 2).samples(RATE)
+    assert len(found.wave) == LoopLabel(197.3, 2).samples(RATE)
     assert found.tempo_bpm == pytest.approx(197.3, abs=1e-4)
     assert (found.bars, found.wave.rate) == (2, RATE)
     assert sound(found.path) == []
@@ -598,7 +598,7 @@ def test_a_loop_comes_of_nothing_but_a_kit_and_a_tempo(models: list[str], tmp_pa
     done = audioloop("generate", "-o", out, *said, "--causal-prefix", *with_causal(models))
     assert (done.returncode, done.stderr) == (0, "")
     assert names(out) == ["seed-7-v1_297bpm.wav", "seed-7-v2_297bpm.wav"]
-    length = Label(297.3, 3).samples(RATE)
+    length = LoopLabel(297.3, 3).samples(RATE)
     for name in names(out):
         assert len(wave.read(out / name)) == length
         assert sound(out / name) == []

@@ -17,7 +17,7 @@ import paths
 from audioloop.codec import compression
 from audioloop.evaluation import validate
 from audioloop.io import wave
-from audioloop.io.label import Label
+from audioloop.io.label import LoopLabel
 from audioloop.pipelines import text_to_audio
 from audioloop.pipelines.inpaint import SamplingConfig
 from audioloop.pipelines.text_to_audio import TextToAudio
@@ -88,7 +88,7 @@ def writer(folders: dict[str, Path]) -> TextToAudio:
 
 @pytest.mark.parametrize("tempo_bpm", [240, 297.3, 300, 400])
 def test_every_sample_is_there(tempo_bpm: float, writer: TextToAudio) -> None:
-    label = Label(tempo_bpm, 1)  # from all of the window to a bit over half of it
+    label = LoopLabel(tempo_bpm, 1)  # from all of the window to a bit over half of it
     loop = writer.loop("warm dub", label, RATE, FAST)
     assert loop.samples.shape == (1, label.samples(RATE))
     assert np.isfinite(loop.samples).all()
@@ -96,7 +96,7 @@ def test_every_sample_is_there(tempo_bpm: float, writer: TextToAudio) -> None:
 
 
 def test_a_loop_depends_on_its_text_its_seed_and_its_number(writer: TextToAudio) -> None:
-    label = Label(300, 1)
+    label = LoopLabel(300, 1)
     ways = [
         writer.loop(
             text, label, RATE, SamplingConfig(FAST.steps, 3.0, seed=seed), number
@@ -111,7 +111,7 @@ def test_a_loop_depends_on_its_text_its_seed_and_its_number(writer: TextToAudio)
 
 
 def test_words_are_drawn_as_they_were_published(writer: TextToAudio) -> None:
-    label, model = Label(300, 1), writer.published.model
+    label, model = LoopLabel(300, 1), writer.published.model
     steps = 4, 2, 2, 2
     sampling = replace(text_to_audio.SAMPLING, steps=steps)
     config = DecodeConfig(steps=steps, spans="stride1", ring=True)  # else as published
@@ -128,7 +128,7 @@ def test_words_are_drawn_as_they_were_published(writer: TextToAudio) -> None:
 
 def test_a_loop_longer_than_the_window_is_one_error(writer: TextToAudio) -> None:
     with pytest.raises(LoopError, match=r"100 frames does not fit into the model's window of 50"):
-        writer.loop("warm dub", Label(240, 2), RATE, FAST)
+        writer.loop("warm dub", LoopLabel(240, 2), RATE, FAST)
 
 
 def test_a_codec_of_another_size_is_one_error(folders: dict[str, Path], tmp_path: Path) -> None:

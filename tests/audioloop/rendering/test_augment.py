@@ -1,4 +1,4 @@
-"""Renders to learn from: the same by number, as various as asked for, and circles in pieces."""
+"""Training renders: the same by number, as varied as configured, and their circular excerpts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from audioloop.rendering.augment import (
     Augmentation,
     PackedLoops,
     Renders,
-    circles,
+    circular_excerpts,
     perform,
     render_circular,
 )
@@ -329,7 +329,7 @@ def test_an_excerpt_is_the_signal_outside_its_fade_and_ends_before_its_beginning
     length: int, rng: np.random.Generator
 ) -> None:
     period, fade = 1000, 20
-    found = circles(np.arange(period, dtype=np.float32), 50, length, fade, rng)
+    found = circular_excerpts(np.arange(period, dtype=np.float32), 50, length, fade, rng)
     assert found.shape == (50, length)
     assert found.dtype == np.float32
     starts = found[:, :1]
@@ -342,7 +342,7 @@ def test_an_excerpt_is_the_signal_outside_its_fade_and_ends_before_its_beginning
 def test_a_tone_goes_on_round_the_end_of_an_excerpt(hz: int, rng: np.random.Generator) -> None:
     rate = 32_000
     tone = np.sin(2 * np.pi * hz * np.arange(rate) / rate).astype(np.float32)
-    found = circles(tone, 50, 5120, 640, rng)
+    found = circular_excerpts(tone, 50, 5120, 640, rng)
     inner = np.abs(np.diff(found, axis=1)).max(1)
     assert (np.abs(found[:, 0] - found[:, -1]) <= 2 * inner).all()
 
@@ -351,7 +351,7 @@ def test_a_render_goes_on_round_the_end_of_an_excerpt(
     source: PackedLoops, font: SoundFont, rng: np.random.Generator
 ) -> None:
     samples = render_circular(source, 0, SEED, [font], VARIETY)
-    found = circles(samples, 50, 5120, 640, rng)
+    found = circular_excerpts(samples, 50, 5120, 640, rng)
     steps = np.abs(np.diff(found, axis=1, append=found[:, :1]))
     near = np.concatenate([steps[:, -50:-1], steps[:, :49]], axis=1)
     assert (steps[:, -1] <= 2 * near.max(1) + 1e-6).all()
@@ -359,7 +359,7 @@ def test_a_render_goes_on_round_the_end_of_an_excerpt(
 
 def test_noise_is_as_loud_in_the_fade_as_elsewhere(rng: np.random.Generator) -> None:
     noise = rng.standard_normal(100_000).astype(np.float32)
-    power = np.square(circles(noise, 400, 1000, 200, rng)).mean(0)
+    power = np.square(circular_excerpts(noise, 400, 1000, 200, rng)).mean(0)
     by_place = power.reshape(-1, 50).mean(1)
     np.testing.assert_allclose(by_place, 1, rtol=0.1)
 

@@ -14,7 +14,7 @@ import pytest
 import scipy.signal
 
 from audioloop.io import wave
-from audioloop.io.label import Label
+from audioloop.io.label import LoopLabel
 from audioloop.io.wave import Format, Samples, Wave
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ async ([file, rate, passes, length]) => {
 """
 
 
-class Heard(NamedTuple):
+class Playback(NamedTuple):
     """What a browser made of a file: samples and rate of its buffer, and what it played."""
 
     length: int
@@ -72,14 +72,14 @@ def page() -> Iterator[Page]:
         browser.close()
 
 
-def played(page: Page, path: Path, rate: int, length: int) -> Heard:
+def played(page: Page, path: Path, rate: int, length: int) -> Playback:
     file = base64.b64encode(path.read_bytes()).decode()
     frames, decoded, *channels = page.evaluate(PLAY, [file, rate, PASSES, length])
     samples = [np.frombuffer(base64.b64decode(text), np.float32) for text in channels]
-    return Heard(frames, decoded, np.stack(samples))
+    return Playback(frames, decoded, np.stack(samples))
 
 
-def loop(said: Label, rate: int) -> Wave:
+def loop(said: LoopLabel, rate: int) -> Wave:
     """Noise: no two samples are alike, so none can be missing or too many unnoticed."""
     noise = np.random.default_rng(4).uniform(-0.5, 0.5, (2, said.samples(rate)))
     return Wave(noise.astype(np.float32), rate)
@@ -100,7 +100,7 @@ def loop(said: Label, rate: int) -> Wave:
 def test_a_loop_repeats_sample_for_sample(
     form: Format, rate: int, page: Page, tmp_path: Path
 ) -> None:
-    said = Label(173.3, 1)
+    said = LoopLabel(173.3, 1)
     sound = loop(said, rate)
     path = tmp_path / f"a{form.suffix}"
     wave.write(path, sound, said, form)
@@ -119,7 +119,7 @@ def test_a_loop_repeats_sample_for_sample(
 
 
 def test_ogg_has_every_sample_and_repeats(page: Page, tmp_path: Path) -> None:
-    said = Label(173.3, 1)
+    said = LoopLabel(173.3, 1)
     sound = loop(said, 44_100)
     wave.write(tmp_path / "a.ogg", sound, said, Format("ogg", "lossy"))
     n = len(sound)
@@ -129,8 +129,8 @@ def test_ogg_has_every_sample_and_repeats(page: Page, tmp_path: Path) -> None:
 
 
 def test_at_another_rate_than_the_file_s_it_is_no_longer_exact(page: Page, tmp_path: Path) -> None:
-    """Why players are told to open an AudioContext at the file's own rate."""
-    said = Label(173.3, 1)
+    """Why players should open an AudioContext at the file's own rate."""
+    said = LoopLabel(173.3, 1)
     sound = loop(said, 32_000)
     wave.write(tmp_path / "a.wav", sound, said, Format())
     n = said.samples(44_100)

@@ -70,7 +70,7 @@ def test_level_does_not_matter(gain: float) -> None:
 
 
 @pytest.mark.parametrize("by", [1, 12_345, 700_000])
-def test_places_turn_with_the_circle(by: int) -> None:
+def test_places_rotate_with_the_loop(by: int) -> None:
     loop = rendered()
     turned = Wave(np.roll(loop.samples, by, axis=1), RATE)
     for function in FUNCTIONS:
@@ -131,7 +131,7 @@ def test_any_rate_and_any_channels(rate: int, channels: int) -> None:
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 192_000])
-def test_bands_cover_the_spectrum_without_a_gap(rate: int) -> None:
+def test_bands_cover_the_whole_spectrum(rate: int) -> None:
     edges = mel.band_hz(rate)
     assert (np.diff(edges) > 0).all()
     assert edges[-1] == pytest.approx(min(16_000, rate / 2))

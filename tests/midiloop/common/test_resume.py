@@ -1,4 +1,4 @@
-"""Records of runs: what goes on is what was begun, and what does not is told why."""
+"""Records of runs: a run resumes with its own settings, and an error says why one cannot."""
 
 from __future__ import annotations
 

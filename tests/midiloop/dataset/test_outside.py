@@ -116,7 +116,7 @@ def forget_hashes(manifest: dict[str, Any]) -> None:
 
 
 def change_shard(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    """Write a shard anew, as somebody who knows what they do."""
+    """Rewrite a shard, as somebody who knows what they do."""
     change_manifest(folder, forget_hashes)
     pq.write_table(change(pq.read_table(folder / SHARD)), folder / SHARD)
 
@@ -297,7 +297,7 @@ def test_what_pandas_polars_and_duckdb_write_back_is_read(
     check_same(outside, dataset)
 
 
-def test_a_shard_that_was_written_anew_is_not_the_dataset_that_the_manifest_is_of(
+def test_a_shard_that_was_rewritten_is_not_the_dataset_that_the_manifest_is_of(
     outside: Path,
 ) -> None:
     pd.read_parquet(outside / SHARD).to_parquet(outside / SHARD)

@@ -206,7 +206,7 @@ def test_a_note_rings_over_the_bar_line() -> None:
         assert loop.score.cut().tracks[0].ends.max() == 4 * BAR
 
 
-def test_a_tempo_that_is_rounded_anew_is_one_tempo() -> None:
+def test_a_tempo_that_is_rounded_again_is_one_tempo() -> None:
     def at(*microseconds: int) -> bytes:
         tempos = [b"\xff\x51\3" + us.to_bytes(3, "big") for us in microseconds]
         conductor = b"\0" + vlq(BAR).join(tempos) + END_OF_TRACK

@@ -448,7 +448,7 @@ def test_somebody_else_s_folder_is_refused_and_left_as_it_was(
     assert precious.read_text() == '{"precious": true}'
 
 
-def test_a_file_that_was_written_since_is_mined_anew(songs: Path, tmp_path: Path) -> None:
+def test_a_file_that_was_written_since_is_mined_again(songs: Path, tmp_path: Path) -> None:
     changing = tmp_path / "songs"
     shutil.copytree(songs, changing)
     interrupt(changing, tmp_path / "loops", 128)

@@ -228,19 +228,19 @@ def test_decoding_follows_the_models_own_steps_alone() -> None:
         assert torch.equal(model.decode(z), found)
 
 
-def test_a_step_told_the_truth_knows_the_past_alone() -> None:
+def test_a_teacher_forced_step_knows_the_past_alone() -> None:
     model = ARLSTMVAE(ARLSTMVAEConfig())
     z, rolls = torch.randn(2, 128), random_rolls(2)
     changed = rolls.clone()
     changed[:, 50] ^= 1
-    told = torch.zeros(128, dtype=torch.bool)
+    own = torch.zeros(128, dtype=torch.bool)
     with torch.no_grad():
-        one, other = model.unroll(z, rolls, told), model.unroll(z, changed, told)
+        one, other = model.unroll(z, rolls, own), model.unroll(z, changed, own)
     assert torch.equal(one[:, :51], other[:, :51])
     assert not torch.equal(one[:, 51], other[:, 51])
 
 
-def test_the_truth_is_told_ever_less_often() -> None:
+def test_teacher_forcing_falls_over_training() -> None:
     model = ARLSTMVAE(ARLSTMVAEConfig())
     assert model.truth_probability(0) == pytest.approx(20 / 21)
     assert model.truth_probability(30) == pytest.approx(20 / (20 + math.exp(1.5)))

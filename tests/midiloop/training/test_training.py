@@ -281,13 +281,13 @@ def test_tensors_of_a_state_that_are_odd_are_one_line(change: str, tmp_path: Pat
     run_until(1, tmp_path)
     tensors, about = checkpoint.read_tensors(tmp_path / STATE)
     name = next(n for n in tensors if n.startswith("model.") and tensors[n].dim() > 1)
-    moment = next(n for n in tensors if n.endswith("exp_avg") and tensors[n].dim() > 1)
+    average = next(n for n in tensors if n.endswith("exp_avg") and tensors[n].dim() > 1)
     if change == "nan":
         tensors[name].fill_(float("nan"))
     elif change == "name":
         tensors["model.other"] = tensors.pop(name)
     else:
-        key = name if change == "shape" else moment
+        key = name if change == "shape" else average
         tensors[key] = tensors[key][:1].repeat(2, *[1] * (tensors[key].dim() - 1))[..., :1]
     checkpoint.write_tensors(tmp_path / STATE, tensors, about)
     with pytest.raises(LoopError, match=r"state.safetensors: .*; delete it, and --resume") as bad:

@@ -1,4 +1,4 @@
-"""What benchmarks that try ways to draw codes are asked, and the taste that it comes to."""
+"""Options of benchmarks that compare settings of sampling, and the settings they give."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from audioloop.pipelines.inpaint import SAMPLING, SamplingConfig, SamplingDefaul
 
 
 def add_options(parser: argparse.ArgumentParser, defaults: SamplingDefaults) -> None:
-    """Ask for a taste but its seed and candidates, and for models and a SoundFont."""
+    """Add options of sampling, without seed and best-of, and of models and a SoundFont."""
     parser.add_argument("--steps", default=",".join(map(str, defaults.steps)))
     parser.add_argument("--temperature", type=float, default=defaults.temperature)
     parser.add_argument("--top-p", type=float, default=defaults.top_p)
@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser, defaults: SamplingDefaults) -> 
 
 
 def sampling(options: argparse.Namespace, seed: int) -> SamplingConfig:
-    """As was asked; a CFG scale that was not given is the default of `SamplingConfig`."""
+    """The settings of the options; without a CFG scale, that of `SamplingConfig` is used."""
     return SamplingConfig(
         steps=tuple(map(int, options.steps.split(","))),
         temperature=options.temperature,

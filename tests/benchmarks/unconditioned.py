@@ -1,13 +1,13 @@
-"""How loops sound that are told no notes, setting by setting, beside true ones.
+"""Loops without notes, setting by setting, beside true renders.
 
-    python tests/benchmarks/untold.py LOOPS [--loops 48] [--seed 0] [--steps 30,3,2,2]
+    python tests/benchmarks/unconditioned.py LOOPS [--loops 48] [--seed 0] [--steps 30,3,2,2]
         [--temperature 1] [--top-p 1] [--cfg-scale 4] [--choice-temperature 1] [--rescoring-weight
         0] [--masked-model RUN] [--causal-model RUN] [--codec RUN] [--soundfont FILE]
 
-Loops are of validation songs, played and rendered as `audioloop benchmark` does it; what is written
-on rings as long is told beat, kit and bass. Silence is easy to foresee and easy to draw, so one
-looks at all columns: what the causal model expects, at the seam and around it; what is as far below
-its loudest as a rest is; how far the sound is from that of renders.
+Loops are of validation songs, played and rendered as in `audioloop benchmark`. Generated ones have
+the same length and are conditioned on beat, kit and bass. Silence is easy to predict and easy to
+sample, so all columns count: perplexity at the seam and around it, under the causal model; the
+share as far below the peak as a rest; and the distance from renders.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import drawn
 import numpy as np
+import sampling_options
 import torch
 
 from audioloop.codec import compression
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--loops", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
-    drawn.add_options(parser, UNCONDITIONED)
+    sampling_options.add_options(parser, UNCONDITIONED)
     parser.set_defaults(steps=STEPS)
     options = parser.parse_args()
     inpainter = inpaint.load(
@@ -49,25 +49,25 @@ def main() -> None:
     rate = inpainter.codec.config.rate
     font = synth.SoundFont(synth.soundfont(options.soundfont), rate)
     source = augment.loops(LoopDataset(options.dataset), "valid")
-    true, coded, written = [], [], []
+    true, reconstructed, written = [], [], []
     for number in range(options.loops):
         item = test_set.evaluation_loop(
             source, number, options.seed, font, inpainter.codec, WINDOW_S
         )
         wave = methods.wave_of(item.ring, inpainter.codec)
-        codes = compression.encode(wave, inpainter.codec).codes
+        tokens = compression.encode(wave, inpainter.codec).codes
         conditioning = replace(item.conditioning, roll=None)
         condition = conditioning.on(item.n_frames, inpainter.codec.config.frames_per_s)
         inpaint_mask = torch.ones(item.n_frames, dtype=torch.bool)
-        sampling = drawn.sampling(options, number + options.seed)
-        one = inpainter.inpaint(codes, inpaint_mask, condition, 1, sampling)
+        sampling = sampling_options.sampling(options, number + options.seed)
+        one = inpainter.inpaint(tokens, inpaint_mask, condition, 1, sampling)
         true.append(wave)
-        coded.append(inpainter.decoded(codes, len(wave), rate))
+        reconstructed.append(inpainter.decoded(tokens, len(wave), rate))
         written.append(inpainter.decoded(one, len(wave), rate))
     print(f"{len(true)} loops of validation songs\n")
     print(f"{'':<16}{'perplexity':>11}{'nats':>7}{'quiet %':>9}{'Fréchet':>9}")
     aim = vectors(true)
-    for name, waves in (("render", true), ("its codes", coded), ("told no notes", written)):
+    for name, waves in (("render", true), ("its codes", reconstructed), ("told no notes", written)):
         nats = np.stack([around(wave, inpainter) for wave in waves])
         seam = np.exp(nats[:, measures.REACH : measures.REACH + WINDOW].mean())
         quiet = 100 * np.mean([quiet_share(wave) for wave in waves])
@@ -78,8 +78,8 @@ def main() -> None:
 def around(wave: Wave, inpainter: inpaint.Inpainter) -> np.ndarray:
     """Nats of the first codebook in each frame around the seam."""
     assert inpainter.causal is not None  # as it was loaded
-    codes = compression.encode(wave, inpainter.codec).codes[0]
-    found: np.ndarray = measures.nats_around(codes, inpainter.causal)[0]
+    tokens = compression.encode(wave, inpainter.codec).codes[0]
+    found: np.ndarray = measures.nats_around(tokens, inpainter.causal)[0]
     return found
 
 
