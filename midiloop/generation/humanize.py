@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+from unicodedata import category
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from midiloop.models.hands import OFFSET, ROLL, VELOCITY, Hands
 
 SHIPPED = Path(__file__).parents[1] / "pretrained" / "hands"
 FINE_TICKS = 240  # a quarter note, below which a score gets more of them
+UNPRINTABLE = ("Cc", "Cf", "Zl", "Zp", "Cs")  # categories of characters
 TRIPLET = OFFSETS_PER_STEP / 3  # how late the second of two steps is at full swing
 
 Play = Callable[[int, Roll], Performance]
@@ -207,11 +209,14 @@ def midi_files(
 
 
 def _free_name(path: PurePosixPath, used: Collection[str]) -> str:
+    """The name of a MIDI file, less what no name should hold, that is not yet in use."""
+    stem = "".join("-" if category(mark) in UNPRINTABLE else mark for mark in path.stem)
+    suffix = path.suffix if path.suffix.lower() in (".mid", ".midi") else ".mid"
     folded = {name.lower() for name in used}
-    name, again = path.name, 1
+    name, again = f"{stem}{suffix}", 1
     while name.lower() in folded:
         again += 1
-        name = f"{path.stem}-v{again}{path.suffix}"
+        name = f"{stem}-v{again}{suffix}"
     return name
 
 
