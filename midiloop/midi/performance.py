@@ -94,6 +94,23 @@ def on_grid(roll: Roll, grid: Grid = LOOP) -> Performance:
     return Performance(velocities, np.zeros(len(columns), np.int8))
 
 
+def velocities_of(roll: Roll, performance: Performance, grid: Grid = LOOP) -> NDArray[np.uint8]:
+    """The velocity of every cell, 0 where nothing sounds: uint8 (steps, columns).
+
+    A bass note has that of its onset throughout.
+
+    Raises:
+        LoopError: it is a performance of another roll.
+    """
+    check(performance, roll, grid)
+    found = np.zeros(roll.shape, np.uint8)
+    struck = onsets(roll, grid)
+    found[struck] = performance.velocities
+    steps = np.arange(len(roll))[:, None]
+    begun = np.maximum.accumulate(np.where(struck, steps, 0), axis=0)
+    return np.where(roll, np.take_along_axis(found, begun, axis=0), 0).astype(np.uint8)
+
+
 def encode(
     score: Score,
     roll: Roll,
