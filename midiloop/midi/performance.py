@@ -231,32 +231,31 @@ def _played(
     """
     first, tpq = (span or (0, 0))[0], score.ticks_per_quarter
     drums = pianoroll.drum_tracks(score)
-    bass = pianoroll.bass_tracks(score, by_name=by_name)
-    parts = []
-    for is_drum, tracks in ((True, drums), (False, bass)):
-        for track in tracks:
-            ticks = track.onsets.astype(np.int64) - first
-            steps = pianoroll.to_steps(ticks, tpq, grid)
-            parts_of_step = OFFSETS_PER_STEP * (grid.steps_per_beat * ticks - steps * tpq)
-            offsets = (2 * parts_of_step + tpq) // (2 * tpq)  # the nearest, ties up
-            offsets = np.minimum(offsets, LAST_OFFSET)
-            if is_drum:
-                columns = grid.drum_columns[track.pitches].astype(np.int64)
-                if circular:
-                    steps = np.where(steps == n_steps, 0, steps)
-                kept = (columns >= 0) & (steps >= 0) & (steps < n_steps)
-            else:
-                columns = track.pitches.astype(np.int64) - grid.lowest_pitch
-                ends = np.maximum(pianoroll.to_steps(track.ends - first, tpq, grid), steps + 1)
-                kept = (columns >= 0) & (columns < grid.n_pitches) & (ends > 0) & (steps < n_steps)
-                columns = columns + grid.n_drums
-                offsets = np.where(steps < 0, 0, offsets)
-                steps = np.maximum(steps, 0)
-            velocities = np.clip(track.velocities.astype(np.int64), 1, MAX_VELOCITY)
-            cells = columns * n_steps + steps
-            values = velocities * OFFSETS_PER_STEP + LAST_OFFSET - offsets
-            parts.append((cells * _VALUES + values)[kept])
-    return np.sort(np.concatenate([np.zeros(0, np.int64), *parts]))
+    tracks = [*drums, *pianoroll.bass_tracks(score, by_name=by_name)]
+    if not tracks:
+        return np.zeros(0, np.int64)
+    ticks = np.concatenate([track.onsets for track in tracks]).astype(np.int64) - first
+    pitches = np.concatenate([track.pitches for track in tracks])
+    n_hits = sum(track.n_notes for track in drums)  # the notes before those of the bass
+    steps = pianoroll.to_steps(ticks, tpq, grid)
+    late = OFFSETS_PER_STEP * (grid.steps_per_beat * ticks - steps * tpq)
+    offsets = np.minimum((2 * late + tpq) // (2 * tpq), LAST_OFFSET)  # the nearest, ties up
+    columns = pitches.astype(np.int64) + (grid.n_drums - grid.lowest_pitch)
+    columns[:n_hits] = grid.drum_columns[pitches[:n_hits]]
+    if circular:
+        steps[:n_hits][steps[:n_hits] == n_steps] = 0
+    kept = (columns >= 0) & (columns < grid.columns) & (steps < n_steps)
+    kept[n_hits:] &= columns[n_hits:] >= grid.n_drums
+    early = np.flatnonzero(steps < 0)
+    if len(early):
+        # Bass notes that are held into the first step count as begun on it, and drum hits do not.
+        ends = np.concatenate([track.ends for track in tracks])[early] - first
+        kept[early] &= (early >= n_hits) & (pianoroll.to_steps(ends, tpq, grid) > 0)
+        steps[early] = offsets[early] = 0
+    velocities = np.clip(np.concatenate([track.velocities for track in tracks]), 1, MAX_VELOCITY)
+    cells = columns * n_steps + steps
+    values = velocities * np.int64(OFFSETS_PER_STEP) + (LAST_OFFSET - offsets)
+    return np.sort((cells * _VALUES + values)[kept])
 
 
 def decode(
