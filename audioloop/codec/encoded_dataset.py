@@ -26,7 +26,7 @@ from audioloop.rendering import augment, render
 from audioloop.rendering.augment import TRAINING_INSTRUMENTS, Augmentation, Instruments, PackedLoops
 from audioloop.rendering.synth import BLOCK, SoundFont
 from midiloop.common import checkpoint, devices, files
-from midiloop.common.engine import Engine, Task, TurnTo
+from midiloop.common.engine import Engine, TurnTo, Work
 from midiloop.common.processes import Processes
 from midiloop.common.resume import RunRecord
 from midiloop.dataset.parquet import LoopDataset
@@ -167,9 +167,9 @@ def _prepared(
     def tell(in_work: int) -> None:
         on_progress(min(n, done + in_work))
 
-    work = functools.partial(task, made_of, folder)
+    do = functools.partial(do_job, made_of, folder)
     modules = ("audioloop.codec.encoded_dataset",)
-    for job, _ in engine.map(Task(work, LOOP_TIMEOUT_S, modules), jobs, tell):
+    for job, _ in engine.map(Work(do, LOOP_TIMEOUT_S, modules), jobs, tell):
         done += LOOPS_A_SHARD
         tell(0)
         for at in sorted(job.lost):
@@ -192,7 +192,7 @@ def _place(folder: Path, shard: int) -> Path:
     return folder / f"{shard:05d}.safetensors"
 
 
-def task(made_of: Source, folder: Path, job: Job, turn_to: TurnTo) -> None:
+def do_job(made_of: Source, folder: Path, job: Job, turn_to: TurnTo) -> None:
     """Make the loops of a job, in a worker, and write them as a shard."""
     font, codec = _tools(made_of.soundfont, made_of.variety.rate, made_of.codec)
     found: list[EncodedLoop] = []

@@ -21,7 +21,7 @@ from audioloop.io.wave import Samples
 from audioloop.rendering import render
 from audioloop.rendering.synth import SoundFont
 from midiloop.common import files
-from midiloop.common.engine import Engine, Task, TurnTo
+from midiloop.common.engine import Engine, TurnTo, Work
 from midiloop.common.processes import Processes
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import LoopError, counted
@@ -203,7 +203,7 @@ class Job:
         return replace(self, lost=True)
 
 
-def task(
+def do_job(
     source: PackedLoops,
     seed: int,
     soundfonts: tuple[Path, ...],
@@ -251,8 +251,8 @@ class Renders:
     ) -> None:
         for path in soundfonts:  # one that cannot be loaded is an error here, and not in a worker
             SoundFont(path, variety.rate)
-        work = partial(task, source, seed, tuple(soundfonts), variety)
-        self._task = Task(work, RENDER_TIMEOUT_S, ("audioloop.rendering.augment",))
+        do = partial(do_job, source, seed, tuple(soundfonts), variety)
+        self._work = Work(do, RENDER_TIMEOUT_S, ("audioloop.rendering.augment",))
         self._engine, self._ahead = engine or Processes(1), ahead
         self._made: dict[int, Samples] = {}
         self._wanted = self._next = 0  # the render that is requested, and the next to start
@@ -303,7 +303,7 @@ class Renders:
     def _make(self) -> None:
         """The thread's work: leave renders, and the error that ends it, for `take`."""
         try:
-            with closing(self._engine.map(self._task, self._jobs(), self._check_open)) as made:
+            with closing(self._engine.map(self._work, self._jobs(), self._check_open)) as made:
                 for job, samples in made:
                     self._keep(job.number, samples)
         except _ClosedError:

@@ -23,7 +23,7 @@ from audioloop.rendering.piece import Piece
 from audioloop.rendering.render import Rendered, Sound
 from audioloop.rendering.synth import SoundFont
 from midiloop.common import files
-from midiloop.common.engine import Engine, Task, TurnTo
+from midiloop.common.engine import Engine, TurnTo, Work
 from midiloop.common.processes import Processes
 from midiloop.common.resume import RunRecord
 from midiloop.dataset.parquet import LoopDataset
@@ -243,7 +243,7 @@ def _run(
     def tell(in_work: int) -> None:
         on_progress(sum(map(len, outcomes.values())) + in_work)
 
-    work = Task(task, LOOP_TIMEOUT_S, ("audioloop.rendering.batch",))
+    work = Work(do_job, LOOP_TIMEOUT_S, ("audioloop.rendering.batch",))
     for job, result in engine.map(work, jobs, tell):
         if isinstance(result, LoopError):
             raise result
@@ -272,7 +272,7 @@ def _check(found: Sequence[Item], settings: Settings) -> None:
             )
 
 
-def task(job: Job, turn_to: TurnTo) -> list[RenderedLoop | FailedLoop] | LoopError:
+def do_job(job: Job, turn_to: TurnTo) -> list[RenderedLoop | FailedLoop] | LoopError:
     """Render the loops of a job, in a worker; an error where the SoundFont cannot be used."""
     outcomes: list[RenderedLoop | FailedLoop] = []
     for at, item in enumerate(job.items):

@@ -9,7 +9,7 @@ import gc
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +54,26 @@ compile_option = click.option(
     "--compile", "compiled", is_flag=True, help="Compile the model by torch.compile."
 )
 TRAINED = ["ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae", "hands"]
+epochs_option = click.option("--epochs", type=click.IntRange(1), default=20, show_default=True,
+    help="Passes over the loops at most.",
+)  # fmt: skip
+batch_size_option = click.option("--batch-size", type=click.IntRange(1), default=256,
+    show_default=True, help="Loops a step.",
+)  # fmt: skip
 split_choice = click.Choice(["train", "valid", "test"])
+
+
+def judged_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """How many loops are measured of what draws them."""
+    return click.option(
+        "-n",
+        "--num-samples",
+        "n",
+        type=click.IntRange(1),
+        default=20_000,
+        show_default=True,
+        help=f"How many loops to draw from {what}.",
+    )
 
 
 @contextmanager
@@ -85,12 +104,8 @@ def _uncollected() -> Iterator[None]:
     type=click.Choice(["vq-vae", "prior"]),
     help="Of vq-vae: train the one or the other; default: both.",
 )
-@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True,
-    help="Passes over the loops at most.",
-)  # fmt: skip
-@click.option("--batch-size", "batch_size", type=click.IntRange(1), default=256, show_default=True,
-    help="Loops a step.",
-)  # fmt: skip
+@epochs_option
+@batch_size_option
 @click.option(
     "--micro-batch-size",
     "micro_batch_size",
@@ -321,22 +336,10 @@ def _listed(text: str) -> tuple[str, ...]:
 @click.command()
 @click.argument("dataset", type=INPUT, metavar="LOOPS")
 @click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="Folder for it all.")
-@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True,
-    help="Passes over the loops at most.",
-)  # fmt: skip
-@click.option("--batch-size", "batch_size", type=click.IntRange(1), default=256, show_default=True,
-    help="Loops a step.",
-)  # fmt: skip
+@epochs_option
+@batch_size_option
 @seed_option
-@click.option(
-    "-n",
-    "--num-samples",
-    "n",
-    type=click.IntRange(1),
-    default=20_000,
-    show_default=True,
-    help="How many loops to draw from each model.",
-)
+@judged_option("each model")
 @device_option
 @precision_option
 @click.option("--resume", is_flag=True, help="Go on; what is there is not trained again.")
@@ -388,15 +391,7 @@ def reproduce(
     type=split_choice,
     help="Loops of one split of the reference; default: all of them.",
 )
-@click.option(
-    "-n",
-    "--num-samples",
-    "n",
-    type=click.IntRange(1),
-    default=20_000,
-    show_default=True,
-    help="How many loops to draw from a RUN.",
-)
+@judged_option("a RUN")
 @seed_option
 @json_option
 def evaluate(

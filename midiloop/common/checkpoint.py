@@ -284,12 +284,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise LoopError(f"{error}; train it again") from error
     if about.get("format") != FORMAT:
         raise LoopError(f"{name}: not a checkpoint; give a folder that 'train' wrote")
-    version = about.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise LoopError(
-            f"{name}: format version {configs.quoted(version)}, this midiloop reads "
-            f"{FORMAT_VERSION}; train it again"
-        )
+    configs.check_version(name, about, FORMAT_VERSION, "train it again")
     if not isinstance(about.get("kind"), str) or not isinstance(about.get("config"), dict):
         raise LoopError(f"{name}: neither kind nor config of a model in it; train it again")
     return about

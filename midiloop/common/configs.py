@@ -72,12 +72,21 @@ def checked(kind: type[C], found: dict[str, Any]) -> C:
     """The same of a file that also says other things; what it does not say is as by default.
 
     Raises:
-        LoopError: see `made`; or it lacks what has no default.
+        LoopError: see `from_json`; or it lacks what has no default.
     """
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]  # a dataclass
     usual = {name for name, field in known.items() if field.default is not MISSING}
     told = {name: value for name, value in found.items() if name in known}
     return from_json(kind, told, may_lack=frozenset(usual))
+
+
+def check_version(name: str, found: dict[str, Any], version: int, remedy: str) -> None:
+    """Raise `LoopError` where the file ``name`` is of another format version than is read here."""
+    stated = found.get("format_version")
+    if type(stated) is not int or stated != version:
+        raise LoopError(
+            f"{name}: format version {quoted(stated)}, this midiloop reads {version}; {remedy}"
+        )
 
 
 def quoted(value: object) -> str:

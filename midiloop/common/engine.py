@@ -1,9 +1,9 @@
 """Who runs a map: whatever has many things to do is given an engine, which does them somewhere.
 
-An engine needs little of what it runs. A task is a function of a module, or a partial of one; jobs
-and results can be pickled; a job can be done again, and again without one of its items. A task
-leaves what is large in files, by names that depend on the job alone, so that it is no matter where
-and how often a job is done: results are the same bytes for any engine. `Inline` is the shortest,
+An engine needs little of what it runs. `Work` is a function of a module, or a partial of one; jobs
+and results can be pickled; a job can be done again, and again without one of its items. What is
+large is left in files, by names that depend on the job alone, so that it is no matter where and how
+often a job is done: results are the same bytes for any engine. `Inline` is the shortest,
 `midiloop.common.processes.Processes` the usual one; one of a cluster needs no more than they do.
 """
 
@@ -19,7 +19,7 @@ CRASHED, TIMEOUT = "crashed", "timeout"
 
 Result = TypeVar("Result")
 JobT = TypeVar("JobT", bound="Job")
-TurnTo = Callable[[int], None]  # which a task calls with the index of each item that it turns to
+TurnTo = Callable[[int], None]  # called with the index of each item that is turned to
 
 
 class Job(Protocol):
@@ -30,24 +30,24 @@ class Job(Protocol):
 
 
 @dataclass(frozen=True)
-class Task(Generic[JobT, Result]):
+class Work(Generic[JobT, Result]):
     """What is done with each job.
 
     Attributes:
-        work: does a job and returns its result; it names each item before it works on it, so that
+        do: does a job and returns its result; it names each item before it works on it, so that
             what ends or holds up a worker costs that item, and `BETWEEN_ITEMS` after the last. It
             raises nothing but `OSError` and `MemoryError`: a job that fails returns why.
         item_timeout_s: how long an item may take, where an engine can tell.
-        modules: what ``work`` imports, for engines that can import it before they begin.
+        modules: what ``do`` imports, for engines that can import it before they begin.
     """
 
-    work: Callable[[JobT, TurnTo], Result]
+    do: Callable[[JobT, TurnTo], Result]
     item_timeout_s: float
     modules: tuple[str, ...] = ()
 
 
 class Engine(Protocol):
-    """Does the jobs of a task, on this machine or others."""
+    """Does work, job by job, on this machine or others."""
 
     @property
     def n_workers(self) -> int:
@@ -55,7 +55,7 @@ class Engine(Protocol):
 
     def map(
         self,
-        task: Task[JobT, Result],
+        work: Work[JobT, Result],
         jobs: Iterable[JobT],
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> Generator[tuple[JobT, Result], None, None]:
@@ -70,7 +70,7 @@ class Engine(Protocol):
 
         Raises:
             LoopError: workers are lost without an item to blame.
-            OSError: whatever the task raised, as the task raised it.
+            OSError: whatever the work raised, as the work raised it.
         """
 
 
@@ -88,13 +88,13 @@ class Inline:
 
     def map(
         self,
-        task: Task[JobT, Result],
+        work: Work[JobT, Result],
         jobs: Iterable[JobT],
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> Generator[tuple[JobT, Result], None, None]:
         """See `Engine`."""
         for job in jobs:
-            yield job, task.work(job, lambda item: on_progress(max(0, item)))
+            yield job, work.do(job, lambda item: on_progress(max(0, item)))
 
 
 def usable_cores() -> int:

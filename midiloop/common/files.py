@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LOCK, TEMPORARY = ".lock", ".tmp"
 _LEFT = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(TEMPORARY)}(\..*)?")
+SYNCING_THREADS = 16
 MAX_JSON_BYTES = 64 << 20
 MAX_JSON_DEPTH = 32
 
@@ -89,6 +90,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder, which becomes ``path`` where the block succeeds, and else is gone.
 
+    All in it is on the disk before it is renamed, so that a power cut leaves none of it or all.
+
     Raises:
         CallError: see `check_free`.
         OSError: the disk is full, or the folder cannot be written; it names ``path``, or what was
@@ -99,6 +102,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         building.chmod(0o777 & ~_umask())  # mkdtemp makes folders that only their owner can read
         yield building
+        _sync(building, *building.rglob("*"))
         put(building, path)
     except BaseException as error:
         shutil.rmtree(building, ignore_errors=True)
@@ -126,6 +130,25 @@ def put(folder: Path, path: Path, aside: Path | None = None) -> None:
         path.rename(aside)
     check_free(path)
     folder.rename(path)
+    _sync(path.parent)
+
+
+def _sync(*paths: Path) -> None:
+    """Wait until files and folders are on the disk, where the system can tell."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    if os.name == "posix":  # elsewhere folders cannot be opened
+        # A file system writes what several ask for at one time as one: thousands take no longer.
+        with ThreadPoolExecutor(SYNCING_THREADS) as pool:
+            list(pool.map(_sync_one, paths))
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

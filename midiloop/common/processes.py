@@ -26,8 +26,8 @@ from midiloop.common.engine import (
     TIMEOUT,
     JobT,
     Result,
-    Task,
     TurnTo,
+    Work,
     usable_cores,
 )
 from midiloop.errors import LoopError
@@ -38,7 +38,7 @@ MAX_FAILURES = 3
 FROM_OUTSIDE = {-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")}
 FORKSERVER = "forkserver" in multiprocessing.get_all_start_methods()
 
-Work = Callable[[Any, TurnTo], Any]
+Function = Callable[[Any, TurnTo], Any]
 
 
 def warm_up(modules: Sequence[str]) -> None:
@@ -110,7 +110,7 @@ class Processes:
 
     def map(
         self,
-        task: Task[JobT, Result],
+        work: Work[JobT, Result],
         jobs: Iterable[JobT],
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> Generator[tuple[JobT, Result], None, None]:
@@ -119,7 +119,7 @@ class Processes:
         A worker that stays on one item for too long is killed. ``on_progress`` is called about ten
         times a second.
         """
-        warm_up(task.modules)
+        warm_up(work.modules)
         unseen = iter(jobs)
         crew: list[_Worker] = []
         waiting: deque[JobT] = deque()
@@ -138,10 +138,10 @@ class Processes:
                     waiting.extend([] if job is None else [job])
                 if suspects and not busy:
                     alone = suspects.popleft()
-                    _idle(crew, task.work).begin(alone.job)
+                    _idle(crew, work.do).begin(alone.job)
                     continue
                 if waiting and not suspects and not alone and len(busy) < self.n_workers:
-                    _idle(crew, task.work).begin(waiting.popleft())
+                    _idle(crew, work.do).begin(waiting.popleft())
                     continue
                 while done:  # only now, so that no worker waits for what the caller does with them
                     yield done.popleft()
@@ -155,7 +155,7 @@ class Processes:
                     if ended is not None:
                         done.append(ended)
                         alone = None
-                    elif cause := worker.lost(task.item_timeout_s):
+                    elif cause := worker.lost(work.item_timeout_s):
                         worker.stop()
                         suspects.append((alone or _Suspect(worker.job)).after(worker, cause))
                         alone = None
@@ -165,14 +165,14 @@ class Processes:
                 worker.stop()
 
 
-def _idle(crew: list[_Worker], work: Work) -> _Worker:
+def _idle(crew: list[_Worker], do: Function) -> _Worker:
     """A worker with nothing to do; a new one joins the crew where all are busy."""
     for worker in [worker for worker in crew if worker.job is None]:
         if worker.process.is_alive():
             return worker
         worker.stop()
         crew.remove(worker)
-    crew.append(_Worker(work))
+    crew.append(_Worker(do))
     return crew[-1]
 
 
@@ -210,7 +210,7 @@ class _Suspect(NamedTuple):
 class _Worker:
     """The parent's side of one worker process."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, do: Function) -> None:
         context: Any = multiprocessing.get_context("forkserver" if FORKSERVER else "spawn")
         self.job: Any = None
         self.at = context.RawValue("i", BETWEEN_ITEMS)
@@ -219,7 +219,7 @@ class _Worker:
         child.close()
         # Not as the process begins: if this one is killed meanwhile, half of it is a traceback.
         with suppress(BrokenPipeError, ConnectionResetError):  # it died: `lost` will say so
-            self.connection.send(work)
+            self.connection.send(do)
 
     def begin(self, job: Any) -> None:
         self.job, self.at.value = job, BETWEEN_ITEMS
@@ -273,7 +273,7 @@ def _started(context: Any, child: Connection, at: Any) -> Any:
 
 @contextmanager
 def _main_hidden() -> Iterator[None]:
-    """Keep new processes from running the caller's script again: no task is defined there.
+    """Keep new processes from running the caller's script again: no work is defined there.
 
     So a script needs no ``if __name__ == "__main__"`` around what starts workers.
     """
@@ -287,21 +287,21 @@ def _main_hidden() -> Iterator[None]:
 
 
 def _serve(connection: Connection, at: Any) -> None:
-    """A worker's life: take the work, then a job, send its result, until the parent is gone."""
+    """A worker's life: take the function, then a job, send its result, until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
 
     def turn_to(item: int) -> None:
         at.value = item
 
-    work: Work | None = None
+    do: Function | None = None
     while True:
         try:
-            work = work or connection.recv()
+            do = do or connection.recv()
             job = connection.recv()
         except (EOFError, OSError):
             return
         try:
-            outcome = work(job, turn_to)
+            outcome = do(job, turn_to)
         except OSError as error:
             outcome = error
         except MemoryError:  # as where the kernel ends it; a traceback would tell nobody anything

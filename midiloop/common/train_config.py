@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from midiloop.common import devices
 from midiloop.errors import CallError
+
+Values = tuple[Callable[[Any], bool], str]  # which values an option may have, and the same in words
+FROM_0: Values = (lambda n: n >= 0, "0 or more")
+FROM_1: Values = (lambda n: n >= 1, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,9 @@ class Budget:
             raise CallError("say how long to train: either --minutes or --steps")
         _check_ranges(
             self,
-            epochs=(self.epochs is None or self.epochs >= 1, "1 or more"),
-            steps=(self.steps is None or self.steps >= 1, "1 or more"),
-            minutes=(
-                self.minutes is None or 0 < self.minutes < 1e6,
-                "more than 0, less than a million",
-            ),
+            epochs=FROM_1,
+            steps=FROM_1,
+            minutes=(lambda minutes: 0 < minutes < 1e6, "more than 0, less than a million"),
         )
 
 
@@ -78,28 +81,22 @@ class TrainConfig:
         """Raise `CallError` unless each is in its range."""
         _check_ranges(
             self,
-            batch_size=(self.batch_size >= 1, "1 or more"),
-            micro_batch_size=(
-                self.micro_batch_size is None or self.micro_batch_size >= 1,
-                "1 or more",
-            ),
-            learning_rate=(0 < self.learning_rate <= 1, "more than 0, and at most 1"),
-            final_learning_rate=(0 <= self.final_learning_rate <= 1, "0 to 1"),
-            warmup_steps=(self.warmup_steps >= 0, "0 or more"),
-            max_grad_norm=(self.max_grad_norm > 0, "more than 0"),
-            ema_decay=(0 <= self.ema_decay < 1, "0 or more, less than 1"),
-            validate_every=(self.validate_every >= 1, "1 or more"),
-            patience=(self.patience >= 0, "0 or more"),
-            seed=(0 <= self.seed < 2**63, "0 or more, less than 2^63"),
-            precision=(
-                self.precision in devices.PRECISIONS,
-                f"one of {', '.join(devices.PRECISIONS)}",
-            ),
+            batch_size=FROM_1,
+            micro_batch_size=FROM_1,
+            learning_rate=(lambda rate: 0 < rate <= 1, "more than 0, and at most 1"),
+            final_learning_rate=(lambda rate: 0 <= rate <= 1, "0 to 1"),
+            warmup_steps=FROM_0,
+            max_grad_norm=(lambda norm: norm > 0, "more than 0"),
+            ema_decay=(lambda decay: 0 <= decay < 1, "0 or more, less than 1"),
+            validate_every=FROM_1,
+            patience=FROM_0,
+            seed=(lambda seed: 0 <= seed < 2**63, "0 or more, less than 2^63"),
+            precision=(devices.PRECISIONS.__contains__, f"one of {', '.join(devices.PRECISIONS)}"),
         )
 
 
-def _check_ranges(config: object, **ranges: tuple[bool, str]) -> None:
-    for name, (right, what) in ranges.items():
-        if not right:
-            value = getattr(config, name)
+def _check_ranges(config: object, **ranges: Values) -> None:
+    for name, (fits, what) in ranges.items():
+        value = getattr(config, name)
+        if value is not None and not fits(value):
             raise CallError(f"{name.replace('_', '-')} {value}: out of range; give {what}")

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -81,9 +82,8 @@ class Trainer:
         precision = devices.choose_precision(config.precision, self.device)
         self.config = replace(config, precision=precision)
         self.batch_size = self._shared_batch()
-        self.micro_batch_size = self.batch_size // devices.world()
-        if config.micro_batch_size is not None:
-            self.micro_batch_size = min(self.micro_batch_size, config.micro_batch_size)
+        share = self.batch_size // devices.world()
+        self.micro_batch_size = min(share, config.micro_batch_size or share)
         self.steps_per_epoch: int | None = None
         self.n_steps = budget.steps
         if budget.epochs is not None:
@@ -137,7 +137,7 @@ class Trainer:
                     "folder on a disk that all machines share"
                 )
             if not over:
-                self._fit(on_progress, _Events(events, self.step))
+                self._fit(on_progress, events)
         return Result(self.step, self.best, self.history)
 
     def _begun_with(self) -> dict[str, Any]:
@@ -146,14 +146,14 @@ class Trainer:
         del settings["save_every_s"]
         return {"settings": settings, **begun}
 
-    def _fit(self, on_progress: Callable[[Progress], None], events: _Events) -> None:
+    def _fit(self, on_progress: Callable[[Progress], None], events: Path | None) -> None:
         if self.config.compile:
             self.task.compile()
         for module in self._modules().values():
             devices.broadcast(module.state_dict().values())
         began_s = saved_s = reported_s = devices.of_first(time.monotonic())
         before_s, first_step = self.took_s, self.step
-        with events:
+        with _event_files(events, self.step) as write_event:
             while not self.over:
                 self._add(self._step())
                 self.step += 1
@@ -165,7 +165,7 @@ class Trainer:
                 if validate:
                     self._check_finite()
                     self._validate()
-                    events.write(self.history[-1], self.step)
+                    write_event(self.history[-1], self.step)
                 if not self.over and (validate or now_s - saved_s > self.config.save_every_s):
                     self._check_finite()
                     self._save()
@@ -359,11 +359,9 @@ class Trainer:
             return
         if self.steps_per_epoch is not None:
             error = self.history[-1][self.task.measure] if self.history else None
-            epoch = self.step // self.steps_per_epoch
-            trained: dict[str, Any] = {"epoch": epoch, "validation_error": error}
+            trained: dict[str, Any] = {**self._place(), "validation_error": error}
         else:
-            minutes = round(self.took_s / 60, 2)
-            trained = {"trained": {"steps": self.step, "minutes": minutes}}
+            trained = {"trained": {"steps": self.step, "minutes": round(self.took_s / 60, 2)}}
         self.task.save(self.folder, self._shipped, {**self.about, **trained})
 
     def _summary(self) -> dict[str, Any]:
@@ -376,8 +374,6 @@ class Trainer:
         if not self.config.keep_best:
             # Before the state: after a kill in between the run goes on from the old one.
             self._write_checkpoint()
-        if devices.rank():
-            return
         tensors = {
             f"{name}.{key}": tensor
             for name, module in self._modules().items()
@@ -421,33 +417,28 @@ class Trainer:
         """Leave what was trained, and its history."""
         if not self.config.keep_best:
             self._write_checkpoint()
-        if devices.rank() == 0:
-            self.record.finish(self._summary())
+        self.record.finish(self._summary())
         devices.barrier()
 
 
-class _Events:
-    """TensorBoard event files of the first process, where they are wanted."""
+@contextmanager
+def _event_files(
+    folder: Path | None, step: int
+) -> Iterator[Callable[[dict[str, float], int], None]]:
+    """What writes a record of the history for TensorBoard, in the first process alone."""
+    if folder is None or devices.rank():
+        yield lambda *_: None
+        return
+    # What an interrupted run wrote of steps that come once more is void.
+    with closing(event_writer()(folder, purge_step=step + 1)) as writer:
 
-    def __init__(self, folder: Path | None, step: int) -> None:
-        # What an interrupted run wrote of steps that come once more is void.
-        wanted = folder is not None and devices.rank() == 0
-        self.writer = event_writer()(folder, purge_step=step + 1) if wanted else None
-
-    def __enter__(self) -> _Events:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.writer:
-            self.writer.close()
-
-    def write(self, record: dict[str, float], step: int) -> None:
-        """Write a record of the history."""
-        if self.writer:
+        def write(record: dict[str, float], step: int) -> None:
             for name, value in record.items():
                 if name not in ("epoch", "step", "minutes"):
-                    self.writer.add_scalar(name, value, step)
-            self.writer.flush()
+                    writer.add_scalar(name, value, step)
+            writer.flush()
+
+        yield write
 
 
 def event_writer() -> Any:

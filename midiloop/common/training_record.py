@@ -32,7 +32,7 @@ def check_folder(folder: Path, *, resume: bool) -> None:
 
 
 class TrainingRecord(RunRecord):
-    """The state and the history of a run that trains; the latter is its record."""
+    """State and history of a run that trains; the latter is its record. One process writes them."""
 
     def __init__(self, folder: Path, begun_with: Mapping[str, Any]) -> None:
         super().__init__(folder / HISTORY, begun_with)
@@ -56,7 +56,7 @@ class TrainingRecord(RunRecord):
         """
         if not self.path.exists():
             return False
-        with self._reading(self.path, "not the history of a run"):
+        with _reading(self.path, "not the history of a run"):
             found = files.read_json(self.path)
             self._check_training(found)
             if found["finished"]:
@@ -74,7 +74,7 @@ class TrainingRecord(RunRecord):
         path = self.folder / STATE
         if not path.exists():
             return
-        with self._reading(path, "not the state of a run"):
+        with _reading(path, "not the state of a run"):
             tensors, about = checkpoint.read_tensors(path)
             self._check_training(about)
             checkpoint.check_finite(path, tensors)
@@ -83,14 +83,17 @@ class TrainingRecord(RunRecord):
     def save(
         self, tensors: dict[str, Tensor], about: dict[str, Any], summary: dict[str, Any]
     ) -> None:
-        """Write the state, of ``tensors`` and ``about``, and ``summary`` into both."""
+        """Write the state, of ``tensors`` and ``about``, and ``summary`` into both files."""
+        if devices.rank():
+            return
         about = {"begun_with": self.begun_with, **summary, **about}
         checkpoint.write_tensors(self.folder / STATE, tensors, about)
         self.write(finished=False, **summary)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the history; the state has done its work."""
-        self.write(finished=True, **summary)
+        if devices.rank() == 0:
+            self.write(finished=True, **summary)
         self._forget_state()
 
     def _forget_state(self) -> None:
@@ -102,20 +105,18 @@ class TrainingRecord(RunRecord):
         dict(said["begun_with"]["settings"])
         self.check(said["begun_with"])
 
-    @contextmanager
-    def _reading(self, path: Path, otherwise: str) -> Iterator[None]:
-        """Whatever is wrong with a file is one `LoopError` that says how to go on."""
-        try:
-            yield
-        except CallError:  # it is a run, and another one
-            raise
-        except LoopError as error:
-            raise _damaged(path, str(error)) from error
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise _damaged(path, otherwise) from error
 
-
-def _damaged(path: Path, cause: str) -> LoopError:
-    name = files.printable(path)
-    said = cause.removeprefix(f"{name}: ").partition("; ")[0]
-    return LoopError(f"{name}: {said}; delete it, and --resume goes on from what is left")
+@contextmanager
+def _reading(path: Path, otherwise: str) -> Iterator[None]:
+    """Whatever is wrong with a file is one `LoopError` that says how to go on."""
+    try:
+        yield
+    except CallError:  # it is a run, and another one
+        raise
+    except (LoopError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        name = files.printable(path)
+        cause = str(error) if isinstance(error, LoopError) else otherwise
+        said = cause.removeprefix(f"{name}: ").partition("; ")[0]
+        raise LoopError(
+            f"{name}: {said}; delete it, and --resume goes on from what is left"
+        ) from error

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from midiloop.common import files
+from midiloop.common import configs, files
 from midiloop.dataset.splits import SPLITS
 from midiloop.errors import LoopError
 from midiloop.grid import grid_from_json
@@ -49,12 +49,7 @@ def read(folder: Path) -> dict[str, Any]:
         raise LoopError(f"{error}: not a loop dataset, or damaged; {REMEDY}") from error
     if manifest.get("format") != FORMAT:
         raise LoopError(f"{name}: not a loop dataset; make one with 'midiloop extract'")
-    version = manifest.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise LoopError(
-            f"{name}: format version {files.shortened(version)}, this midiloop reads "
-            f"{FORMAT_VERSION}; extract it again"
-        )
+    configs.check_version(name, manifest, FORMAT_VERSION, "extract it again")
     try:
         _check(manifest)
     except LoopError as error:

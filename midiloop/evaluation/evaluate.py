@@ -6,7 +6,7 @@ generated loops are a song each. `compare` measures three things:
 - the metrics of `midiloop.metrics.paper`, of both sets;
 - for each of `FEATURES` the 1-Wasserstein distance of its values in both sets, in standard
   deviations of the reference: 0 for the same distribution, 1 for one moved by a deviation;
-- one distance of all features together, the squared maximum mean discrepancy (`mmd2`).
+- one distance of all features together, the squared maximum mean discrepancy.
 
 Each distance comes with its floor: that of the reference's songs, half of them against the rest.
 Chance alone puts a set of fewer songs than that further away, a set of more a little nearer.
@@ -14,7 +14,7 @@ Chance alone puts a set of fewer songs than that further away, a set of more a l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,16 +24,13 @@ from numpy.typing import NDArray
 from midiloop.errors import LoopError, counted
 from midiloop.evaluation.profile import MAX_LOOPS, MIN_SONGS, LoopSet, Profile, profile
 from midiloop.grid import LOOP, Grid, Roll
+from midiloop.metrics.distances import Points, Weights, mmd2, wasserstein, weighted_sums
 from midiloop.metrics.features import FEATURES
 from midiloop.metrics.paper import Values, as_values
-
-Weights = NDArray[Any]
 
 N_RESAMPLES = 200
 N_HALVINGS = 50
 MMD_LOOPS = 3_000  # of each set, drawn by chance: all pairs of them are looked at
-PAIRS_AT_A_TIME = 4_096
-DRAWS_AT_A_TIME = 72
 INTERVAL = (0.025, 0.975)
 
 
@@ -60,7 +57,7 @@ def reconstruction_error(rolls: Roll, reconstructed: Roll) -> Values:
 
 
 # Loops are mined for a bar distance of next to nothing: in deviations of that, a single wrong cell
-# would drown all else that `mmd2` looks at.
+# would drown all else that `Evaluation.mmd2` looks at.
 EMBEDDED = tuple(name for name in FEATURES if name != "HD")
 TABLE = ("HD", "FND", "FND kick", "FNB", "DB", "OS", "US", "UP", "ND")
 
@@ -241,8 +238,8 @@ def _size(of: Profile) -> Size:
     return Size(n_loops, of.n_songs if of.by_song else None, sampled_from)
 
 
-# Resampling: how often each song counts, int (rows, songs). Row 0 counts each once, so that what is
-# computed of it is the value itself, and what is computed of the other rows its resamples.
+# Resampling: how often each song counts. Row 0 counts each once, so that what is computed of it is
+# the value itself, and what is computed of the other rows its resamples.
 
 
 def _draws(n_songs: int, rng: np.random.Generator) -> Weights:
@@ -251,12 +248,6 @@ def _draws(n_songs: int, rng: np.random.Generator) -> Weights:
         for _ in range(N_RESAMPLES)
     )
     return np.stack([np.ones(n_songs, dtype=np.uint16), *(row.astype(np.uint16) for row in drawn)])
-
-
-def _resampled(draws: Weights, sums: NDArray[Any]) -> NDArray[Any]:
-    """``draws @ sums``, of which only a few rows at a time are copied to the type of the sums."""
-    starts = range(0, len(draws), DRAWS_AT_A_TIME)
-    return np.concatenate([draws[at : at + DRAWS_AT_A_TIME] @ sums for at in starts])
 
 
 def _halves(n_songs: int, rng: np.random.Generator) -> Weights:
@@ -296,108 +287,10 @@ def _metric_rows(of: Profile, draws: Weights, copied: NDArray[np.bool_]) -> dict
     per_loop["OS"] = as_values(copied)
     per_loop["US"] = np.where(shared, 0, 1 / counts)[inverse]
     sums = np.stack([np.bincount(of.songs, values) for values in per_loop.values()], axis=1)
-    n_loops = _resampled(draws, np.bincount(of.songs))
-    rows = dict(zip(per_loop, (_resampled(draws, sums) / n_loops[:, None]).T, strict=True))
+    n_loops = weighted_sums(draws, np.bincount(of.songs))
+    rows = dict(zip(per_loop, (weighted_sums(draws, sums) / n_loops[:, None]).T, strict=True))
     rows["US"] = np.minimum(rows["US"] + shared.sum() / n_loops, 1)
     return rows
-
-
-def wasserstein(
-    values: Values,
-    others: Values,
-    weights: Weights | None = None,
-    other_weights: Weights | None = None,
-    songs: NDArray[np.int64] | None = None,
-    other_songs: NDArray[np.int64] | None = None,
-) -> Values:
-    """1-Wasserstein distance of two samples: the area between their distribution functions.
-
-    Range: 0, the same distribution, upwards, in the unit of the values; one moved by x is x away.
-
-    Args:
-        values: float (n,).
-        others: float (m,).
-        weights, other_weights: whole numbers, not negative, (rows, songs): one distance for each
-            row. One row of ones unless told otherwise.
-        songs, other_songs: int (n,) and (m,), column of the weights of each value; a column of its
-            own unless told otherwise.
-
-    Returns:
-        float (rows,).
-    """
-    places, inverse = np.unique(np.concatenate([values, others]), return_inverse=True)
-    one = _Sample.of(inverse[: len(values)], weights, songs)
-    other = _Sample.of(inverse[len(values) :], other_weights, other_songs)
-    gaps = np.append(np.diff(places), 0.0)
-    surplus, area = np.zeros(one.weights.shape[1]), np.zeros(one.weights.shape[1])
-    for first, end in _blocks(one.n_pairs(len(places)) + other.n_pairs(len(places))):
-        steps = one.shares(first, end) - other.shares(first, end)
-        # the difference of both distribution functions from each place to the next
-        between = np.cumsum(np.vstack([surplus, steps]), axis=0)
-        area += gaps[first:end] @ np.abs(between[1:])
-        surplus = between[-1]
-    return as_values(area)
-
-
-class _Sample(NamedTuple):
-    """Values of a sample, by their place among all that there are, and by song.
-
-    Attributes:
-        at: int (pairs,), ascending, the place of each pair of a place and a song that has it.
-        songs: int (pairs,), row of the weights.
-        counts: int (pairs,), how often the song has it.
-        weights: whole numbers, (songs, rows).
-        total: float (rows,), the weight of all.
-    """
-
-    at: NDArray[np.int64]
-    songs: NDArray[np.int64]
-    counts: NDArray[np.int32]
-    weights: Weights
-    total: Values
-
-    @staticmethod
-    def of(
-        at: NDArray[np.int64], weights: Weights | None, songs: NDArray[np.int64] | None
-    ) -> _Sample:
-        """Count pairs; see `wasserstein`."""
-        songs = np.arange(len(at)) if songs is None else songs
-        n_songs = int(songs.max()) + 1
-        weights = np.ones((1, n_songs), dtype=np.uint16) if weights is None else weights
-        pairs, counts = np.unique(at * n_songs + songs, return_counts=True)
-        found_at, found_songs = np.divmod(pairs, n_songs)
-        by_song = np.ascontiguousarray(weights.T)
-        n_values = np.bincount(songs, minlength=len(by_song))
-        total = as_values(_resampled(weights, n_values))
-        return _Sample(found_at, found_songs, counts.astype(np.int32), by_song, total)
-
-    def n_pairs(self, n_places: int) -> NDArray[np.int64]:
-        """How many pairs each place has, int (places,)."""
-        found: NDArray[np.int64] = np.bincount(self.at, minlength=n_places)
-        return found
-
-    def shares(self, first: int, end: int) -> Values:
-        """Share of the sample at each place of a block, float (places, rows)."""
-        low, high = np.searchsorted(self.at, (first, end)).tolist()
-        found = np.zeros((end - first, self.weights.shape[1]))
-        for start in range(low, high, PAIRS_AT_A_TIME):  # a single place may have any number
-            pairs = slice(start, min(start + PAIRS_AT_A_TIME, high))
-            at = self.at[pairs]
-            weights = self.weights[self.songs[pairs]] * self.counts[pairs, None]
-            starts = np.flatnonzero(np.diff(at, prepend=-1))
-            found[at[starts] - first] += np.add.reduceat(weights, starts, axis=0)
-        return found / self.total
-
-
-def _blocks(n_pairs: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Cut places into blocks of at most `PAIRS_AT_A_TIME` pairs, or of a single place."""
-    ends = np.cumsum(n_pairs)
-    first = 0
-    while first < len(ends):
-        done = int(ends[first - 1]) if first else 0
-        end = int(np.searchsorted(ends, done + PAIRS_AT_A_TIME, side="right"))
-        yield first, max(first + 1, end)
-        first = max(first + 1, end)
 
 
 def _deviation(values: Values) -> float:
@@ -419,64 +312,6 @@ def _wassersteins(
     return found
 
 
-class Points(NamedTuple):
-    """Loops as points, n of them in d dimensions.
-
-    Attributes:
-        places: float (n, d).
-        songs: int (n,), column of the weights of each.
-    """
-
-    places: Values
-    songs: NDArray[np.int64]
-
-
-def mmd2(points: Points, others: Points, draws: Weights, other_draws: Weights) -> Values:
-    """Squared maximum mean discrepancy of two samples of songs, unbiased.
-
-    With k(x, y) = exp(-|x - y|² / 2d): the mean of k over pairs of one sample, plus that over pairs
-    of the other, less twice that over pairs across. Pairs of one song do not count. Gretton et al.,
-    *A Kernel Two-Sample Test*, JMLR 13 (2012), lemma 6, with songs in the place of points.
-
-    Range: about 0, the same distribution (by chance a little below it), to 2.
-
-    Args:
-        points, others: what the samples hold.
-        draws, other_draws: how often each song counts, (rows, songs): one value for each row.
-
-    Returns:
-        float (rows,), nan where a row counts fewer than two songs.
-    """
-    weights, other_weights = draws[:, points.songs], other_draws[:, others.songs]
-    return (
-        _mean_within(points, weights, weights)
-        + _mean_within(others, other_weights, other_weights)
-        - 2 * _pair_mean(_kernel(points.places, others.places), None, weights, other_weights)
-    )
-
-
-def _kernel(places: Values, others: Values) -> Values:
-    squares = (places**2).sum(axis=1)[:, None] + (others**2).sum(axis=1)
-    squares -= 2 * places @ others.T
-    return as_values(np.exp(squares / (-2 * places.shape[1])))
-
-
-def _mean_within(points: Points, weights: Weights, others: Weights) -> Values:
-    apart = as_values(points.songs[:, None] != points.songs)
-    return _pair_mean(_kernel(points.places, points.places), apart, weights, others)
-
-
-def _pair_mean(kernel: Values, apart: Values | None, weights: Weights, others: Weights) -> Values:
-    """Weighted mean of a kernel over its pairs, those only that are ``apart``; float (rows,)."""
-    if apart is None:
-        pairs = weights.sum(axis=1, dtype=float) * others.sum(axis=1, dtype=float)
-    else:
-        kernel *= apart
-        pairs = ((weights @ apart) * others).sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        return as_values(((weights @ kernel) * others).sum(axis=1) / pairs)
-
-
 def _mmd2s(
     loops: Profile,
     draws: Weights,
@@ -487,13 +322,7 @@ def _mmd2s(
 ) -> Distance:
     points, others = _points(loops, reference, rng), _points(reference, reference, rng)
     apart = mmd2(points, others, draws, reference_draws)
-    half = halves[:, others.songs]
-    rest = 1 - half
-    floor = (
-        _mean_within(others, half, half)
-        + _mean_within(others, rest, rest)
-        - 2 * _mean_within(others, half, rest)
-    )
+    floor = mmd2(others, others, halves, 1 - halves)
     return Distance(_estimate(apart, lowest=-np.inf), _floor(floor))
 
 

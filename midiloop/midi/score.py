@@ -24,6 +24,7 @@ from midiloop.common import files
 from midiloop.errors import LoopError, MidiError, counted
 from midiloop.midi import channels
 from midiloop.midi.channels import DRUM_CHANNEL
+from midiloop.midi.events import END_OF_TRACK, end_ticks
 
 if TYPE_CHECKING:
     from symusic.core import ScoreTick, TrackTick, TrackTickList
@@ -57,7 +58,6 @@ DEFAULT_BPM = 120.0
 MICROSECONDS_PER_MINUTE = 60_000_000
 TEMPO_DECIMALS = 4
 NO_CONTROLS, NO_BENDS = np.zeros((0, 3), np.int32), np.zeros((0, 2), np.int32)
-END_OF_TRACK = b"\x00\xff\x2f\x00"
 
 Event = tuple[int, bytes]  # its tick, and its bytes with their status byte
 
@@ -213,7 +213,7 @@ def end_of_tracks_quarters(source: Path | str | bytes) -> float:
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
         data = _unwrap(data)
-        ticks = channels.end_ticks(_track_chunks(data))
+        ticks = end_ticks(_track_chunks(data))
     except MidiError:
         return 0.0
     return ticks / int.from_bytes(data[12:14], "big")

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,23 +22,21 @@ from numpy.typing import NDArray
 
 from midiloop import __version__
 from midiloop.common import files
-from midiloop.common.engine import BETWEEN_ITEMS, CRASHED, TIMEOUT, Engine, Task, TurnTo
+from midiloop.common.engine import BETWEEN_ITEMS, CRASHED, TIMEOUT, Engine, TurnTo, Work
 from midiloop.common.processes import Processes
-from midiloop.common.resume import RunRecord
 from midiloop.dataset.records import Counts, Reject, SongRecord
 from midiloop.errors import CallError, LoopError, MidiError, counted
 from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
 from midiloop.midi import performance, pianoroll, score
 from midiloop.midi.performance import OFFSETS_PER_STEP, WindowPerformances
 from midiloop.midi.score import Meter, Player, Score
-from midiloop.mining import corpus, partials, rules
+from midiloop.mining import corpus, partials, plan, rules
 from midiloop.mining.corpus import Item, Problem
 from midiloop.mining.rules import Rules, Run
 
 BATCH_FILES = 64
 BATCH_BYTES = 2 << 20
 ITEM_TIMEOUT_S = 10.0
-PLAN = "plan.json"
 WHOLE = Path("assembled", "loops")  # the dataset, before it has its name
 LOST = (CRASHED, TIMEOUT)
 SHOWN_ARCHIVES = 3  # of those that a message names
@@ -344,7 +340,7 @@ def run(
     files.check_parent(out)
     if not files.is_text(out):  # Arrow would say so when all is mined
         raise CallError(f"{files.printable(out)}: a name that is not UTF-8; choose another")
-    _check_ours(folder)
+    plan.check_ours(folder)
     earlier = _finished(out, provenance, resume) if out.exists() else None
     if earlier and not earlier.lost:
         return earlier
@@ -352,7 +348,7 @@ def run(
     with files.locked(folder):
         if not earlier:  # again: another run may have ended before the lock was ours
             files.check_free(out)
-        _open_partial(folder, provenance, resume)
+        plan.open_partial(folder, provenance, resume=resume)
         manifest = _mine(sources, folder, settings, engine, resume, on_progress, item_timeout_s)
         files.put(folder / WHOLE, out, folder / "earlier" if earlier else None)
         shutil.rmtree(folder)
@@ -380,9 +376,9 @@ def _mine(
             else:
                 yield batch
 
-    work = partial(mine_batch, settings=settings, folder=folder)
-    task = Task(work, item_timeout_s, WORKERS_NEED)
-    for batch, counts in engine.map(task, todo(), lambda in_work: on_progress(progress, in_work)):
+    do = partial(mine_batch, settings=settings, folder=folder)
+    work = Work(do, item_timeout_s, WORKERS_NEED)
+    for batch, counts in engine.map(work, todo(), lambda in_work: on_progress(progress, in_work)):
         importlib.import_module("midiloop.mining.assemble")  # and Arrow: while the workers work
         progress.add(batch, counts)
         on_progress(progress, 0)
@@ -453,12 +449,7 @@ def _finished(out: Path, provenance: dict[str, Any], resume: bool) -> Result:
 
     manifest = LoopDataset(out).manifest
     made_of = {key: manifest.get(key) for key in provenance}
-    RunRecord(
-        out / "manifest.json",
-        _begun_with(provenance),
-        said="was made",
-        remedy="choose another name",
-    ).check(_begun_with(made_of))
+    plan.check_made(out / "manifest.json", made_of, provenance)
     return _result(out, manifest)
 
 
@@ -471,41 +462,3 @@ def _result(out: Path, manifest: dict[str, Any]) -> Result:
     rejects = LoopDataset(out).rejects()
     of = [[reject for reject in rejects if reject.reason in kind] for kind in (broken, lost)]
     return Result(manifest, *of)
-
-
-def _check_ours(folder: Path) -> None:
-    """Raise `CallError` where something lies at ``folder`` that no run of ours made."""
-    if not os.path.lexists(folder):
-        return
-    with suppress(OSError):  # a run that was killed before it wrote its plan left no more
-        if all(files.is_passing(path.name) for path in folder.iterdir()):
-            return
-    if folder.is_symlink() or "begun_with" not in RunRecord(folder / PLAN, {}).read():
-        raise CallError(
-            f"{files.printable(folder)}: is in the way, and was not left by a run of this command; "
-            "move it, or choose another name"
-        )
-
-
-def _open_partial(folder: Path, provenance: dict[str, Any], resume: bool) -> None:
-    """Write the plan of a run into its locked folder, or see that it is the one begun there."""
-    plan = RunRecord(
-        folder / PLAN,
-        _begun_with(provenance),
-        remedy="use the same, or remove it to start anew",
-    )
-    if plan.path.exists() and not resume:
-        raise CallError(
-            f"{files.printable(folder)}: left by a run that was interrupted; go on with --resume, "
-            "or remove it"
-        )
-    plan.open(resume=resume)
-
-
-def _begun_with(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "settings": {name: provenance[name] for name in ("rules", "stride_bars")},
-        "corpus": provenance["sources"],
-        "grid": provenance["grid"],
-        "version of midiloop": provenance["midiloop_version"],
-    }

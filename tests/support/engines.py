@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Generator, Iterable
 
-from midiloop.common.engine import JobT, Result, Task
+from midiloop.common.engine import JobT, Result, Work
 
 
 class Elsewhere:
@@ -15,13 +15,13 @@ class Elsewhere:
 
     def map(
         self,
-        task: Task[JobT, Result],
+        work: Work[JobT, Result],
         jobs: Iterable[JobT],
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> Generator[tuple[JobT, Result], None, None]:
         """See `Engine`."""
         for job in reversed(list(jobs)):
             for _ in range(2):
-                work, sent = pickle.loads(pickle.dumps((task.work, job)))
-                result = work(sent, on_progress)
+                do, sent = pickle.loads(pickle.dumps((work.do, job)))
+                result = do(sent, on_progress)
             yield pickle.loads(pickle.dumps((job, result)))

@@ -39,7 +39,7 @@ from audioloop.rendering.augment import PackedLoops
 from audioloop.rendering.synth import SoundFont
 from audioloop.tokens import pretrained
 from midiloop.common import checkpoint, devices, files
-from midiloop.common.engine import Engine, Task, TurnTo
+from midiloop.common.engine import Engine, TurnTo, Work
 from midiloop.common.processes import Processes
 from midiloop.common.resume import RunRecord
 from midiloop.dataset.parquet import LoopDataset
@@ -243,9 +243,9 @@ def _make(source: Source, out: Path, engine: Engine, on_progress: Callable[[int]
     settings = source.settings
     missing = [n for n in range(settings.num_loops) if not _is_done(out, n, settings.keep_audio)]
     on_progress(settings.num_loops - len(missing))
-    work = functools.partial(task, source, out)
+    do = functools.partial(do_job, source, out)
     modules = ("audioloop.evaluation.loopgen.benchmark",)
-    for _ in engine.map(Task(work, ITEM_TIMEOUT_S, modules), map(Job, missing)):
+    for _ in engine.map(Work(do, ITEM_TIMEOUT_S, modules), map(Job, missing)):
         on_progress(1)
 
 
@@ -258,7 +258,7 @@ def _is_done(out: Path, number: int, keep_audio: bool) -> bool:
     return there
 
 
-def task(source: Source, out: Path, job: Job, turn_to: TurnTo) -> None:
+def do_job(source: Source, out: Path, job: Job, turn_to: TurnTo) -> None:
     """Make and measure one item, in a worker, and write what was found."""
     found: dict[str, Any] = {"number": job.number, "lost": job.lost}
     if not job.lost:

@@ -151,7 +151,7 @@ def test_what_is_there_is_read_and_not_made(
     made: Path, prepared: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, found = contents(made), prepared(made)
-    monkeypatch.setattr(encoded_dataset, "task", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(encoded_dataset, "do_job", lambda *_: pytest.fail("made again"))
     assert same(prepared(made, n=2), found[:2])
     assert contents(made) == before
 
@@ -189,7 +189,7 @@ class Recorder:
 
 
 def made_here(source: Source, folder: Path, job: Job) -> list[EncodedLoop]:
-    encoded_dataset.task(source, folder, job, lambda _: None)
+    encoded_dataset.do_job(source, folder, job, lambda _: None)
     return encoded_dataset._read(folder / f"{job.shard:05d}.safetensors")
 
 
@@ -319,17 +319,17 @@ def deadly(source: Source, folder: Path, job: Job, turn_to: Callable[[int], None
         if job.numbers[at] == 4:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    real_task(source, folder, job, turning_to)
+    real_job(source, folder, job, turning_to)
 
 
-real_task = encoded_dataset.task
+real_job = encoded_dataset.do_job
 
 
 def test_a_loop_that_kills_its_worker_costs_that_loop(
     made: Path, prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = prepared(made)
-    monkeypatch.setattr(encoded_dataset, "task", deadly)
+    monkeypatch.setattr(encoded_dataset, "do_job", deadly)
     lost: list[int] = []
     found = prepared(tmp_path / "loops", engine=Processes(1), on_lost=lost.append)
     assert lost == [4]

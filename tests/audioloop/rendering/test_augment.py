@@ -141,7 +141,7 @@ def test_closing_stops_what_is_begun_and_can_be_done_twice(
 def test_a_render_that_ends_its_worker_each_time_is_silence(
     source: PackedLoops, font: SoundFont, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(augment, "task", deadly)
+    monkeypatch.setattr(augment, "do_job", deadly)
     made = Renders(source, [bundled()], VARIETY, seed=SEED, ahead=2)
     first, second, third = made.take(range(3))
     made.close()
@@ -151,7 +151,7 @@ def test_a_render_that_ends_its_worker_each_time_is_silence(
     assert same([first, third], list(expected))
 
 
-REAL_TASK = augment.task
+REAL_JOB = augment.do_job
 
 
 def deadly(*given: Any) -> Samples:
@@ -160,7 +160,7 @@ def deadly(*given: Any) -> Samples:
     if job.number == 1 and not job.lost:
         turn_to(0)
         os.kill(os.getpid(), signal.SIGSEGV)
-    return REAL_TASK(*given)
+    return REAL_JOB(*given)
 
 
 def test_no_two_renders_and_no_two_seeds_are_alike(source: PackedLoops, font: SoundFont) -> None:

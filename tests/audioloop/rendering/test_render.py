@@ -479,14 +479,14 @@ def crashing(job: batch.Job, turn_to: Callable[[int], None]) -> Sequence[object]
     if lethal and lethal[0] not in job.lost:
         turn_to(lethal[0])
         os.kill(os.getpid(), signal.SIGKILL)
-    return batch.task(job, turn_to)
+    return batch.do_job(job, turn_to)
 
 
 def test_a_crash_takes_its_own_loop_and_no_other(
     midis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(batch, "task", crashing)
+        patch.setattr(batch, "do_job", crashing)
         result = batch.run(batch.items([midis]), tmp_path / "out", settings(), engine=Processes(2))
     assert len(result.made) == 11
     assert [(Path(f.source).name[:3], f.cause[:17]) for f in result.failed] == [
@@ -548,7 +548,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
     job = batch.Job(tuple(batch.items([midis])), out, settings())
     with pytest.raises(OSError, match="No space left"):
-        batch.task(job, lambda _: None)
+        batch.do_job(job, lambda _: None)
     assert sorted(path.name for path in out.iterdir()) == ["l00_90bpm.mid", "l00_90bpm.wav"]
 
 

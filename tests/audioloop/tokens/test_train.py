@@ -537,7 +537,7 @@ def test_an_empty_split_is_seen_before_anything_is_rendered(
         raise AssertionError("rendered")
 
     monkeypatch.setattr(LoopDataset, "select", less)
-    monkeypatch.setattr(encoded_dataset, "task", rendered)
+    monkeypatch.setattr(encoded_dataset, "do_job", rendered)
     given: dict[str, Any] = {
         "n_loops": 2,
         "codec": codec,

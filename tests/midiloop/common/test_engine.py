@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from midiloop.common import processes
-from midiloop.common.engine import Engine, Inline, Task, usable_cores
+from midiloop.common.engine import Engine, Inline, Work, usable_cores
 from midiloop.common.processes import Processes
 from midiloop.errors import LoopError
 
@@ -62,14 +62,14 @@ def die_at_once(job: Numbers, turn_to: Callable[[int], None]) -> None:
 def run(
     jobs: list[Numbers], n_workers: int, timeout_s: float = 5
 ) -> dict[int, tuple[list[int], tuple[str, ...]]]:
-    done = Processes(n_workers).map(Task(double, timeout_s), jobs)
+    done = Processes(n_workers).map(Work(double, timeout_s), jobs)
     return {job.number: (result, job.lost) for job, result in done}
 
 
 @pytest.mark.parametrize("engine", [Inline(), Processes(1), Processes(2), Processes(5)])
 def test_every_job_is_done_once_by_any_engine(engine: Engine) -> None:
     jobs = [Numbers(n, (n, n + 1)) for n in range(23)]
-    done = list(engine.map(Task(double, 5), iter(jobs)))
+    done = list(engine.map(Work(double, 5), iter(jobs)))
     assert sorted(job.number for job, _ in done) == [*range(23)]
     assert all(result == [2 * job.number, 2 * job.number + 2] for job, result in done)
 
@@ -77,14 +77,14 @@ def test_every_job_is_done_once_by_any_engine(engine: Engine) -> None:
 @pytest.mark.parametrize("engine", [Inline(), Processes(2)])
 def test_items_that_are_done_are_counted(engine: Engine) -> None:
     seen: list[int] = []
-    assert len(list(engine.map(Task(double, 5), [Numbers(0, (1, 2, 3))], seen.append))) == 1
+    assert len(list(engine.map(Work(double, 5), [Numbers(0, (1, 2, 3))], seen.append))) == 1
     assert seen
     assert {*seen} <= {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("engine", [Inline(), Processes(2)])
 def test_whoever_closes_the_map_ends_the_work(engine: Engine) -> None:
-    began = engine.map(Task(double, 5), [Numbers(0, (1,)), Numbers(1, (HANG,))])
+    began = engine.map(Work(double, 5), [Numbers(0, (1,)), Numbers(1, (HANG,))])
     assert next(began)[1] == [2]
     began.close()
     assert list(began) == []
@@ -120,7 +120,7 @@ def test_what_befell_a_worker_once_is_no_item_s_fault(
     how: signal.Signals, n_workers: int, tmp_path: Path
 ) -> None:
     jobs = [Numbers(n, (n, n, n)) for n in range(7)]
-    done = Processes(n_workers).map(Task(partial(once, tmp_path, how), 5), jobs)
+    done = Processes(n_workers).map(Work(partial(once, tmp_path, how), 5), jobs)
     assert {job.number: (result, job.lost) for job, result in done} == {
         n: ([2 * n] * 3, ()) for n in range(7)
     }
@@ -150,7 +150,7 @@ def count_others(job: Numbers, turn_to: Callable[[int], None]) -> int:
 def test_what_ended_a_worker_is_tried_while_no_other_works(tmp_path: Path) -> None:
     """Else one that takes all the memory would cost its neighbours their items."""
     jobs = [Numbers(n, (SEGFAULT if n in (3, 4, 9) else n,), (), tmp_path) for n in range(16)]
-    done = Processes(3).map(Task(count_others, 5), jobs)
+    done = Processes(3).map(Work(count_others, 5), jobs)
     others = {job.number: n for job, n in done}
     assert [others[n] for n in (3, 4, 9)] == [0, 0, 0]
     assert max(others.values()) > 0
@@ -183,21 +183,21 @@ def test_jobs_are_drawn_as_they_are_needed() -> None:
             drawn += 1
             yield Numbers(drawn, (drawn,))
 
-    done = Processes(2).map(Task(double, 5), endless())
+    done = Processes(2).map(Work(double, 5), endless())
     for ended, _ in enumerate(done, 1):
         assert drawn <= ended + 5
         if ended == 50:
             break
 
 
-def test_what_the_task_raises_reaches_the_caller() -> None:
+def test_what_the_work_raises_reaches_the_caller() -> None:
     with pytest.raises(OSError, match="No space left on device"):
         run([Numbers(0, (1, FULL_DISK))], 1)
 
 
 def test_workers_that_cannot_begin_end_the_run() -> None:
     with pytest.raises(LoopError, match=r"end again and again \(exit code 3\)"):
-        list(Processes(1).map(Task(die_at_once, 5), [Numbers(0, ())]))
+        list(Processes(1).map(Work(die_at_once, 5), [Numbers(0, ())]))
 
 
 def test_no_process_is_left_behind() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,28 @@ def test_a_folder_that_fails_is_gone(tmp_path: Path) -> None:
     with pytest.raises(LoopError):
         fails()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_on_the_disk_before_it_has_its_name_and_its_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, synced, fsync = tmp_path / "out", dict[int, bool](), os.fsync
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        synced[os.fstat(descriptor).st_ino] = out.exists()
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with files.new_folder(out) as building:
+        (building / "dataset" / "loops").mkdir(parents=True)
+        for name in ("card.md", "dataset/manifest.json", "dataset/loops/0.parquet"):
+            (building / name).write_bytes(b"x")
+    made = [out, *out.rglob("*")]
+    assert len(made) == 6
+    assert {path.stat().st_ino: False for path in made} == {
+        inode: named for inode, named in synced.items() if inode != tmp_path.stat().st_ino
+    }
+    assert synced[tmp_path.stat().st_ino]
 
 
 def test_a_folder_made_meanwhile_is_left_alone(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from tests.midiloop.training.test_training import (
     interrupt,
     weights,
 )
+from torchrun import run_together
 
 CPU = torch.device("cpu")
 SOUND = ("codec", "masked", "causal")
@@ -265,7 +265,6 @@ TOGETHER = """
 import sys
 from pathlib import Path
 
-sys.path[:0] = sys.argv[2:]
 import pytest
 import torch
 from tests.midiloop.common import test_trainer
@@ -303,24 +302,7 @@ def train_together(out: Path, kind: str) -> None:
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("together")
-    script = folder / "together.py"
-    script.write_text(TOGETHER)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [
-            sys.executable,
-            *launcher,
-            str(script),
-            str(folder),
-            str(ROOT / "tests" / "support"),
-            str(ROOT),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    run_together(TOGETHER, folder, timeout_s=300)
     return folder
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import torch
 from torch import Tensor
 
 from midiloop.common.vq import ResidualVectorQuantizer
-from paths import ROOT
+from torchrun import run_together
 
 SIZE, DIM, DECAY = 16, 4, 0.9
 PLAIN: dict[str, Any] = {"decay": DECAY, "rare": 0.0}  # no vector is so rare that it starts anew
@@ -104,7 +101,6 @@ TOGETHER = """
 import sys
 from pathlib import Path
 
-sys.path[:0] = sys.argv[2:]
 import torch
 from tests.midiloop.common import test_vq
 from midiloop.common import devices
@@ -126,24 +122,7 @@ def begun() -> tuple[ResidualVectorQuantizer, list[Tensor]]:
 
 
 def test_two_processes_have_the_codebooks_of_one(tmp_path: Path) -> None:
-    script = tmp_path / "together.py"
-    script.write_text(TOGETHER)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [
-            sys.executable,
-            *launcher,
-            str(script),
-            str(tmp_path),
-            str(ROOT / "tests" / "support"),
-            str(ROOT),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    run_together(TOGETHER, tmp_path, timeout_s=120)
     first, second = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (0, 1))
     alone, batches = begun()
     for z in batches:

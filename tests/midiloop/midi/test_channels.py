@@ -14,6 +14,7 @@ from audioloop.rendering import piece
 from handmade import BAR, END_OF_TRACK, FOUR_FOUR, STEP, TPQ, groove, smf, vlq
 from midiloop.errors import LoopError, MidiError
 from midiloop.midi import channels, score
+from midiloop.midi.events import Events
 from midiloop.mining import extract, midi_loop, rules
 from midiloop.mining.corpus import walk
 
@@ -320,6 +321,6 @@ def test_events_are_those_that_reading_one_by_one_finds(seed: int) -> None:
         track = b"".join(time + PIECES[rng.integers(common)] for time in times)
         track += [b"", END_OF_TRACK, rng.bytes(int(rng.integers(40)))][rng.integers(3)]
         track = track[: rng.integers(len(track) + 1)] if rng.integers(2) else track
-        events = channels.Events(track)
+        events = Events(track)
         rows = zip(events.ticks, events.statuses, events.first, events.second, strict=True)
         assert [tuple(map(int, row)) for row in rows] == one_by_one(track)

@@ -37,6 +37,7 @@ from midiloop.models.vq_vae import VQVAE, VQVAEConfig
 from midiloop.training import objective as objectives
 from midiloop.training.objective import LoopTask, Objective
 from paths import ROOT
+from torchrun import run_together
 
 CODEC = VQVAEConfig(channels=8, embed_channels=8, codebook_size=32, streams="parts", span="bar")
 TINY: dict[str, Any] = {
@@ -688,7 +689,6 @@ TOGETHER = """
 import sys
 from pathlib import Path
 
-sys.path[:0] = sys.argv[2:]
 import torch
 from tests.midiloop.training import test_training
 from midiloop.common import devices
@@ -743,26 +743,9 @@ def interrupt_together(train: Callable[[bool], None]) -> None:
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes trained, and the weights that each of them ended with."""
     folder = tmp_path_factory.mktemp("together")
-    script = folder / "together.py"
-    script.write_text(TOGETHER)
     run_until(2, folder / "own-0", "prior", settings=TOGETHER_SETTINGS, config=PLAIN_PRIOR)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [
-            sys.executable,
-            *launcher,
-            str(script),
-            str(folder),
-            str(ROOT / "tests" / "support"),
-            str(ROOT),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    (folder / "stdout").write_text(done.stdout)
+    stdout = run_together(TOGETHER, folder, timeout_s=120)
+    (folder / "stdout").write_text(stdout)
     return folder
 
 
