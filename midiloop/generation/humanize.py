@@ -28,6 +28,9 @@ from midiloop.models.hands import OFFSET, ROLL, VELOCITY, Hands
 SHIPPED = Path(__file__).parents[1] / "pretrained" / "hands"
 FINE_TICKS = 240  # a quarter note, below which a score gets more of them
 UNPRINTABLE = ("Cc", "Cf", "Zl", "Zp", "Cs")  # categories of characters
+# Samples at this temperature have as many different velocities as played loops; at 1 they have
+# more.
+TEMPERATURE = 0.9
 TRIPLET = OFFSETS_PER_STEP / 3  # how late the second of two steps is at full swing
 
 Play = Callable[[int, Roll], Performance]
@@ -264,7 +267,7 @@ def _sampled(hands: Hands, roll: Roll, struck: Roll, seed: int, number: int) -> 
     uniforms = torch.from_numpy(chance.random((len(roll) * hands.config.instruments, 3)))
     # One loop at a time in one thread: so its sums, and draws, do not depend on what is beside it.
     with devices.one_thread():
-        drawn = hands.sample(planes, uniforms).numpy()
+        drawn = hands.sample(planes, uniforms, temperature=TEMPERATURE).numpy()
     return Performance(
         drawn[VELOCITY][struck].astype(np.uint8), drawn[OFFSET][struck].astype(np.int8)
     )
