@@ -2,13 +2,16 @@
 
 Humanisation (Gillick et al. 2019, arXiv:1905.06118, who do it by a recurrent network), here by a
 masked transformer: values are sampled in a few rounds, each conditioned on those of the rounds
-before it (Chang et al. 2022, arXiv:2202.04200). So a performance has one character throughout, and
-bars that repeat are played alike. Time is circular.
+before it (Chang et al. 2022, arXiv:2202.04200), so that bars that repeat are played alike. All are
+conditioned on a style, which is that of some training loop: what a roll looks like says little of
+how loud its song is, and without a style the network would recall the songs that it knows. Time is
+circular.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -25,6 +28,7 @@ from midiloop.models.layers import Loss, Model, RollConfig
 ROLL, VELOCITY, OFFSET = 0, 1, 2  # planes of a played loop
 VELOCITIES = 128
 OFFSETS = 256
+STYLE = 5  # numbers of an instrument's style
 AROUND = 2  # steps before and after an onset whose onsets are part of its input
 SORTED = 4  # parts of a batch by how many onsets they have
 VALIDATION_SEED = 1905
@@ -32,13 +36,15 @@ VALIDATION_SEED = 1905
 
 @dataclass(frozen=True)
 class HandsConfig(RollConfig):
-    """Sizes, and which loops it learns from. The defaults have 354,388 parameters.
+    """Sizes, and which loops it learns from. The defaults have 359,860 parameters.
 
     Attributes:
         dim, layers, heads: of the transformer; its inner layers are twice as wide.
         dropout: of embeddings and of what the layers add.
         offset_bins: values that an offset is drawn from; the middle one is exactly on the grid.
         rounds: in which a performance is drawn.
+        styles: of training loops, of which each sampled performance takes one.
+        no_style: share of the training loops, and of their instruments, whose style is hidden.
         min_velocity_deviation, min_velocity_values: what the drums of a loop need to count as
             played: more than this standard deviation, and as many different velocities.
     """
@@ -49,6 +55,8 @@ class HandsConfig(RollConfig):
     dropout: Share = 0.1
     offset_bins: Annotated[int, Range(2, 256)] = 64
     rounds: Depth = 16
+    styles: Annotated[int, Range(1, 65_536)] = 1024
+    no_style: Share = 0.2
     min_velocity_deviation: Annotated[float, Range(0, 127)] = 8.0
     min_velocity_values: Annotated[int, Range(1, 127)] = 8
 
@@ -65,13 +73,32 @@ class Played(NamedTuple):
         onsets: bool.
         velocities: int64, 0 where there is no onset.
         offsets: int64, index of a bin.
+        timing: float, offset in halves of a step.
         bass: float (B, T, 2): whether it sounds, and how high from 0 to 1.
     """
 
     onsets: Tensor
     velocities: Tensor
     offsets: Tensor
+    timing: Tensor
     bass: Tensor
+
+
+def style_of(played: Played) -> Tensor:
+    """How each instrument of a loop is played on the whole: float (B, I, `STYLE`).
+
+    Mean and deviation of its velocities, mean offset, share of its onsets that are on the grid, and
+    1; all 0 where it has no onset.
+    """
+    n = played.onsets.sum(1).clamp(min=1)  # (B, I)
+    there = played.onsets.float()
+    velocities = played.velocities / VELOCITIES
+    mean = (velocities * there).sum(1) / n
+    spread = ((velocities - mean[:, None]).square() * there).sum(1) / n
+    late = (played.timing * there).sum(1) / n
+    on_grid = ((played.timing == 0) * there).sum(1) / n
+    found = torch.stack([mean, 4 * spread.sqrt(), 4 * late, on_grid, torch.ones_like(mean)], 2)
+    return found * played.onsets.any(1)[:, :, None]
 
 
 class Layer(nn.Module):
@@ -116,6 +143,10 @@ class Hands(Model):
         self.beat = nn.Embedding(c.steps_per_beat * BEATS_PER_BAR, c.dim)
         self.instrument = nn.Embedding(c.instruments, c.dim)
         self.around = nn.Linear(c.instruments * (2 * AROUND + 1) + 2, c.dim)
+        self.style = nn.Linear(STYLE, c.dim)  # of an onset's own instrument
+        self.styles = nn.Linear(c.instruments * STYLE, c.dim)  # of all of them
+        self.bank: Tensor  # (styles, I, `STYLE`), of training loops
+        self.register_buffer("bank", torch.zeros(c.styles, c.instruments, STYLE))
         self.distance = nn.Embedding(c.steps + 1, c.heads)
         self.pair = nn.Embedding(c.instruments**2, c.heads)
         self.dropout = nn.Dropout(c.dropout)
@@ -144,15 +175,30 @@ class Hands(Model):
             velocities > 0,
             velocities,
             bins.clamp(0, self.config.offset_bins - 1),
+            offsets / (OFFSETS / 2),
             torch.stack([bass.any(2).float(), height], 2),
         )
 
-    def forward(self, played: Played, known: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def fit_styles(self, loops: Callable[[Tensor], Tensor], n_loops: int) -> None:
+        """Take the styles of training loops, evenly spread over them.
+
+        Args:
+            loops: gives the batch (B, 3, T, columns) of loops by their numbers.
+        """
+        rows = torch.linspace(0, n_loops - 1, self.config.styles).round().long()
+        found = [style_of(self.played(loops(index))) for index in torch.split(rows, 256)]
+        self.bank.copy_(torch.cat(found))
+
+    def forward(
+        self, played: Played, known: Tensor, wanted: Tensor, style: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Logits of the velocities (n, 128) and offsets (n, bins) of the n onsets ``wanted``.
 
         Args:
             known: bool (B, T, I), onsets whose values are the condition.
             wanted: bool (B, T, I).
+            style: float (B, I, `STYLE`), see `style_of`; 0 where it is not known.
         """
         found = wanted.nonzero(as_tuple=True)
         x = self.norm.weight.new_zeros(*wanted.shape, self.config.dim)
@@ -161,13 +207,15 @@ class Hands(Model):
         for rows in counts.argsort().tensor_split(min(SORTED, len(counts))):
             part = Played(*(value[rows] for value in played))
             here = part.onsets.nonzero(as_tuple=True)
-            x = x.index_put((rows[here[0]], *here[1:]), self._hidden(part, known[rows]).to(x.dtype))
+            x = x.index_put(
+                (rows[here[0]], *here[1:]), self._hidden(part, known[rows], style[rows]).to(x.dtype)
+            )
         h = self.head(x[found])
         logits = self.to_velocity(h)
         silent = torch.arange(VELOCITIES, device=h.device) == 0  # of no onset
         return logits.masked_fill(silent, -torch.inf), self.to_offset(h)
 
-    def _hidden(self, played: Played, known: Tensor) -> Tensor:
+    def _hidden(self, played: Played, known: Tensor, style: Tensor) -> Tensor:
         """The vector of every onset, (n, D), in C order."""
         c, (size, n_steps) = self.config, known.shape[:2]
         rows, steps, instruments = played.onsets.nonzero(as_tuple=True)
@@ -183,6 +231,8 @@ class Hands(Model):
             + self.instrument(instruments)
             + self.beat(steps % (c.steps_per_beat * BEATS_PER_BAR))
             + around[rows, steps]
+            + self.style(style)[rows, instruments]
+            + self.styles(style.flatten(1))[rows]
         )
         counts = played.onsets.sum((1, 2))
         at = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
@@ -226,21 +276,31 @@ class Hands(Model):
         played = self.played(batch)
         shares = torch.rand(len(batch), 1, 1, device=batch.device)
         hidden = played.onsets & (torch.rand(played.onsets.shape, device=batch.device) >= shares)
-        velocities, offsets = self(played, ~hidden, hidden)
+        velocities, offsets = self(played, ~hidden, hidden, self._partly(style_of(played)))
         of_velocity = F.cross_entropy(velocities.float(), played.velocities[hidden])
         of_offset = F.cross_entropy(offsets.float(), played.offsets[hidden])
         terms = {"velocity": of_velocity.detach(), "offset": of_offset.detach()}
         return Loss(of_velocity + of_offset, terms)
 
+    def _partly(self, style: Tensor) -> Tensor:
+        """The styles of a batch, some of which are hidden, as are some of their instruments."""
+        chance = torch.rand(*style.shape[:2], 1, device=style.device)
+        whole = torch.rand(len(style), 1, 1, device=style.device)
+        least = self.config.no_style
+        return style * (chance >= least) * (whole >= least)
+
     @torch.no_grad()
     def errors(self, batch: Tensor) -> Tensor:
-        """Surprise in nats an onset of a third to all of each loop's, the rest known, (B,)."""
+        """Surprise in nats an onset of a third to all of each loop's, the rest known, (B,).
+
+        The style is known too.
+        """
         played = self.played(batch)
         generator = torch.Generator().manual_seed(VALIDATION_SEED)  # the same masks each time
         chance = torch.rand(played.onsets.shape, generator=generator).to(batch.device)
         shares = torch.linspace(0, 2 / 3, len(batch), device=batch.device)[:, None, None]
         hidden = played.onsets & (chance >= shares)
-        velocities, offsets = self(played, ~hidden, hidden)
+        velocities, offsets = self(played, ~hidden, hidden, style_of(played))
         surprise = F.cross_entropy(velocities.float(), played.velocities[hidden], reduction="none")
         surprise += F.cross_entropy(offsets.float(), played.offsets[hidden], reduction="none")
         total = torch.zeros(len(batch), device=batch.device)
@@ -251,7 +311,8 @@ class Hands(Model):
     def expected_velocities(self, batch: Tensor) -> Tensor:
         """Mean velocity of every onset where only the roll is known, float (n,), in C order."""
         played = self.played(batch)
-        velocities, _ = self(played, torch.zeros_like(played.onsets), played.onsets)
+        nothing = torch.zeros_like(played.onsets)
+        velocities, _ = self(played, nothing, played.onsets, torch.zeros_like(style_of(played)))
         values = torch.arange(VELOCITIES, device=batch.device, dtype=torch.float32)
         mean: Tensor = velocities.float().softmax(1) @ values
         return mean
@@ -262,7 +323,8 @@ class Hands(Model):
 
         Args:
             planes: int16 (3, T, columns); where a velocity is above 0 there is an onset.
-            uniforms: float64 (T · I, 3) in [0, 1), for each instrument of each step.
+            uniforms: float64 (T · I, 3) in [0, 1), for each instrument of each step; the first of
+                all takes the style.
             temperature: see `sampling.draw`.
 
         Returns:
@@ -271,16 +333,19 @@ class Hands(Model):
         played = self.played(planes[None])
         n_steps, window = planes.shape[1], self.config.steps
         known = torch.zeros_like(played.onsets)
+        style = self.bank[int(uniforms[0, 0] * len(self.bank))][None]
         # A song is played half a loop at a time, each half after what came before it.
         for start in range(0, max(1, n_steps - window // 2), window // 2):
             start = max(0, min(start, n_steps - window))
             here = slice(start, start + window)
             part = Played(*(value[:, here] for value in played))
             chances = uniforms.view(n_steps, -1, 3)[here].flatten(0, 1)
-            self._fill(part, known[:, here], chances, temperature)
+            self._fill(part, known[:, here], chances, style, temperature)
         return self._planes(planes, played)
 
-    def _fill(self, played: Played, known: Tensor, uniforms: Tensor, temperature: float) -> None:
+    def _fill(
+        self, played: Played, known: Tensor, uniforms: Tensor, style: Tensor, temperature: float
+    ) -> None:
         """Draw what is not known of one loop, in place."""
         rounds = self.config.rounds
         onsets = (played.onsets & ~known)[0].flatten().nonzero()[:, 0]  # cells, in C order
@@ -296,7 +361,7 @@ class Hands(Model):
             wanted = torch.zeros(known.numel(), dtype=torch.bool, device=known.device)
             wanted[cells] = True
             wanted = wanted.view(known.shape)
-            velocities, offsets = self(played, known, wanted)
+            velocities, offsets = self(played, known, wanted, style)
             chances = uniforms[cells]
             played.velocities[wanted] = draw(velocities.double(), chances[:, 1], temperature)
             played.offsets[wanted] = draw(offsets.double(), chances[:, 2], temperature)

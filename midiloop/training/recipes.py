@@ -26,7 +26,7 @@ from midiloop.dataset.tensors import PackedLoops
 from midiloop.errors import CallError, LoopError
 from midiloop.grid import Grid
 from midiloop.models.form_prior import FormPriorConfig
-from midiloop.models.hands import HandsConfig
+from midiloop.models.hands import Hands, HandsConfig
 from midiloop.models.layers import CodeModel, RollConfig
 from midiloop.models.prior import PriorConfig
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
@@ -272,6 +272,8 @@ def _objective(
     codec = _codec(out / CODEC, stage.config, device) if stage.name == PRIOR else None
     torch.manual_seed(seed)
     model = models.build(stage.kind, stage.config).to(device)
+    if isinstance(model, Hands):
+        model.fit_styles(train.rolls, len(train))
     if isinstance(model, CodeModel) and codec is not None:
         model.fit_start(encoded(codec, train))
     return Objective(model, codec)
