@@ -46,6 +46,9 @@ CONDITIONED = SamplingDefaults(steps=(20, 8, 6, 6), temperature=0.8, top_p=0.9, 
 UNCONDITIONED = SamplingDefaults(steps=(40, 8, 6, 6), temperature=1.0, top_p=1.0, cfg_scale=4.0)
 # More would need more memory than a laptop has: attention is between all pairs of frames.
 MAX_FRAMES = 4000
+# Rows x frames that the masked model takes at once, with those that guidance adds: variations are
+# decoded together as far as they fit, so that memory does not grow with their number.
+MAX_BATCH_FRAMES = 8000
 Precision = Literal["auto", "float32", "bfloat16"]
 TIMED_FRAMES, TIMED_REPETITIONS = 800, 4  # 8 bars at 120 bpm; runs of each precision
 BFLOAT16_MARGIN = 1.3  # how many times faster bfloat16 has to be
@@ -181,24 +184,32 @@ class Inpainter:
         """
         mask_token = self.masked.config.mask_token
         given = torch.where(inpaint_mask.to(codes.device), mask_token, codes).to(self.device)
+        given = given.expand(n, -1, -1)
         condition = condition.to(self.device)
+        config = sampling.config(conditioned=condition.notes)
         draw = functools.partial(
             decode.decode,
             loops.ring(self.masked, condition),
             mask_token=mask_token,
-            config=sampling.config(conditioned=condition.notes),
+            config=config,
             rescoring=self._rescoring(condition, sampling),
         )
+        first = given[0, 0] == mask_token  # the same for all
+        best_of = sampling.best_of if condition.notes and first.any() else 1
+        row_frames = given.shape[2] * (1 if config.cfg_scale == 1 else 2)
+        n_together = max(1, MAX_BATCH_FRAMES // (best_of * row_frames))
         ways = []
-        for number, one in enumerate(given.expand(n, -1, -1)):
-            generator = sampling.generator(number, self.device)
-            way, first = one[None], one[0] == mask_token
-            if sampling.best_of > 1 and condition.notes and first.any():
-                drafts = way.expand(sampling.best_of, -1, -1)
-                drafts = draw(codes=drafts, generator=generator, books=1)
-                said = loops.mutual_information(self.masked, drafts, condition, first, generator)
-                way = drafts[said.argmax(), None]
-            ways.append(draw(codes=way, generator=generator))
+        for start in range(0, n, n_together):
+            batch = given[start : start + n_together]
+            numbers = range(start, start + len(batch))
+            generators = [sampling.generator(number, self.device) for number in numbers]
+            if best_of > 1:
+                drafts = batch.repeat_interleave(best_of, 0)
+                drafts = draw(codes=drafts, generator=generators, books=1)
+                scores = loops.mutual_information(self.masked, drafts, condition, first, generators)
+                best = scores.view(-1, best_of).argmax(1)
+                batch = drafts[best + best_of * torch.arange(len(batch), device=self.device)]
+            ways.append(draw(codes=batch, generator=generators))
         return torch.cat(ways)
 
     def _rescoring(

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -392,6 +393,12 @@ def reproduce(
     help="Loops of one split of the reference; default: all of them.",
 )
 @judged_option("a RUN")
+@click.option(
+    "--classifier/--no-classifier",
+    default=True,
+    show_default=True,
+    help="Let a classifier tell the loops from those of the reference; a minute or so.",
+)
 @seed_option
 @json_option
 def evaluate(
@@ -400,10 +407,15 @@ def evaluate(
     split: str | None,
     reference_split: str | None,
     n: int,
+    classifier: bool,
     seed: int,
     as_json: bool,
 ) -> None:
     """Measure loops beside a reference: the paper's metrics, and how far their distributions are.
+
+    The reference is of distinct loops. A classifier learns to separate the loops from it. Its
+    control are real loops in their place: those of the training split, or, where that is the
+    reference or a part of it, one half of the reference's songs against the other.
 
     Loops are those of a loop dataset, MIDI files in a folder, each of them one loop, or what a run
     writes, of which the reconstruction error on the reference's test split is measured as well.
@@ -415,7 +427,7 @@ def evaluate(
     import numpy as np
 
     from midiloop.dataset import parquet
-    from midiloop.evaluation import evaluate, sources
+    from midiloop.evaluation import evaluate, sources, two_sample
     from midiloop.evaluation.profile import LoopSet
 
     of_run = source is None or sources.is_run(source)
@@ -423,9 +435,10 @@ def evaluate(
         options.refuse("chooses loops of a dataset, and the source is a run", "split")
     else:
         options.refuse("is for what a run writes, and the source is no run", "n")
-    error, grid = None, parquet.LoopDataset(reference).grid
+    dataset, error = parquet.LoopDataset(reference), None
+    grid = dataset.grid
     if source and not of_run:
-        loops = sources.open_source(source, split, grid)
+        loops = partial(sources.open_source, source, split, grid)
     else:
         from midiloop.generation import sample
 
@@ -433,9 +446,27 @@ def evaluate(
         error = sample.reconstruction_error(generator, reference, "test")
         with report.counting("loops", n) as count:
             drawn = sample.sample(generator, sample.GenerationRequest(n, seed=seed), on_loops=count)
-        loops = iter([LoopSet(drawn.rolls)])
+        loops = partial(iter, [LoopSet(drawn.rolls)])
+    beside = partial(sources.of_dataset, reference, reference_split, distinct=True)
     with report.counting("measuring", None):
-        beside = sources.of_dataset(reference, reference_split)
-        found = evaluate.compare_sets(loops, beside, np.random.default_rng(seed), grid=grid)
-    shown = {"reconstruction_error": error, **found.as_json(), "seed": seed}
-    report.echo(report.to_json(shown) if as_json else report.evaluation(found, error))
+        found = evaluate.compare_sets(loops(), beside(), np.random.default_rng(seed), grid=grid)
+        separation = None
+        if classifier:
+            others = None
+            if reference_split not in (None, "train"):
+                others = two_sample.sample(sources.of_dataset(reference, "train"), grid)
+            separation = two_sample.compare(
+                two_sample.sample(loops(), grid),
+                two_sample.sample(beside(), grid),
+                others,
+                seed=seed,
+            )
+    shown = {
+        "reconstruction_error": error,
+        **found.as_json(),
+        "two_sample": separation and separation.as_json(),
+        "seed": seed,
+    }
+    rules = dataset.manifest["rules"]["name"]
+    text = report.evaluation(found, error, rules, separation)
+    report.echo(report.to_json(shown) if as_json else text)

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from midiloop.common.trainer import Progress as TrainingProgress
     from midiloop.evaluation.evaluate import Distance, Estimate, Evaluation, Size
     from midiloop.evaluation.overview import Histogram, Overview
+    from midiloop.evaluation.two_sample import TwoSample
     from midiloop.generation.outputs import WrittenLoops
     from midiloop.generation.sample import GenerationRequest
     from midiloop.mining.extract import Progress as MiningProgress
     from midiloop.training.recipes import Trained
 
+TELLTALES = 10  # shown
 BAR_WIDTH = 40
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 UNITS = {
@@ -412,9 +414,16 @@ def _bar(count: int, top: int) -> str:
     return ("█" * (eighths // 8) + EIGHTHS[eighths % 8]).rstrip() or ("▏" if count else "")
 
 
-def evaluation(found: Evaluation, reconstruction_error: float | None) -> str:
-    """The report of ``midiloop evaluate``."""
-    lines = [f"{_size(found.loops)}, beside {_size(found.reference)}"]
+def evaluation(
+    found: Evaluation,
+    reconstruction_error: float | None,
+    rules: str,
+    separation: TwoSample | None,
+) -> str:
+    """The report of ``midiloop evaluate``; ``rules`` are those of the reference."""
+    from midiloop.metrics import form
+
+    lines = [f"{_size(found.loops)}, beside {_size(found.reference)}, all distinct"]
     if reconstruction_error is not None:
         lines.append(f"reconstruction error on the test split: {_figure(reconstruction_error)}")
     lines += [
@@ -426,6 +435,12 @@ def evaluation(found: Evaluation, reconstruction_error: float | None) -> str:
         lines.append(
             _row(name, _figure(metric.loops.value), _figure(metric.reference), "", interval)
         )
+    lines += ["", _wide_row("form", "loops", "reference", "95 % interval of loops")]
+    for name, metric in found.form.items():
+        if not name.startswith("breaks ") or name == f"breaks {rules}":
+            interval = _interval(metric.loops, _figure)
+            figures = _figure(metric.loops.value), _figure(metric.reference)
+            lines.append(_wide_row(form.ROWS[name], *figures, interval))
     lines += [
         "",
         _row("mean of feature", "loops", "reference", "distance", "95 % interval", "floor"),
@@ -439,7 +454,36 @@ def evaluation(found: Evaluation, reconstruction_error: float | None) -> str:
         "distance: Wasserstein, in standard deviations of the reference; 0: the same distribution",
         "floor: 95 % of the ways to compare half the reference's songs with the rest lie there",
     ]
-    return "\n".join(lines)
+    return "\n".join(lines + (_two_sample(separation) if separation else []))
+
+
+def _two_sample(found: TwoSample) -> list[str]:
+    """What a classifier told apart, and by what."""
+
+    def auc(name: str, estimate: Estimate) -> str:
+        interval = _interval(estimate, "{:.3f}".format)
+        return _wide_row(name, f"{estimate.value:.3f}", "", interval)
+
+    return [
+        "",
+        _wide_row("classifier", "AUC", "", "95 % interval"),
+        auc("these loops", found.auc),
+        auc("control: other real loops", found.control),
+        *(auc(f"  by {name} alone", estimate) for name, estimate in found.groups.items()),
+        "",
+        _wide_row("what gives loops away", "loops", "reference", "AUC of it alone"),
+        *(
+            _wide_row(of.name, _figure(of.mean), _figure(of.reference_mean), f"{of.auc:.3f}")
+            for of in found.telltales[:TELLTALES]
+        ),
+        "",
+        f"classifier: {found.n_loops:,} loops and {found.n_reference:,} of the reference; AUC 0.5: "
+        "none is told apart, 1: all are",
+    ]
+
+
+def _wide_row(name: str, loops: str, reference: str, last: str) -> str:
+    return f"{name:<38}{loops:>9}{reference:>11}   {last}".rstrip()
 
 
 def _row(name: str, *cells: str) -> str:

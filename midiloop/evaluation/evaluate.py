@@ -1,9 +1,10 @@
 """Judge loops beside a reference set: the paper's metrics, and distances of distributions.
 
 Loops of one song are near copies of each other, so every interval resamples songs, not loops;
-generated loops are a song each. `compare` measures three things:
+generated loops are a song each. `compare` measures four things:
 
 - the metrics of `midiloop.metrics.paper`, of both sets;
+- the rows of `midiloop.metrics.form`: how bars vary one another, and what the parts make of it;
 - for each of `FEATURES` the 1-Wasserstein distance of its values in both sets, in standard
   deviations of the reference: 0 for the same distribution, 1 for one moved by a deviation;
 - one distance of all features together, the squared maximum mean discrepancy.
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from midiloop.errors import LoopError, counted
 from midiloop.evaluation.profile import MAX_LOOPS, MIN_SONGS, LoopSet, Profile, profile
 from midiloop.grid import LOOP, Grid, Roll
+from midiloop.metrics import form
 from midiloop.metrics.distances import Points, Weights, mmd2, wasserstein, weighted_sums
 from midiloop.metrics.features import FEATURES
 from midiloop.metrics.paper import Values, as_values
@@ -118,6 +120,7 @@ class Evaluation:
     Attributes:
         loops, reference: sizes of the two sets.
         metrics: by the names in `TABLE`.
+        form: by the names in `form.ROWS`, those that both sets have any of.
         means, reference_means: of each of `FEATURES`, in its own unit.
         distances: 1-Wasserstein, for each of `FEATURES`, in deviations of the reference.
         mmd2: of all `EMBEDDED` features.
@@ -126,6 +129,7 @@ class Evaluation:
     loops: Size
     reference: Size
     metrics: dict[str, Metric]
+    form: dict[str, Metric]
     means: dict[str, float]
     reference_means: dict[str, float]
     distances: dict[str, Distance]
@@ -136,10 +140,8 @@ class Evaluation:
         return {
             "loops": self.loops.as_json(),
             "reference": self.reference.as_json(),
-            "metrics": {
-                name: {**metric.loops._asdict(), "reference": metric.reference}
-                for name, metric in self.metrics.items()
-            },
+            "metrics": _with_reference(self.metrics),
+            "form": _with_reference(self.form),
             "distances": {
                 name: {
                     "mean": self.means[name],
@@ -150,6 +152,13 @@ class Evaluation:
             },
             "mmd2": _flat(self.mmd2),
         }
+
+
+def _with_reference(metrics: dict[str, Metric]) -> dict[str, Any]:
+    return {
+        name: {**metric.loops._asdict(), "reference": metric.reference}
+        for name, metric in metrics.items()
+    }
 
 
 def _flat(distance: Distance) -> dict[str, Any]:
@@ -225,6 +234,7 @@ def compare_profiles(loops: Profile, reference: Profile, rng: np.random.Generato
             )
             for name in TABLE
         },
+        _form(loops, draws, reference),
         {name: float(loops.values[name].mean()) for name in FEATURES},
         {name: float(reference.values[name].mean()) for name in FEATURES},
         _wassersteins(loops, draws, reference, reference_draws, halves),
@@ -291,6 +301,22 @@ def _metric_rows(of: Profile, draws: Weights, copied: NDArray[np.bool_]) -> dict
     rows = dict(zip(per_loop, (weighted_sums(draws, sums) / n_loops[:, None]).T, strict=True))
     rows["US"] = np.minimum(rows["US"] + shared.sum() / n_loops, 1)
     return rows
+
+
+def _form(loops: Profile, draws: Weights, reference: Profile) -> dict[str, Metric]:
+    """Each share of `form` that both sets have any of."""
+    found = {}
+    for name in form.ROWS:
+        part, whole = (f"{name} {side}" for side in form.Share._fields)
+        of_both = (loops.values.get(whole), reference.values.get(whole))
+        if all(values is not None and values.any() for values in of_both):
+            sums = [np.bincount(loops.songs, loops.values[side]) for side in (part, whole)]
+            with np.errstate(invalid="ignore"):
+                rows = as_values(np.divide(*weighted_sums(draws, np.stack(sums, axis=1)).T))
+            lowest = -np.inf if name == "last bar" else 0.0
+            beside = [reference.values[side].sum(dtype=np.float64) for side in (part, whole)]
+            found[name] = Metric(_estimate(rows, lowest=lowest), float(beside[0] / beside[1]))
+    return found
 
 
 def _deviation(values: Values) -> float:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from midiloop.common import files
 from midiloop.errors import LoopError, counted
 from midiloop.grid import LOOP, Grid, Roll
-from midiloop.metrics import paper
+from midiloop.metrics import form, paper
 from midiloop.metrics.bits import Bits, as_bits
 from midiloop.metrics.features import FEATURES
 from midiloop.metrics.paper import Measure, Values
@@ -33,6 +33,7 @@ OF_ONE_LOOP: dict[str, Measure] = {
     "FND kick": partial(paper.first_note_drum, drums=("kick",)),
     **FEATURES,
 }
+OF_FORM = tuple(f"{name} {side}" for name in form.ROWS for side in form.Share._fields)
 
 
 class LoopSet(NamedTuple):
@@ -57,7 +58,8 @@ class Profile(NamedTuple):
     Attributes:
         songs: int (n,), the song of each loop, numbered from 0.
         fingerprints: uint64 (n,).
-        values: float (n,) for each name in `OF_ONE_LOOP`.
+        values: float (n,) for each name in `OF_ONE_LOOP`, and in `OF_FORM` what each share of
+            `form` is made of; of those that the grid has no drum for there are none.
         by_song: whether the songs are known; otherwise each loop stands alone.
         of_loops: how many loops the set has; more than n where its songs were sampled.
         known: uint64, ascending: of the fingerprints that were sought, those that any loop of the
@@ -116,7 +118,7 @@ def profile(
         order = np.argsort(fingerprints, kind="stable")
         codes = np.arange(len(order), dtype=np.int64)
     # each popped, so that no measure is held twice for long
-    values = {name: found.pop(name)[order] for name in OF_ONE_LOOP}
+    values = {name: found.pop(name)[order] for name in (*OF_ONE_LOOP, *OF_FORM) if name in found}
     known = search.found if search else np.unique(fingerprints)
     return Profile(codes, fingerprints[order], values, by_song, n_loops, known)
 
@@ -157,7 +159,7 @@ class _Sample:
         self._last = np.uint64(2**64 - 1)  # the largest key that belongs to the sample
         self._names: dict[int, Any] = {}  # of songs, by their keys
         self._columns: dict[str, list[NDArray[Any]]] = {
-            name: [] for name in ("key", "fingerprint", *OF_ONE_LOOP)
+            name: [] for name in ("key", "fingerprint", *OF_ONE_LOOP, *OF_FORM)
         }
 
     def add(self, bits: Bits, songs: NDArray[Any] | None) -> None:
@@ -172,6 +174,9 @@ class _Sample:
         for piece in bits.pieces():
             for name, measure in OF_ONE_LOOP.items():
                 self._columns[name].append(measure(piece, bits.grid))
+            for name, share in form.measure(piece, bits.grid).items():
+                for side, values in share._asdict().items():
+                    self._columns[f"{name} {side}"].append(values.astype(np.float32))
         self._n += len(keys)
         if self._n > self._full:
             self._cut()
@@ -195,7 +200,7 @@ class _Sample:
             kept = np.flatnonzero(keys <= self._last)
             self._names = {key: name for key, name in self._names.items() if key <= self._last}
             for name, pieces in self._columns.items():
-                self._columns[name] = [np.concatenate(pieces)[kept]]
+                self._columns[name] = [np.concatenate(pieces)[kept]] if pieces else []
             self._n = len(kept)
         self._full = int(SLACK * max(self._n, self._limit))
 
@@ -203,7 +208,7 @@ class _Sample:
         """Key, fingerprint and measures of each loop of the sample, which ends with this."""
         if self._n > self._limit:
             self._cut()
-        names = [*self._columns]
+        names = [name for name, pieces in self._columns.items() if pieces]
         return {name: np.concatenate(self._columns.pop(name)) for name in names}
 
     def song_numbers(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:

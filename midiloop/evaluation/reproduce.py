@@ -32,10 +32,15 @@ from midiloop.dataset import tensors
 from midiloop.dataset.parquet import LoopBatch, LoopDataset
 from midiloop.dataset.splits import SPLITS
 from midiloop.errors import CallError, counted
+from midiloop.evaluation import sources, two_sample
+from midiloop.evaluation.profile import LoopSet
+from midiloop.evaluation.two_sample import Sample
 from midiloop.generation import sample
 from midiloop.generation.sample import GenerationRequest, Generator
 from midiloop.grid import LOOP, Roll
+from midiloop.metrics import form
 from midiloop.metrics import paper as metrics_paper
+from midiloop.metrics.bits import as_bits
 from midiloop.models.layers import RollModel
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
 from midiloop.plotting import figures, plot
@@ -54,6 +59,15 @@ TEMPERATURES = (0.0, 1.0, 1.5, 2.0)
 # t, L and K of table 2.
 LATENTS = ((32, 16, 256), (32, 16, 512), (32, 32, 512), (64, 16, 256), (64, 16, 512), (64, 32, 512))
 PICTURED = 4
+AUC = "AUC"
+FORM = tuple(
+    f"{part} {relation}"
+    for part, relations in (
+        ("bass", ("exact", "transposed", "varied", "new")),
+        ("drums", ("exact", "varied", "new")),
+    )
+    for relation in relations
+)  # of `form.ROWS`
 
 # Han, Ihm and Lim 2021, arXiv:2111.07657: reconstruction errors, and the rows of musical metrics.
 PAPER_ERRORS = {
@@ -290,14 +304,23 @@ class _Measure:
             drawn = sample.sample(
                 generator, request, on_loops=lambda more: self.on_loops(name, more)
             )
-            return measure(drawn.rolls, self._training_prints())
+            return measure(drawn.rolls, self._training_prints(), self._test_loops())
 
         found = [path.parent for path in sorted(run.glob("*/config.json"))]
         return self._once(name, asdict(request), found, measured)
 
     def _training_set(self) -> dict[str, float]:
-        batches = [batch.rolls for batch in self.dataset.select(split="train")]
-        return measure(np.concatenate(batches), self._training_prints())
+        batches = [*self.dataset.select(split="train")]
+        rolls = np.concatenate([batch.rolls for batch in batches])
+        row, real = measure(rolls, self._training_prints()), self._test_loops()
+        songs = np.concatenate([batch.md5s for batch in batches])
+        control = two_sample.sample([LoopSet(rolls, songs)])
+        if min(control.n_songs, real.n_songs) >= two_sample.MIN_SONGS:
+            row[AUC] = two_sample.tell_apart(control, real).value
+        return row
+
+    def _test_loops(self) -> Sample:
+        return two_sample.sample(sources.of_dataset(self.dataset.path, "test"))
 
     def _training_prints(self) -> NDArray[np.uint64]:
         if self._prints is None:
@@ -317,7 +340,12 @@ class _Measure:
         models = {folder.name: checkpoint.identity(folder) for folder in folders}
         record = RunRecord(
             self.out / "rows" / f"{name.replace(' ', '_')}.json",
-            {"dataset": self.dataset.fingerprint, "models": models, "request": request},
+            {
+                "dataset": self.dataset.fingerprint,
+                "models": models,
+                "request": request,
+                "measures": [*FORM, AUC],  # earlier versions measured less
+            },
         )
         if found := record.found():
             return dict(found["measured"])
@@ -326,10 +354,29 @@ class _Measure:
         return row
 
 
-def measure(rolls: Roll, reference: NDArray[np.uint64]) -> dict[str, float]:
-    """The eight metrics of rolls, and FND of the kick alone."""
+def measure(
+    rolls: Roll, reference: NDArray[np.uint64], real: Sample | None = None, seed: int = 0
+) -> dict[str, float]:
+    """The eight metrics of rolls, FND of the kick alone, the shares of `form`, and the AUC.
+
+    Args:
+        reference: fingerprints that ``OS`` counts copies of.
+        real: loops that a classifier tells the rolls from; without them there is no ``AUC``, nor
+            where the rolls are too few for one.
+    """
     row = metrics_paper.evaluate([rolls], reference)
-    return {**row, "FND kick": float(metrics_paper.first_note_drum(rolls, drums=("kick",)).mean())}
+    row["FND kick"] = float(metrics_paper.first_note_drum(rolls, drums=("kick",)).mean())
+    shares: dict[str, list[float]] = {}
+    for bits in as_bits(rolls, LOOP).pieces():
+        for name, share in form.measure(bits).items():
+            sums = shares.setdefault(name, [0.0, 0.0])
+            sums[0], sums[1] = sums[0] + share.part.sum(), sums[1] + share.whole.sum()
+    row |= {name: float(part / whole) for name, (part, whole) in shares.items() if whole}
+    if real is not None:
+        drawn = two_sample.sample([LoopSet(rolls)])
+        if min(drawn.n_songs, real.n_songs) >= two_sample.MIN_SONGS:
+            row[AUC] = two_sample.tell_apart(drawn, real, seed).value
+    return row
 
 
 def row_name(temperature: float, copied: bool) -> str:
@@ -386,6 +433,15 @@ def report(found: Reproduction) -> str:
         "",
         *_metrics_table(found.rows, copied),
         "",
+        "## How bars relate, and whether a classifier tells loops from real ones",
+        "",
+        "Percent of bars after the first, of bass and drums, where varied is percent of those that "
+        "are no exact repeat; AUC of a classifier against distinct "
+        "loops of the test split, 0.5 where none is told apart. That of the training set is the "
+        "control.",
+        "",
+        *_form_table(found.rows, [*drawn, *copied, SHIPPED]),
+        "",
         "## Rankings",
         "",
         *rankings(found),
@@ -437,6 +493,23 @@ def _metrics_table(rows: Mapping[str, Mapping[str, float]], names: Sequence[str]
             )
         )
     return _table(("model", *metrics_paper.TABLE, "FND kick"), body)
+
+
+def _form_table(rows: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> list[str]:
+    body = [
+        (
+            NAMES.get(name, name.replace("vq-vae", "VQ-VAE")),
+            *(_percent(rows[name].get(share)) for share in FORM),
+            f"{rows[name][AUC]:.3f}" if AUC in rows[name] else "",
+        )
+        for name in names
+        if name in rows
+    ]
+    return _table(("model", *FORM, AUC), body)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

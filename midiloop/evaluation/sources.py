@@ -46,10 +46,11 @@ def open_source(source: Path, split: str | None, grid: Grid = LOOP) -> Iterator[
     return of_midi(files, grid)
 
 
-def of_dataset(path: Path, split: str | None) -> Iterator[LoopSet]:
-    """Loops of a dataset, batch by batch, with their songs."""
-    n_loops = 0
-    for batch in parquet.LoopDataset(path).batches(READ_AT_A_TIME, split=split):
+def of_dataset(path: Path, split: str | None, *, distinct: bool = False) -> Iterator[LoopSet]:
+    """Loops of a dataset, batch by batch, with their songs; with ``distinct``, each once."""
+    n_loops, dataset = 0, parquet.LoopDataset(path)
+    batches = dataset.batches(READ_AT_A_TIME, split=split)
+    for batch in dataset.select(split=split, distinct=True) if distinct else batches:
         n_loops += len(batch)
         yield LoopSet(Bits(batch.packed, batch.grid), np.array(batch.md5s))
     if n_loops == 0:

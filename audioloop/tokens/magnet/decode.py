@@ -17,7 +17,7 @@ of a `network.Magnet`. A wrapper may tile the tokens and crop the logits, or cou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -39,6 +39,10 @@ Predict = Callable[[Tensor, int, float], Tensor]
 # Tokens (B, K, T) that are complete up to a stage, and that stage, to the probability (B, T) that
 # another model gives to each token of that stage.
 TokenProbabilities = Callable[[Tensor, int], Tensor]
+
+# One generator for a whole batch, or several, each for as many consecutive rows: what a generator
+# gives to its rows is the same, whichever rows are decoded along with them.
+Generators = torch.Generator | Sequence[torch.Generator]
 
 
 class Rescoring(NamedTuple):
@@ -208,7 +212,7 @@ def decode(
     predict: Predict,
     codes: Tensor,
     mask_token: int,
-    generator: torch.Generator,
+    generator: Generators,
     config: DecodeConfig = DecodeConfig(),
     rescoring: Rescoring | None = None,
     books: int | None = None,
@@ -220,7 +224,7 @@ def decode(
         codes: int64 (B, K, T) tokens; ``mask_token`` where they are to be sampled. The mask is the
             same for all B.
         mask_token: the id of a masked token.
-        generator: on the device of ``codes``.
+        generator: on the device of ``codes``; or n of them, each for B / n consecutive rows.
         config: settings of decoding.
         rescoring: a second model's share of the confidence, if any.
         books: number of codebooks to decode, from the first; the others stay masked. None is all.
@@ -230,9 +234,16 @@ def decode(
         end are dropped.
 
     Raises:
-        LoopError: the tokens do not fit the config, or the config is out of range.
+        LoopError: the tokens do not fit the config or the generators, or the config is out of
+            range.
     """
     _check(codes, mask_token, config)
+    n_generators = len(listed(generator))
+    if not n_generators or len(codes) % n_generators:
+        raise LoopError(
+            f"{len(codes)} rows cannot be shared by {n_generators} generators; give one "
+            "for the batch, or one for each row"
+        )
     if config.spans == "nonoverlap":
         codes = codes[..., : codes.shape[2] // config.span * config.span]
     codes = codes.clone()
@@ -270,7 +281,7 @@ def _decode_codebook(
     codes: Tensor,
     stage: int,
     mask_token: int,
-    generator: torch.Generator,
+    generator: Generators,
     config: DecodeConfig,
     rescoring: Rescoring | None,
 ) -> None:
@@ -322,7 +333,7 @@ def sample_masked(
     stage: int,
     mask_token: int,
     step: DecodingStep,
-    generator: torch.Generator,
+    generator: Generators,
     rescoring: Rescoring | None,
 ) -> tuple[Tensor, Tensor]:
     """Sample all masked tokens of a codebook, in place.
@@ -340,19 +351,43 @@ def sample_masked(
         other = rescoring.judge(codes, stage)
         confidence = (1 - rescoring.weight) * confidence + rescoring.weight * other
     if step.choice_temperature:
-        noise = torch.rand(confidence.shape, generator=generator, device=confidence.device)
+        noise = random_like(confidence, generator)
         confidence = confidence.lerp(noise, step.choice_temperature)
     return confidence, inpaint_mask
 
 
-def sample(probabilities: Tensor, top_p: float, generator: torch.Generator) -> Tensor:
+def sample(probabilities: Tensor, top_p: float, generator: Generators) -> Tensor:
     """Sample a token for every frame by nucleus sampling: (B, T, size) to int64 (B, T)."""
     sorted_, codes = sort_top_p(probabilities, top_p)
     before = sorted_.cumsum(-1) - sorted_
     kept = sorted_.masked_fill(before > top_p, 0)
     kept = kept / kept.sum(-1, keepdim=True)
-    ranks = torch.multinomial(kept.flatten(0, 1), 1, generator=generator)
-    return codes.gather(-1, ranks.view(*codes.shape[:2], 1))[..., 0]
+    ranks = [
+        torch.multinomial(rows.flatten(0, 1), 1, generator=one)
+        for rows, one in _shared(kept, generator)
+    ]
+    return codes.gather(-1, torch.cat(ranks).view(*codes.shape[:2], 1))[..., 0]
+
+
+def random_like(rows: Tensor, generator: Generators) -> Tensor:
+    """Random numbers from 0 to 1, of the shape of rows (B, …) and on their device."""
+    return torch.cat(
+        [
+            torch.rand(some.shape, generator=one, device=some.device)
+            for some, one in _shared(rows, generator)
+        ]
+    )
+
+
+def _shared(rows: Tensor, generator: Generators) -> Iterator[tuple[Tensor, torch.Generator]]:
+    """The rows (B / n, …) of each of the n generators."""
+    generators = listed(generator)
+    return zip(rows.chunk(len(generators)), generators, strict=True)
+
+
+def listed(generator: Generators) -> Sequence[torch.Generator]:
+    """The generators of a batch, one or several."""
+    return [generator] if isinstance(generator, torch.Generator) else generator
 
 
 def sort_top_p(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:

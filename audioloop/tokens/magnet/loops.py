@@ -22,9 +22,12 @@ from torch import Tensor
 from audioloop.conditioning import ConditioningTensors
 from audioloop.tokens.magnet.decode import (
     DecodeConfig,
+    Generators,
     Predict,
     Rescoring,
     decoding_steps,
+    listed,
+    random_like,
     sample_masked,
     spans_of,
 )
@@ -75,7 +78,7 @@ def mutual_information(
     codes: Tensor,
     condition: ConditioningTensors,
     inpaint_mask: Tensor,
-    generator: torch.Generator,
+    generator: Generators,
 ) -> Tensor:
     """Pointwise mutual information of the conditioning and the first codebook, in nats a frame.
 
@@ -89,22 +92,29 @@ def mutual_information(
         codes: int64 (B, K, T) tokens, the first codebook complete.
         condition: of one loop.
         inpaint_mask: bool (T,), the frames that count.
-        generator: chooses the halves; on the device of ``inpaint_mask``.
+        generator: chooses the halves, on the device of ``inpaint_mask``; or n generators, each for
+            B / n consecutive rows, which share their halves.
 
     Returns:
         (B,), the mean over those frames.
     """
-    half = torch.rand(inpaint_mask.shape, generator=generator, device=inpaint_mask.device) < 0.5
+    generators = listed(generator)
+    shares = inpaint_mask.expand(len(generators), -1)
+    first_half = random_like(shares, generators) < 0.5  # (n, T)
 
-    def log_likelihood(part: Tensor, each: ConditioningTensors) -> Tensor:
+    def log_likelihood(parts: Tensor, each: ConditioningTensors) -> Tensor:
         masked = codes.clone()
-        masked[:, 0, part] = model.config.mask_token
-        log_probabilities = ring(model, each)(masked, 0, 1.0)[:, part].log_softmax(-1)
-        return log_probabilities.gather(-1, codes[:, 0, part, None]).sum((1, 2))
+        by_row = parts.repeat_interleave(len(codes) // len(parts), 0)
+        masked[:, 0] = masked[:, 0].masked_fill(by_row, model.config.mask_token)
+        log_probabilities = ring(model, each)(masked, 0, 1.0).log_softmax(-1)
+        found = log_probabilities.gather(-1, codes[:, 0, :, None])[..., 0]  # (B, T)
+        # Rows are summed as they would be without the others, to the last bit.
+        rows = zip(found.chunk(len(parts)), parts, strict=True)
+        return torch.cat([some[:, part].sum(1) for some, part in rows])
 
     gain = [
-        log_likelihood(part, condition) - log_likelihood(part, condition.null())
-        for part in (inpaint_mask & half, inpaint_mask & ~half)
+        log_likelihood(parts, condition) - log_likelihood(parts, condition.null())
+        for parts in (shares & first_half, shares & ~first_half)
     ]
     return (gain[0] + gain[1]) / inpaint_mask.sum()
 

@@ -289,6 +289,42 @@ def test_a_way_depends_on_the_seed_and_its_number_alone(
     assert len({*three, *other}) == 6  # nor is a way of one seed one of the next
 
 
+@pytest.mark.parametrize("best_of", [1, 3])
+@pytest.mark.parametrize("cfg_scale", [1.0, 2.0])
+@pytest.mark.parametrize("max_frames", [1, 40 * 7, 40 * 12, 100_000])
+def test_variations_decoded_together_are_those_decoded_one_by_one(
+    best_of: int,
+    cfg_scale: float,
+    max_frames: int,
+    inpainter: Inpainter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokens = torch.randint(32, (1, 4, 40), generator=torch.Generator().manual_seed(3))
+    inpaint_mask = torch.arange(40) < 30
+    condition = loop_of(LoopLabel(240, 1), roll=True).conditioning.on(40, 50)
+    sampling = replace(FAST, best_of=best_of, cfg_scale=cfg_scale, seed=2)
+    rows: list[int] = []
+
+    def count(_: Any, args: tuple[Tensor, ...]) -> None:
+        rows.append(len(args[0]))
+
+    def made(n: int) -> Tensor:
+        return inpainter.inpaint(tokens, inpaint_mask, condition, n, sampling)
+
+    # One by one, by a cap below one row.
+    monkeypatch.setattr(inpaint, "MAX_BATCH_FRAMES", 1)
+    alone = made(5)
+    monkeypatch.setattr(inpaint, "MAX_BATCH_FRAMES", max_frames)
+    hook = inpainter.masked.register_forward_pre_hook(count)
+    try:
+        assert torch.equal(made(5), alone)
+    finally:
+        hook.remove()
+    one_variation = best_of * (1 if cfg_scale == 1 else 2)
+    assert max(rows) == one_variation * min(5, max(1, max_frames // (40 * one_variation)))
+    assert torch.equal(made(2), alone[:2])
+
+
 def test_frames_that_stay_keep_their_codes(inpainter: Inpainter) -> None:
     codes = torch.randint(32, (1, 4, 40), generator=torch.Generator().manual_seed(1))
     inpaint_mask = torch.arange(40) % 7 < 3

@@ -18,7 +18,7 @@ from midiloop.errors import LoopError
 from midiloop.evaluation import evaluate
 from midiloop.evaluation.profile import LoopSet, profile
 from midiloop.grid import LOOP, Roll
-from midiloop.metrics import features
+from midiloop.metrics import features, form
 from midiloop.midi import pianoroll
 from midiloop.midi import score as scores
 
@@ -340,28 +340,40 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_evaluate_prints_a_table(place: Path) -> None:
     done = midiloop("evaluate", "files", "--reference", "loops", cwd=place)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "14 loops, beside 28 loops of 14 songs" in done.stdout
+    assert "14 loops, beside 14 loops of 14 songs, all distinct" in done.stdout
     first_words = {line.split()[0] for line in done.stdout.splitlines() if line}
     assert set(evaluate.TABLE) - {"FND kick"} <= first_words
-    for words in ("FND kick", "95 % interval", "floor", "MMD²", "distinct bars"):
+    for words in (
+        "FND kick", "95 % interval", "floor", "MMD²", "distinct bars", "drums AAAAAAAA",
+        "loops that break the rules 'paper'", "control: other real loops", "by form alone",
+    ):  # fmt: skip
         assert words in done.stdout
+    assert "'open'" not in done.stdout  # by which the reference was not mined
     assert max(map(len, done.stdout.splitlines())) <= 100
+    short = midiloop("evaluate", "files", "--reference", "loops", "--no-classifier", cwd=place)
+    assert done.stdout.startswith(short.stdout)
+    assert "AUC" not in short.stdout
 
 
 def test_evaluate_prints_json(place: Path) -> None:
     args = ("evaluate", "loops", "--reference", "loops", "--json")
     done = midiloop(*args, cwd=place)
     found = json.loads(done.stdout)
-    assert found["loops"] == found["reference"] == {"loops": 28, "songs": 14}
+    assert found["loops"] == {"loops": 28, "songs": 14}
+    assert found["reference"] == {"loops": 14, "songs": 14}  # each comes twice in its song
     assert found["seed"] == 0
     assert list(found["metrics"]) == list(evaluate.TABLE)
     assert found["metrics"]["FND"] == {"value": 1, "low": 1, "high": 1, "reference": 1}
     assert list(found["distances"]) == list(features.FEATURES)
     for distance in found["distances"].values():
         assert distance["value"] == 0
-        assert distance["mean"] == distance["reference_mean"]
+        assert distance["mean"] == pytest.approx(distance["reference_mean"])
         assert set(distance["floor"]) == {"value", "low", "high"}
     assert set(found["mmd2"]) == {"value", "low", "high", "floor"}
+    assert set(found["form"]) <= set(form.ROWS)
+    assert found["form"]["drums exact"]["value"] == found["form"]["drums exact"]["reference"]
+    assert found["two_sample"]["value"] == 0.5  # nothing is told from itself
+    assert set(found["two_sample"]["control"]) == {"value", "low", "high"}
     assert midiloop(*args, cwd=place).stdout == done.stdout
     other = json.loads(midiloop(*args, "--seed", 1, cwd=place).stdout)
     assert other["mmd2"]["low"] != found["mmd2"]["low"]
@@ -378,7 +390,7 @@ def test_a_midi_file_is_its_first_eight_bars(place: Path, tmp_path: Path) -> Non
     scores.write(pianoroll.decode(longer), tmp_path / "files" / "5.mid")
     seven = rolls[4][: 7 * 16]
     scores.write(pianoroll.decode(seven), tmp_path / "files" / "4.mid")
-    args = ("evaluate", "files", "--reference", place / "loops", "--json")
+    args = ("evaluate", "files", "--reference", place / "loops", "--no-classifier", "--json")
     found = json.loads(midiloop(*args, cwd=tmp_path).stdout)
     assert found["loops"] == {"loops": 6, "songs": None}
     assert found["metrics"]["ND"]["value"] == pytest.approx(np.mean([1, 2, 3, 4, 5, 6]) / 8)

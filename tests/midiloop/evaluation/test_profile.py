@@ -114,7 +114,7 @@ def test_a_large_set_is_judged_as_the_set_of_its_sampled_songs(
 
     shown = found.as_json()["loops"]
     assert shown == {"loops": len(sample.rolls), "songs": found.loops.songs, "sampled_from": 300}
-    assert report.evaluation(found, None).startswith(
+    assert report.evaluation(found, None, "open", None).startswith(
         f"{len(sample.rolls)} loops (sampled from 300) of {found.loops.songs} songs, beside "
     )
 

@@ -304,6 +304,30 @@ def test_the_same_seed_gives_the_same_codes(spans: Any, model: Magnet, condition
     assert not torch.equal(written(4), written(5))
 
 
+@pytest.mark.parametrize("spans", SPANS)
+@pytest.mark.parametrize("rows_each", [1, 2])
+def test_what_a_generator_gives_does_not_depend_on_the_rest_of_the_batch(
+    spans: Any, rows_each: int
+) -> None:
+    logits = torch.randn(BOOKS, 48, GAP, generator=seeded(3))
+
+    def predict(tokens: Tensor, stage: int, cfg_scale: float) -> Tensor:
+        return logits[stage].expand(len(tokens), -1, -1)
+
+    config = dataclasses.replace(SHORT, spans=spans, choice_temperature=0.5)
+    alone = [decode(predict, gaps(rows_each, 48), GAP, seeded(n), config) for n in range(3)]
+    generators = [seeded(n) for n in range(3)]
+    together = decode(predict, gaps(3 * rows_each, 48), GAP, generators, config)
+    assert torch.equal(together, torch.cat(alone))
+    assert len({tuple(row) for row in together[:, 0].tolist()}) == 3 * rows_each
+
+
+@pytest.mark.parametrize("n", [0, 2, 4])
+def test_generators_that_cannot_share_the_rows_are_refused(n: int) -> None:
+    with pytest.raises(LoopError, match=f"3 rows cannot be shared by {n} generators; give one"):
+        decode(lessons(), gaps(3), GAP, [seeded(seed) for seed in range(n)], SHORT)
+
+
 @pytest.mark.parametrize("books", [0, 1, 3])
 def test_in_two_goes_it_is_as_in_one(books: int, model: Magnet, condition: Tensor) -> None:
     predict, start, generator = guided(model, condition), blank(model, 2, 30), seeded()

@@ -181,6 +181,20 @@ def test_information_is_a_mean_over_all_open_frames(
     torch.testing.assert_close(found, wanted / inpaint_mask.sum(), rtol=0, atol=EXACT)
 
 
+def test_information_does_not_depend_on_the_rest_of_the_batch(
+    model: Masked, rng: np.random.Generator
+) -> None:
+    condition, tokens = conditioning(rng, 20), torch.randint(SIZE, (6, BOOKS, 20))
+    inpaint_mask = torch.arange(20) % 3 > 0
+
+    def information(rows: Tensor, *seeds: int) -> Tensor:
+        generators = [seeded(seed) for seed in seeds]
+        return loops.mutual_information(model, rows, condition, inpaint_mask, generators)
+
+    alone = [information(rows, seed) for seed, rows in enumerate(tokens.chunk(3))]
+    torch.testing.assert_close(information(tokens, 0, 1, 2), torch.cat(alone), rtol=0, atol=EXACT)
+
+
 def test_each_loop_of_a_batch_is_told_its_own(model: Masked, rng: np.random.Generator) -> None:
     condition, codes = conditioning(rng, 20, 2), some_known(20, 4)
     together = loops.ring(model, condition)(codes, 0, 2.0)
