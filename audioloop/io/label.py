@@ -13,8 +13,8 @@ from typing import Self
 
 from audioloop.io.riff import Acid
 from midiloop.errors import CallError, LoopError, counted
+from midiloop.grid import PITCH_NAMES
 
-PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 ACID_OCTAVE = 48  # root notes are written from this C on
 
 TEMPLATES = {
@@ -90,7 +90,7 @@ class LoopLabel:
         """For FLAC and OGG files."""
         tags = {**loop_tags(n_samples), "BPM": decimal(self.tempo_bpm)}
         if self.root is not None:
-            tags["INITIALKEY"] = PITCH_CLASSES[self.root]
+            tags["INITIALKEY"] = PITCH_NAMES[self.root]
         tags["METER"] = f"{self.meter[0]}/{self.meter[1]}"
         # What is no text in the name of a file is none in a tag.
         return {**tags, "TITLE": self.name.encode("utf-8", "replace").decode()}
@@ -114,7 +114,7 @@ class LoopLabel:
             "exact_bpm": decimal(self.tempo_bpm),
             "bars": str(self.bars),
             "part": self.part or "loop",
-            "root": "" if self.root is None else PITCH_CLASSES[self.root],
+            "root": "" if self.root is None else PITCH_NAMES[self.root],
             "meter": f"{self.meter[0]}-{self.meter[1]}",
         }
         if splice:  # every other number gets a letter, so that it is not taken for the tempo

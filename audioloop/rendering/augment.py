@@ -292,7 +292,9 @@ class Renders:
                 assert self._failure is not None  # or the wait would go on
                 raise self._failure
             self._wanted = number + 1
-            return self._made.pop(number)
+            samples = self._made.pop(number)
+            self._changed.notify_all()  # one more is wanted ahead
+            return samples
 
     def _jobs(self) -> Iterator[Job]:
         while True:

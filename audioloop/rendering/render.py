@@ -41,13 +41,13 @@ from audioloop.rendering.synth import (
 from audioloop.signal import effects
 from midiloop.errors import LoopError
 from midiloop.grid import Roll
+from midiloop.midi import pianoroll
 from midiloop.midi.score import Score, Track
 
 # What is left of the first pass has to be this much softer than the loop before it is nothing.
 SETTLED = 1e-4
 BANK_SELECT = (0, 32)
 DRUMS, BASS, OTHER = "drums", "bass", "other"
-BASS_PROGRAMS = range(32, 40)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def part_of(track: Track) -> str:
     """The stem that a track belongs to."""
     if track.is_drum:
         return DRUMS
-    return BASS if track.program in BASS_PROGRAMS else OTHER
+    return BASS if track.program in pianoroll.BASS_PROGRAMS else OTHER
 
 
 def stems_of(song: Score) -> list[str]:

@@ -11,17 +11,17 @@ mkdir -p "$folder"
 [ -d "$folder/loops" ] || midiloop extract "$midi" -o "$folder/loops" --rules open --resume
 train() {  # NAME MINUTES [OPTIONS]
   audioloop train codec "$folder/loops" -o "$folder/$1" --minutes "$2" \
-    ${soundfont:+--sf2 "$soundfont"} --resume "${@:3}"
+    ${soundfont:+--soundfont "$soundfont"} --resume "${@:3}"
 }
 pack() {  # NAME PACKED
-  [ -d "$folder/$2" ] || python -c "from pathlib import Path; from audioloop import coder
-from midiloop import checkpoint
-checkpoint.pack(Path('$folder/$1'), Path('$folder/$2'), coder.KINDS)"
+  [ -d "$folder/$2" ] || python -c "from pathlib import Path; from audioloop.codec import compression
+from midiloop.common import checkpoint
+checkpoint.pack(Path('$folder/$1'), Path('$folder/$2'), compression.KINDS)"
 }
-train spectra 32.5 --lesson waveform=1 --lesson level=1 --lesson adversarial=1
-train codec 36 --begin-with "$folder/spectra" --learning-rate 5e-4
+train spectra 32.5 --loss-weight waveform=1 --loss-weight level=1 --loss-weight adversarial=1
+train codec 36 --init-from "$folder/spectra" --learning-rate 5e-4
 pack codec packed-codes
 # What its codes mean is settled, in 16 bits. The decoder learns on alone, and not to waver.
-train decoder 36 --begin-with "$folder/packed-codes" --decoder-only --learning-rate 5e-4 \
-  --lesson change=8 --lesson adversarial=1
+train decoder 36 --init-from "$folder/packed-codes" --decoder-only --learning-rate 5e-4 \
+  --loss-weight change=8 --loss-weight adversarial=1
 pack decoder packed-codec

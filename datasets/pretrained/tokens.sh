@@ -10,10 +10,10 @@ midi=$1 folder=$2 soundfont=${3-}
 mkdir -p "$folder"
 [ -d "$folder/loops" ] || midiloop extract "$midi" -o "$folder/loops" --rules open --resume
 train() {  # KIND MINUTES [OPTIONS]
-  audioloop train "$1" "$folder/loops" -o "$folder/$1" --minutes "$2" --coded "$folder/coded" \
-    --precision bfloat16 --workers 2 ${soundfont:+--sf2 "$soundfont"} --resume "${@:3}"
-  python -c "from pathlib import Path; from audioloop import token_models; from midiloop import checkpoint
-checkpoint.pack(Path('$folder/$1'), Path('$folder/packed-$1'), token_models.KINDS)"
+  audioloop train "$1" "$folder/loops" -o "$folder/$1" --minutes "$2" --token-cache "$folder/coded" \
+    --precision bfloat16 --workers 2 ${soundfont:+--soundfont "$soundfont"} --resume "${@:3}"
+  python -c "from pathlib import Path; from audioloop.tokens import pretrained; from midiloop.common import checkpoint
+checkpoint.pack(Path('$folder/$1'), Path('$folder/packed-$1'), pretrained.KINDS)"
 }
 train causal 277
-train masked 323 --begin-with "$folder/causal"
+train masked 323 --init-from "$folder/causal"

@@ -12,6 +12,6 @@ mkdir -p "$folder"
 OMP_NUM_THREADS=1 midiloop train vq-vae "$folder/loops" -o "$folder/run" --preset bars --stage vq-vae \
   --epochs 14 --transpose 5 --precision bfloat16 --seed 1 --resume
 OMP_NUM_THREADS=1 midiloop train vq-vae "$folder/loops" -o "$folder/run" --preset bars --stage prior \
-  --epochs 11 --batch 128 --transpose 5 --precision bfloat16 --seed 1 --resume
-python -c "from pathlib import Path; from midiloop import train
-train.pack(Path('$folder/run'), Path('$folder/packed'))"
+  --epochs 11 --batch-size 128 --transpose 5 --precision bfloat16 --seed 1 --resume
+python -c "from pathlib import Path; from midiloop.training import recipes
+recipes.pack(Path('$folder/run'), Path('$folder/packed'))"

@@ -1,4 +1,4 @@
-"""About 150 numbers that describe a loop, in groups: what a classifier looks at.
+"""About 170 numbers that describe a loop, in groups: what a classifier looks at.
 
 Each is one value a loop, float (n,); nan where a loop has none of what it is about, as the mean
 length of notes where there are none.

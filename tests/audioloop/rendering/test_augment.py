@@ -97,15 +97,24 @@ def test_no_more_is_rendered_than_is_asked_for_and_wanted_ahead(
                 begun.append(job.number)
                 yield job, found
 
+    def enough(numbers: Sequence[int]) -> bool:
+        """Whether each that was or is wanted, up to the fourth, is there with three after it."""
+        return all(
+            wanted in numbers and sum(number >= wanted for number in numbers) >= 4
+            for wanted in range(4)
+        )
+
     made = Renders(source, [bundled()], VARIETY, seed=SEED, engine=Counting(), ahead=4)
     assert not begun
     expected = [render_circular(source, number, SEED, [font], VARIETY) for number in range(3)]
     assert same(made.take(range(3)), expected)
     deadline_s = time.monotonic() + 30
-    while len(begun) < 3 + 4 and time.monotonic() < deadline_s:
+    while not enough(begun) and time.monotonic() < deadline_s:
         time.sleep(0.01)
     made.close()
-    assert 3 + 4 <= len(begun) <= 3 + 4 + 2 * engine.n_workers
+    # Workers pass one another, so how many there are is not known, only that none was too many.
+    assert enough(begun)
+    assert not enough(begun[:-1])
     assert len({*begun}) == len(begun)
 
 
