@@ -9,6 +9,7 @@ from typing import SupportsIndex
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -78,6 +79,7 @@ class PlayedLoops(PackedLoops):
         packed: uint8 (n, packed_bytes).
         n_onsets: int64 (n,), of each loop.
         velocities, offsets: uint8 and int8, of the onsets of all loops, one after the other.
+        songs: of each loop, (n,).
     """
 
     def __init__(
@@ -86,9 +88,11 @@ class PlayedLoops(PackedLoops):
         n_onsets: Tensor,
         velocities: Tensor,
         offsets: Tensor,
+        songs: NDArray[np.str_],
         grid: Grid = LOOP,
     ) -> None:
         super().__init__(packed, grid)
+        self.songs = songs
         self.n_onsets, self.velocities, self.offsets = n_onsets, velocities, offsets
         self._first = n_onsets.cumsum(0) - n_onsets
 
@@ -130,7 +134,7 @@ def load_played(
         LoopError: there are none, or the dataset does not say how its loops are played.
     """
     dataset.check_played()
-    found, kept = [], []
+    found, kept, songs = [], [], []
     for batch in dataset.select(split=split, distinct=True):
         assert batch.performances is not None  # as was checked
         is_drum = np.arange(dataset.grid.columns) < dataset.grid.n_drums
@@ -140,6 +144,7 @@ def load_played(
             if drums.std() > min_deviation and len(np.unique(drums)) >= min_values:
                 found.append(batch.packed[number])
                 kept.append(played)
+                songs.append(batch.songs[number])
     if not kept:
         raise LoopError(
             f"{dataset.path}: no loop of the {split} split has played dynamics ({min_values} "
@@ -155,7 +160,7 @@ def load_played(
             np.concatenate([played.offsets for played in kept]),
         )
     )
-    return PlayedLoops(packed, n_onsets, velocities, offsets, dataset.grid)
+    return PlayedLoops(packed, n_onsets, velocities, offsets, np.array(songs), dataset.grid)
 
 
 def no_loops(dataset: LoopDataset, split: str) -> LoopError:

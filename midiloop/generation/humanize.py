@@ -249,9 +249,9 @@ def _felt(
     """How a roll is played that plays itself as ``own``."""
     velocities, offsets = own.velocities.astype(np.float64), own.offsets.astype(np.float64)
     if hands is not None:
-        sampled = _sampled(hands, roll, struck, feel.seed, number)
-        velocities += feel.feel * (sampled.velocities - velocities)
-        offsets += feel.feel * (sampled.offsets - offsets)
+        drawn = sampled(hands, roll, struck, feel.seed, number)
+        velocities += feel.feel * (drawn.velocities - velocities)
+        offsets += feel.feel * (drawn.offsets - offsets)
     steps, _ = np.nonzero(struck)
     offsets += feel.swing * TRIPLET * (steps % 2)
     return Performance(
@@ -260,14 +260,23 @@ def _felt(
     )
 
 
-def _sampled(hands: Hands, roll: Roll, struck: Roll, seed: int, number: int) -> Performance:
+def sampled(
+    hands: Hands,
+    roll: Roll,
+    struck: Roll,
+    seed: int,
+    number: int,
+    *,
+    temperature: float = TEMPERATURE,
+) -> Performance:
+    """A performance of the cells ``struck`` of a roll, which is any number of bars long."""
     planes = torch.zeros(3, *roll.shape, dtype=torch.int16)
     planes[ROLL], planes[VELOCITY] = torch.from_numpy(roll), torch.from_numpy(struck)
     chance = np.random.default_rng([seed, number])
     uniforms = torch.from_numpy(chance.random((len(roll) * hands.config.instruments, 3)))
     # One loop at a time in one thread: so its sums, and draws, do not depend on what is beside it.
     with devices.one_thread():
-        drawn = hands.sample(planes, uniforms, temperature=TEMPERATURE).numpy()
+        drawn = hands.sample(planes, uniforms, temperature=temperature).numpy()
     return Performance(
         drawn[VELOCITY][struck].astype(np.uint8), drawn[OFFSET][struck].astype(np.int8)
     )

@@ -1,66 +1,104 @@
-"""How far hands are from played velocities, beside a table of means by instrument and step.
+"""Hands beside those who played: velocity errors, and whether a classifier tells them apart.
 
-    python tests/benchmarks/hands.py LOOPS RUN --split valid
+    python tests/benchmarks/hands.py LOOPS [RUN] [--split valid] [--loops 600] [--seed 0]
+        [--temperature 0.9] [--no-errors]
 
-Mean absolute errors over all onsets of the loops of a split whose dynamics are played: of the means
-of the training split, of hands that know the roll alone, and of hands that know a share of the
-loop's onsets, as they do while they fill in the others, or its style.
+Of the loops of a split whose dynamics are played. Errors are mean absolute ones of all velocities:
+of means of the training split, and of hands that know the roll alone, a share of the loop's onsets,
+as they do while they fill in the others, or its style. The classifier looks at performances of
+equal rolls, folds and intervals by song (see `midiloop.evaluation.two_sample`); its control tells
+performances of one half of the songs from those of the other.
 """
 
 from __future__ import annotations
 
 import argparse
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from midiloop.dataset import tensors
 from midiloop.dataset.parquet import LoopDataset
+from midiloop.dataset.tensors import PlayedLoops
+from midiloop.evaluation import two_sample
+from midiloop.evaluation.evaluate import Estimate
+from midiloop.evaluation.two_sample import Task
 from midiloop.generation import humanize
-from midiloop.models.hands import VELOCITIES, Hands, style_of
+from midiloop.grid import Grid
+from midiloop.midi import performance
+from midiloop.models.hands import VELOCITIES, Hands, Played, style_of
 
 KNOWN = (0.0, 0.1, 0.25, 0.5)
 BATCH = 64
+LAGS_BARS = (1, 2, 4)
+PAIRS = ((0, 2), (1, 2), (0, 9), (0, 1))  # kick and hat, snare and hat, kick and bass, …
+TELLTALES = 3  # of each group
+
+Values = NDArray[np.float64]
 
 
 class Onsets(NamedTuple):
-    """Of every onset of a set of loops: its instrument, its step in the bar, its velocity, (n,)."""
+    """Of every onset of a set of loops, (n,): loop, instrument, step in the bar, velocity."""
 
+    loops: Tensor
     instruments: Tensor
     steps: Tensor
     velocities: Tensor
 
 
-def onsets(hands: Hands, loops: tensors.PlayedLoops) -> Onsets:
-    found = []
+def batches(hands: Hands, loops: PlayedLoops) -> Iterator[tuple[int, Played]]:
+    """Played loops, and the number of the first."""
     for index in torch.split(torch.arange(len(loops)), BATCH):
-        played = hands.played(loops.rolls(index))
-        _, steps, instruments = played.onsets.nonzero(as_tuple=True)
-        bar = loops.grid.steps_per_bar
-        found.append(Onsets(instruments, steps % bar, played.velocities[played.onsets]))
+        yield int(index[0]), hands.played(loops.rolls(index))
+
+
+def onsets(hands: Hands, loops: PlayedLoops) -> Onsets:
+    found = []
+    for first, played in batches(hands, loops):
+        rows, steps, instruments = played.onsets.nonzero(as_tuple=True)
+        steps %= loops.grid.steps_per_bar
+        found.append(Onsets(rows + first, instruments, steps, played.velocities[played.onsets]))
     return Onsets(*(torch.cat(part) for part in zip(*found, strict=True)))
 
 
-def of_means(train: Onsets, test: Onsets) -> float:
-    """Error of the means of the training split, by instrument and step of the bar."""
+def means_of(values: Tensor, keys: Tensor, size: int) -> Tensor:
+    """The mean of the values of each key, float (size,); that of all where there are none."""
+    counts = keys.bincount(minlength=size)
+    sums = keys.bincount(values.double(), minlength=size)
+    return torch.where(counts > 0, sums / counts.clamp(min=1), values.double().mean())
+
+
+def of_means(train: Onsets, test: Onsets, *, with_style: bool = False) -> float:
+    """Error of the means of the training split, by instrument and step of the bar.
+
+    Args:
+        with_style: they are means of what a velocity is above the mean of its loop's instrument,
+            and the latter is known.
+    """
     n_steps = int(max(train.steps.max(), test.steps.max())) + 1
+    n_instruments = int(max(train.instruments.max(), test.instruments.max())) + 1
+    levels = []
+    for one in (train, test):
+        own = one.loops * n_instruments + one.instruments
+        level = means_of(one.velocities, own, int(own.max()) + 1)[own]
+        levels.append(level if with_style else torch.zeros_like(level))
     keys = [one.instruments * n_steps + one.steps for one in (train, test)]
-    size = int(max(key.max() for key in keys)) + 1
-    counts = keys[0].bincount(minlength=size)
-    sums = keys[0].bincount(train.velocities.double(), minlength=size)
-    means = torch.where(counts > 0, sums / counts.clamp(min=1), train.velocities.double().mean())
-    return float((means[keys[1]] - test.velocities).abs().mean())
+    means = means_of(train.velocities - levels[0], keys[0], n_instruments * n_steps)
+    return float((means[keys[1]] + levels[1] - test.velocities).abs().mean())
 
 
 @torch.no_grad()
-def of_hands(hands: Hands, loops: tensors.PlayedLoops, share: float, *, with_style: bool) -> float:
+def of_hands(hands: Hands, loops: PlayedLoops, share: float, *, with_style: bool) -> float:
     """Error of the median of what hands expect where a share of the onsets is known."""
     generator = torch.Generator().manual_seed(0)
     total, n = 0.0, 0
-    for index in torch.split(torch.arange(len(loops)), BATCH):
-        played = hands.played(loops.rolls(index))
+    for _, played in batches(hands, loops):
         known = torch.rand(played.onsets.shape, generator=generator) < share
         wanted = played.onsets & ~known
         logits, _ = hands(played, known, wanted, style_of(played) * with_style)
@@ -70,29 +108,174 @@ def of_hands(hands: Hands, loops: tensors.PlayedLoops, share: float, *, with_sty
     return total / n
 
 
+def describe(hands: Hands, planes: Tensor, grid: Grid) -> dict[str, dict[str, Values]]:
+    """Numbers of performances int16 (n, 3, steps, columns), in groups, each float (n,)."""
+    played = hands.played(planes)
+    there = played.onsets.numpy()
+    velocities = np.where(there, played.velocities.numpy(), np.nan)
+    offsets = np.where(there, played.timing.numpy() * (performance.OFFSETS_PER_STEP / 2), np.nan)
+    bin_width = hands.bin_width  # both in what hands can play: 1/64 of a step
+    offsets = np.round(offsets / bin_width) * bin_width
+    names = [*map(str, range(there.shape[2] - 1)), "bass"]
+    groups: dict[str, dict[str, Values]] = {}
+    for group, values in (("velocity", velocities), ("timing", offsets)):
+        of = groups[group] = {}
+        zero = np.where(there, values == 0, np.nan)
+        for name, part in [*zip(names, np.moveaxis(values, 2, 0), strict=True), ("all", values)]:
+            flat = part.reshape(len(part), -1)
+            of[f"mean, {name}"] = np.nanmean(flat, 1)
+            of[f"deviation, {name}"] = np.nanstd(flat, 1)
+            of[f"highest, {name}"] = np.nanmax(flat, 1)
+            of[f"lowest, {name}"] = np.nanmin(flat, 1)
+            of[f"different, {name}"] = different(flat)
+            of[f"different a note, {name}"] = different(flat) / np.isfinite(flat).sum(1)
+            of[f"change, {name}"] = changes(flat if part.ndim == 2 else values)
+        if group == "timing":
+            of["on the grid"] = np.nanmean(zero, (1, 2))
+            for name, part in zip(names, np.moveaxis(zero, 2, 0), strict=True):
+                of[f"on the grid, {name}"] = np.nanmean(part, 1)
+        for sixteenth in range(grid.steps_per_beat):
+            on = values[:, sixteenth :: grid.steps_per_beat]
+            of[f"sixteenth {sixteenth + 1}"] = np.nanmean(on, (1, 2))
+        for beat in range(4):
+            on = values[:, beat * grid.steps_per_beat :: grid.steps_per_bar]
+            of[f"beat {beat + 1}"] = np.nanmean(on, (1, 2))
+    groups["repetition"] = {
+        f"{what}, {name} {lag} bars before": value
+        for lag in LAGS_BARS
+        for name, values in (("velocity", velocities), ("offset", offsets))
+        for what, value in apart(values, np.roll(values, lag * grid.steps_per_bar, 1)).items()
+    }
+    groups["together"] = {
+        f"{what}, {name} of {names[a]} and {names[b]}": value
+        for a, b in PAIRS
+        for name, values in (("velocity", velocities), ("offset", offsets))
+        for what, value in apart(values[:, :, [a]], values[:, :, [b]]).items()
+    }
+    return groups
+
+
+def different(values: Values) -> Values:
+    """How many different values each row has, float (n,)."""
+    ordered = np.sort(values, 1)  # nan last
+    found: Values = (np.diff(ordered, 1, prepend=-np.inf) > 0).sum(1).astype(np.float64)
+    return found
+
+
+def changes(values: Values) -> Values:
+    """Mean absolute difference of one value and the next of its instrument, float (n,)."""
+    rows = values if values.ndim == 3 else values[:, :, None]
+    found = np.full(len(rows), np.nan)
+    for n, row in enumerate(rows):
+        steps = [np.abs(np.diff(part[np.isfinite(part)])) for part in row.T]
+        every = np.concatenate(steps)
+        found[n] = every.mean() if len(every) else np.nan
+    return found
+
+
+def apart(one: Values, other: Values) -> dict[str, Values]:
+    """How far values (n, steps, instruments) are from others of the same cells, float (n,)."""
+    away = np.abs(one - other)
+    away = away.reshape(len(away), -1)
+    equal = np.where(np.isfinite(away), away == 0, np.nan)
+    return {"far apart": np.nanmean(away, 1), "equal": np.nanmean(equal, 1)}
+
+
+def sampled(
+    hands: Hands, loops: PlayedLoops, index: Tensor, temperature: float, seed: int
+) -> Tensor:
+    """The loops at ``index``, played by hands as `humanize` plays them: int16 (n, 3, …)."""
+    planes = loops.rolls(index).clone()
+    for number, one in zip(index.tolist(), planes, strict=True):
+        struck = (one[1] > 0).numpy()
+        played = humanize.sampled(
+            hands, one[0].bool().numpy(), struck, seed, number, temperature=temperature
+        )
+        one[1][one[1] > 0] = torch.from_numpy(played.velocities.astype(np.int16))
+        one[2][torch.from_numpy(struck)] = torch.from_numpy(played.offsets.astype(np.int16))
+    return planes
+
+
+def task_of(
+    judged: dict[str, dict[str, Values]],
+    reference: dict[str, dict[str, Values]],
+    songs: tuple[NDArray[np.str_], NDArray[np.str_]],
+) -> Task:
+    named = [(group, name) for group, of in judged.items() for name in of]
+    columns = [np.concatenate([judged[g][n], reference[g][n]]) for g, n in named]
+    return Task(
+        np.stack(columns, 1),
+        [name for _, name in named],
+        [group for group, _ in named],
+        np.arange(len(columns[0])) < len(songs[0]),
+        np.unique(np.concatenate(songs), return_inverse=True)[1],
+    )
+
+
+def some(
+    described: dict[str, dict[str, Values]], which: NDArray[np.bool_]
+) -> dict[str, dict[str, Values]]:
+    return {g: {name: values[which] for name, values in of.items()} for g, of in described.items()}
+
+
+def shown(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+
+
+def tell_apart(hands: Hands, loops: PlayedLoops, n: int, temperature: float, seed: int) -> None:
+    index = torch.linspace(0, len(loops) - 1, min(n, len(loops))).round().long()
+    songs = loops.songs[index.numpy()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of loops that lack an instrument
+        real = describe(hands, loops.rolls(index), loops.grid)
+        ours = describe(hands, sampled(hands, loops, index, temperature, seed), loops.grid)
+    names, of = np.unique(songs, return_inverse=True)
+    first = np.random.default_rng(seed).permutation(np.arange(len(names)) % 2 == 0)[of]
+    halves = task_of(some(real, first), some(real, ~first), (songs[first], songs[~first]))
+    task = task_of(ours, real, (songs, songs))
+    print(f"classifier: {len(index)} loops of {len(names)} songs, temperature {temperature:g}")
+    print(f"sampled performances: AUC {shown(two_sample.judge(task, seed))}")
+    print(f"control, played ones of other songs: AUC {shown(two_sample.judge(halves, seed))}")
+    for group in real:
+        print(f"  by {group} alone: {shown(two_sample.judge(task.only(group), seed))}")
+        for telltale in two_sample.telltales_of(task.only(group))[:TELLTALES]:
+            means = f"{telltale.mean:9.3f} {telltale.reference_mean:9.3f} {telltale.auc:.3f}"
+            print(f"    {telltale.name:44}{means}")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("loops", type=Path)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--split", choices=["valid", "test"], default="valid")
+    parser.add_argument("--loops", dest="n", type=int, default=600)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--temperature", type=float, default=humanize.TEMPERATURE)
+    parser.add_argument("--no-errors", action="store_true")
     args = parser.parse_args()
     dataset, hands = LoopDataset(args.loops), humanize.load(args.run)
-    train, test = (
-        tensors.load_played(
+
+    def loops(split: str) -> PlayedLoops:
+        return tensors.load_played(
             dataset,
             split,
             torch.device("cpu"),
             min_deviation=hands.config.min_velocity_deviation,
             min_values=hands.config.min_velocity_values,
         )
-        for split in ("train", args.split)
-    )
-    print(f"loops: {len(test)}")
-    print(f"table of means: {of_means(onsets(hands, train), onsets(hands, test)):.2f}")
-    for with_style in (False, True):
-        for share in KNOWN:
-            error = of_hands(hands, test, share, with_style=with_style)
-            print(f"hands, {share:.0%} known{', and the style' * with_style}: {error:.2f}")
+
+    test = loops(args.split)
+    print(f"loops: {len(test)} of {len(np.unique(test.songs))} songs")
+    if not args.no_errors:
+        train = loops("train")
+        seen, asked = onsets(hands, train), onsets(hands, test)
+        for with_style in (False, True):
+            means = of_means(seen, asked, with_style=with_style)
+            print(f"table of means{', and the levels' * with_style}: {means:.2f}")
+            for share in KNOWN:
+                error = of_hands(hands, test, share, with_style=with_style)
+                print(f"hands, {share:.0%} known{', and the style' * with_style}: {error:.2f}")
+    tell_apart(hands, test, args.n, args.temperature, args.seed)
 
 
 if __name__ == "__main__":
