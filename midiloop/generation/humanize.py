@@ -141,7 +141,7 @@ def humanize(
 def midi(source: Path | bytes, feel: Feel, hands: Hands | None = None, *, number: int = 0) -> bytes:
     """A MIDI file, humanised; its own bytes where nothing would change.
 
-    Notes, controllers, bends, tempi, meters and names are kept; other events are not.
+    Notes, controllers, bends, tempi, meters, names, and `score.remarks` are kept.
 
     Args:
         source: its path, or its bytes.
@@ -163,7 +163,10 @@ def midi(source: Path | bytes, feel: Feel, hands: Hands | None = None, *, number
     n_bars = int(score.end_of_tracks_quarters(data) / BEATS_PER_BAR)
     if song.length_ticks < n_bars * bar <= score.MAX_BARS * bar:
         song = replace(song, length_ticks=n_bars * bar)
-    return score.to_bytes(humanize(song, feel, hands, number=number))
+    played = humanize(song, feel, hands, number=number)
+    times = played.ticks_per_quarter // song.ticks_per_quarter
+    remarks = [(tick * times, event) for tick, event in score.remarks(data)]
+    return score.to_bytes(played, remarks)
 
 
 class HumanizedFiles(NamedTuple):

@@ -28,7 +28,8 @@ from midiloop.models.layers import Loss, Model, RollConfig
 ROLL, VELOCITY, OFFSET = 0, 1, 2  # planes of a played loop
 VELOCITIES = 128
 OFFSETS = 256
-STYLE = 5  # numbers of an instrument's style
+REPEATS_BARS = (1, 2, 4)  # how far apart bars are whose velocities may be the same
+STYLE = 6 + len(REPEATS_BARS)  # numbers of an instrument's style
 AROUND = 2  # steps before and after an onset whose onsets are part of its input
 SORTED = 4  # parts of a batch by how many onsets they have
 VALIDATION_SEED = 1905
@@ -36,7 +37,7 @@ VALIDATION_SEED = 1905
 
 @dataclass(frozen=True)
 class HandsConfig(RollConfig):
-    """Sizes, and which loops it learns from. The defaults have 359,860 parameters.
+    """Sizes, and which loops it learns from. The defaults have 209,268 parameters.
 
     Attributes:
         dim, layers, heads: of the transformer; its inner layers are twice as wide.
@@ -49,13 +50,13 @@ class HandsConfig(RollConfig):
             played: more than this standard deviation, and as many different velocities.
     """
 
-    dim: Width = 96
-    layers: Depth = 4
+    dim: Width = 80
+    layers: Depth = 3
     heads: Heads = 4
     dropout: Share = 0.1
     offset_bins: Annotated[int, Range(2, 256)] = 64
     rounds: Depth = 16
-    styles: Annotated[int, Range(1, 65_536)] = 1024
+    styles: Annotated[int, Range(1, 65_536)] = 256
     no_style: Share = 0.2
     min_velocity_deviation: Annotated[float, Range(0, 127)] = 8.0
     min_velocity_values: Annotated[int, Range(1, 127)] = 8
@@ -82,23 +83,6 @@ class Played(NamedTuple):
     offsets: Tensor
     timing: Tensor
     bass: Tensor
-
-
-def style_of(played: Played) -> Tensor:
-    """How each instrument of a loop is played on the whole: float (B, I, `STYLE`).
-
-    Mean and deviation of its velocities, mean offset, share of its onsets that are on the grid, and
-    1; all 0 where it has no onset.
-    """
-    n = played.onsets.sum(1).clamp(min=1)  # (B, I)
-    there = played.onsets.float()
-    velocities = played.velocities / VELOCITIES
-    mean = (velocities * there).sum(1) / n
-    spread = ((velocities - mean[:, None]).square() * there).sum(1) / n
-    late = (played.timing * there).sum(1) / n
-    on_grid = ((played.timing == 0) * there).sum(1) / n
-    found = torch.stack([mean, 4 * spread.sqrt(), 4 * late, on_grid, torch.ones_like(mean)], 2)
-    return found * played.onsets.any(1)[:, :, None]
 
 
 class Layer(nn.Module):
@@ -138,9 +122,10 @@ class Hands(Model):
         if c.dim % c.heads:
             raise ValueError(f"{c.dim} channels are not {c.heads} heads")
         self.bin_width = OFFSETS / c.offset_bins
+        self.bar_steps = c.steps_per_beat * BEATS_PER_BAR
         self.velocity = nn.Embedding(VELOCITIES + 1, c.dim)  # the last one is not known
         self.offset = nn.Embedding(c.offset_bins + 1, c.dim)
-        self.beat = nn.Embedding(c.steps_per_beat * BEATS_PER_BAR, c.dim)
+        self.beat = nn.Embedding(self.bar_steps, c.dim)
         self.instrument = nn.Embedding(c.instruments, c.dim)
         self.around = nn.Linear(c.instruments * (2 * AROUND + 1) + 2, c.dim)
         self.style = nn.Linear(STYLE, c.dim)  # of an onset's own instrument
@@ -179,6 +164,42 @@ class Hands(Model):
             torch.stack([bass.any(2).float(), height], 2),
         )
 
+    def style_of(self, played: Played) -> Tensor:
+        """How each instrument of a loop is played on the whole: float (B, I, `STYLE`).
+
+        Mean and deviation of its velocities, how many different ones it has for each onset, mean
+        offset, share of its onsets that are on the grid, shares of those that are as loud as the
+        ones `REPEATS_BARS` before, and 1; all 0 where it has no onset.
+        """
+        n = played.onsets.sum(1).clamp(min=1)  # (B, I)
+        there = played.onsets.float()
+        velocities = played.velocities / VELOCITIES
+        mean = (velocities * there).sum(1) / n
+        spread = ((velocities - mean[:, None]).square() * there).sum(1) / n
+        ordered = played.velocities.sort(1).values  # 0 where there is no onset
+        different = (ordered.diff(dim=1, prepend=torch.zeros_like(ordered[:, :1])) > 0).sum(1) / n
+        late = (played.timing * there).sum(1) / n
+        on_grid = ((played.timing == 0) * there).sum(1) / n
+        repeats = []
+        for bars in REPEATS_BARS:
+            before = played.velocities.roll(bars * self.bar_steps, 1)
+            both = played.onsets & (before > 0)
+            as_loud = both & (before == played.velocities)
+            repeats.append(as_loud.sum(1) / both.sum(1).clamp(min=1))
+        found = torch.stack(
+            [
+                mean,
+                4 * spread.sqrt(),
+                different,
+                4 * late,
+                on_grid,
+                *repeats,
+                torch.ones_like(mean),
+            ],
+            2,
+        )
+        return found * played.onsets.any(1)[:, :, None]
+
     @torch.no_grad()
     def fit_styles(self, loops: Callable[[Tensor], Tensor], n_loops: int) -> None:
         """Take the styles of training loops, evenly spread over them.
@@ -187,7 +208,7 @@ class Hands(Model):
             loops: gives the batch (B, 3, T, columns) of loops by their numbers.
         """
         rows = torch.linspace(0, n_loops - 1, self.config.styles).round().long()
-        found = [style_of(self.played(loops(index))) for index in torch.split(rows, 256)]
+        found = [self.style_of(self.played(loops(index))) for index in torch.split(rows, 256)]
         self.bank.copy_(torch.cat(found))
 
     def forward(
@@ -198,7 +219,7 @@ class Hands(Model):
         Args:
             known: bool (B, T, I), onsets whose values are the condition.
             wanted: bool (B, T, I).
-            style: float (B, I, `STYLE`), see `style_of`; 0 where it is not known.
+            style: float (B, I, `STYLE`), see `Hands.style_of`; 0 where it is not known.
         """
         found = wanted.nonzero(as_tuple=True)
         x = self.norm.weight.new_zeros(*wanted.shape, self.config.dim)
@@ -229,7 +250,7 @@ class Hands(Model):
             self.velocity(velocities)
             + self.offset(offsets)
             + self.instrument(instruments)
-            + self.beat(steps % (c.steps_per_beat * BEATS_PER_BAR))
+            + self.beat(steps % self.bar_steps)
             + around[rows, steps]
             + self.style(style)[rows, instruments]
             + self.styles(style.flatten(1))[rows]
@@ -276,7 +297,7 @@ class Hands(Model):
         played = self.played(batch)
         shares = torch.rand(len(batch), 1, 1, device=batch.device)
         hidden = played.onsets & (torch.rand(played.onsets.shape, device=batch.device) >= shares)
-        velocities, offsets = self(played, ~hidden, hidden, self._partly(style_of(played)))
+        velocities, offsets = self(played, ~hidden, hidden, self._partly(self.style_of(played)))
         of_velocity = F.cross_entropy(velocities.float(), played.velocities[hidden])
         of_offset = F.cross_entropy(offsets.float(), played.offsets[hidden])
         terms = {"velocity": of_velocity.detach(), "offset": of_offset.detach()}
@@ -300,7 +321,7 @@ class Hands(Model):
         chance = torch.rand(played.onsets.shape, generator=generator).to(batch.device)
         shares = torch.linspace(0, 2 / 3, len(batch), device=batch.device)[:, None, None]
         hidden = played.onsets & (chance >= shares)
-        velocities, offsets = self(played, ~hidden, hidden, style_of(played))
+        velocities, offsets = self(played, ~hidden, hidden, self.style_of(played))
         surprise = F.cross_entropy(velocities.float(), played.velocities[hidden], reduction="none")
         surprise += F.cross_entropy(offsets.float(), played.offsets[hidden], reduction="none")
         total = torch.zeros(len(batch), device=batch.device)
@@ -312,7 +333,9 @@ class Hands(Model):
         """Mean velocity of every onset where only the roll is known, float (n,), in C order."""
         played = self.played(batch)
         nothing = torch.zeros_like(played.onsets)
-        velocities, _ = self(played, nothing, played.onsets, torch.zeros_like(style_of(played)))
+        velocities, _ = self(
+            played, nothing, played.onsets, torch.zeros_like(self.style_of(played))
+        )
         values = torch.arange(VELOCITIES, device=batch.device, dtype=torch.float32)
         mean: Tensor = velocities.float().softmax(1) @ values
         return mean

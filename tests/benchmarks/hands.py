@@ -32,7 +32,7 @@ from midiloop.evaluation.two_sample import Task
 from midiloop.generation import humanize
 from midiloop.grid import Grid
 from midiloop.midi import performance
-from midiloop.models.hands import VELOCITIES, Hands, Played, style_of
+from midiloop.models.hands import VELOCITIES, Hands, Played
 
 KNOWN = (0.0, 0.1, 0.25, 0.5)
 BATCH = 64
@@ -101,7 +101,7 @@ def of_hands(hands: Hands, loops: PlayedLoops, share: float, *, with_style: bool
     for _, played in batches(hands, loops):
         known = torch.rand(played.onsets.shape, generator=generator) < share
         wanted = played.onsets & ~known
-        logits, _ = hands(played, known, wanted, style_of(played) * with_style)
+        logits, _ = hands(played, known, wanted, hands.style_of(played) * with_style)
         medians = (logits.softmax(1).cumsum(1) < 0.5).sum(1).clamp(max=VELOCITIES - 1)
         total += float((medians - played.velocities[wanted]).abs().sum())
         n += len(medians)

@@ -16,6 +16,7 @@ from midiloop.generation import humanize, outputs
 from midiloop.generation.humanize import Feel
 from midiloop.grid import LOOP, Grid, Roll
 from midiloop.midi import performance, pianoroll
+from midiloop.midi import score as score_module
 from midiloop.midi.score import Score, read, to_bytes
 from midiloop.mining import midi_loop
 from midiloop.models.hands import Hands, HandsConfig
@@ -67,6 +68,21 @@ def test_other_tracks_stay_as_they_are(hands: Hands, rng: np.random.Generator) -
     cowbell = played.tracks[2].pitches == 56
     assert played.tracks[2].onsets[cowbell].tolist() == [3]
     assert len(set(played.tracks[1].velocities.tolist())) > 4  # each of the notes struck again
+
+
+def test_texts_lyrics_markers_and_sysex_stay_in_time(hands: Hands) -> None:
+    """In a file of so few ticks that it gets more of them."""
+    song = score(track([(0, 1, 36), (4, 1, 38)], drum=True), tpq=4, length=16)
+    remarks = [
+        (0, bytes((0xFF, 0x59, 2, 1, 0))),
+        (0, bytes((0xF0, 5, 0x7E, 0x7F, 9, 1, 0xF7))),
+        (4, b"\xff\x05\x02la"),
+        (16, b"\xff\x06\x03end"),
+    ]
+    data = to_bytes(song, [*remarks, (17, b"\xff\x06\x04late")])
+    played = humanize.midi(data, Feel(), hands)
+    assert read(played).ticks_per_quarter == 240
+    assert [(tick // 60, event) for tick, event in score_module.remarks(played)] == remarks
 
 
 def test_without_feel_nothing_changes(hands: Hands, rng: np.random.Generator) -> None:
