@@ -223,7 +223,9 @@ def plot(sources: tuple[Path, ...], out: Path, columns: int, as_json: bool, **ch
 @click.command()
 @click.argument("dataset", type=INPUT, metavar="LOOPS")
 @click.option("--midi", "midi_folder", type=PATH, help="New folder for one MIDI file a loop.")
-@click.option("--npz", "npz_file", type=PATH, help="One pypianoroll file of all loops.")
+@click.option(
+    "--npz", "npz_file", type=PATH, help="One pypianoroll file of all loops, on the grid."
+)
 @click.option("--distinct", is_flag=True, help="Each loop once, however often it comes.")
 @feel_options(0.0)
 @seed_option

@@ -40,6 +40,10 @@ Play = Callable[[int, Roll], Performance]
 class Feel:
     """How to play.
 
+    >>> import midiloop
+    >>> midiloop.Feel(0.8, swing=0.3).changes
+    True
+
     Attributes:
         feel: 0 leaves velocities and timing as they are, 1 replaces them.
         swing: 0 to 1: how late every second step is; at 1 two steps are two thirds and one third.
@@ -68,11 +72,6 @@ def load(folder: Path | None = None) -> Hands:
     Raises:
         LoopError: the folder holds none, or a damaged one.
     """
-    if folder is None and not SHIPPED.is_dir():
-        raise LoopError(
-            "no hands come with this version; train some with 'midiloop train hands' and give "
-            "their folder with --hands"
-        )
     folder = folder or SHIPPED
     inside = folder / "hands"
     model, kind, _ = models.load(inside if inside.is_dir() else folder)
@@ -115,6 +114,14 @@ def humanize(
 
     Bars are those of four quarters from tick 0. What is as long as a loop, or shorter, is
     circular: a drum hit that is early on its first step stands at its end.
+
+    >>> import midiloop, numpy as np
+    >>> song = midiloop.decode(np.eye(16, 93, dtype=bool))
+    >>> played = midiloop.humanize(song, midiloop.Feel(0.8))
+    >>> bool((midiloop.encode(played) == midiloop.encode(song)).all())
+    True
+    >>> len(set(played.tracks[0].velocities.tolist())) > 1
+    True
 
     Args:
         hands: None loads those that ship, if ``feel`` is above 0.

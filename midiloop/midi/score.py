@@ -232,9 +232,10 @@ def remarks(source: Path | str | bytes) -> list[Event]:
     for events in map(Events, _track_chunks(data)):
         for kind in REMARKS:
             found += [
-                (int(events.ticks[at]), _meta(kind, events.text(at))) for at in events.metas(kind)
+                (int(events.ticks[at]), _meta(kind, events.text(at)))
+                for at in events.metas(kind).tolist()
             ]
-        for at in np.flatnonzero(events.statuses == SYSEX):
+        for at in np.flatnonzero(events.statuses == SYSEX).tolist():
             body = events.text(at)
             found.append((int(events.ticks[at]), bytes((SYSEX,)) + _variable(len(body)) + body))
     return _in_order(found)

@@ -3,9 +3,10 @@
     python tests/benchmarks/hands.py LOOPS [RUN] [--split valid] [--loops 600] [--seed 0]
         [--temperature 0.9] [--no-errors]
 
-Of the loops of a split whose dynamics are played. Errors are mean absolute ones of all velocities:
-of means of the training split, and of hands that know the roll alone, a share of the loop's onsets,
-as they do while they fill in the others, or its style. The classifier looks at performances of
+Of the loops of a split whose dynamics are played. Errors are mean absolute ones of velocities: of
+means of the training split and of hands, who both know the roll alone, or a share of the loop's
+onsets as well, as hands do while they fill in the others; or how loud each instrument is on the
+whole, and hands the rest of the style. The classifier looks at performances of
 equal rolls, folds and intervals by song (see `midiloop.evaluation.two_sample`); its control tells
 performances of one half of the songs from those of the other.
 """
@@ -44,62 +45,68 @@ Values = NDArray[np.float64]
 
 
 class Onsets(NamedTuple):
-    """Of every onset of a set of loops, (n,): loop, instrument, step in the bar, velocity."""
+    """Of every onset of a set of loops, (n,).
+
+    Attributes:
+        loops, instruments, steps: step of the bar.
+        velocities: int64.
+        chances: of a share of all onsets, those below it are known.
+    """
 
     loops: Tensor
     instruments: Tensor
     steps: Tensor
     velocities: Tensor
+    chances: Tensor
 
 
-def batches(hands: Hands, loops: PlayedLoops) -> Iterator[tuple[int, Played]]:
-    """Played loops, and the number of the first."""
+def batches(hands: Hands, loops: PlayedLoops) -> Iterator[tuple[int, Played, Tensor]]:
+    """The number of the first of some loops, how they are played, and a chance for each cell."""
+    generator = torch.Generator().manual_seed(0)
     for index in torch.split(torch.arange(len(loops)), BATCH):
-        yield int(index[0]), hands.played(loops.rolls(index))
+        played = hands.played(loops.rolls(index))
+        yield int(index[0]), played, torch.rand(played.onsets.shape, generator=generator)
 
 
 def onsets(hands: Hands, loops: PlayedLoops) -> Onsets:
     found = []
-    for first, played in batches(hands, loops):
-        rows, steps, instruments = played.onsets.nonzero(as_tuple=True)
+    for first, played, chances in batches(hands, loops):
+        on = played.onsets
+        rows, steps, instruments = on.nonzero(as_tuple=True)
         steps %= loops.grid.steps_per_bar
-        found.append(Onsets(rows + first, instruments, steps, played.velocities[played.onsets]))
+        found.append(Onsets(rows + first, instruments, steps, played.velocities[on], chances[on]))
     return Onsets(*(torch.cat(part) for part in zip(*found, strict=True)))
 
 
-def means_of(values: Tensor, keys: Tensor, size: int) -> Tensor:
-    """The mean of the values of each key, float (size,); that of all where there are none."""
-    counts = keys.bincount(minlength=size)
-    sums = keys.bincount(values.double(), minlength=size)
-    return torch.where(counts > 0, sums / counts.clamp(min=1), values.double().mean())
-
-
-def of_means(train: Onsets, test: Onsets, *, with_style: bool = False) -> float:
+def of_means(train: Onsets, test: Onsets, known: Tensor, wanted: Tensor) -> float:
     """Error of the means of the training split, by instrument and step of the bar.
 
+    An instrument of a loop is as far from the means as those of its onsets are that are known; if
+    none is, as those of all its instruments.
+
     Args:
-        with_style: they are means of what a velocity is above the mean of its loop's instrument,
-            and the latter is known.
+        known, wanted: bool (n,), of the onsets of ``test``.
     """
-    n_steps = int(max(train.steps.max(), test.steps.max())) + 1
     n_instruments = int(max(train.instruments.max(), test.instruments.max())) + 1
-    levels = []
-    for one in (train, test):
-        own = one.loops * n_instruments + one.instruments
-        level = means_of(one.velocities, own, int(own.max()) + 1)[own]
-        levels.append(level if with_style else torch.zeros_like(level))
-    keys = [one.instruments * n_steps + one.steps for one in (train, test)]
-    means = means_of(train.velocities - levels[0], keys[0], n_instruments * n_steps)
-    return float((means[keys[1]] + levels[1] - test.velocities).abs().mean())
+    keys = [one.steps * n_instruments + one.instruments for one in (train, test)]
+    counts = keys[0].bincount(minlength=int(keys[1].max()) + 1)
+    sums = keys[0].bincount(train.velocities.double(), minlength=len(counts))
+    means = torch.where(counts > 0, sums / counts.clamp(min=1), train.velocities.double().mean())
+    away = test.velocities - means[keys[1]]
+    level = torch.zeros_like(away)
+    for of in (test.loops, test.loops * n_instruments + test.instruments):
+        counts = of[known].bincount(minlength=int(of.max()) + 1)
+        sums = of[known].bincount(away[known], minlength=len(counts))
+        level = torch.where(counts[of] > 0, sums[of] / counts[of].clamp(min=1), level)
+    return float((away - level).abs()[wanted].mean())
 
 
 @torch.no_grad()
 def of_hands(hands: Hands, loops: PlayedLoops, share: float, *, with_style: bool) -> float:
     """Error of the median of what hands expect where a share of the onsets is known."""
-    generator = torch.Generator().manual_seed(0)
     total, n = 0.0, 0
-    for _, played in batches(hands, loops):
-        known = torch.rand(played.onsets.shape, generator=generator) < share
+    for _, played, chances in batches(hands, loops):
+        known = chances < share
         wanted = played.onsets & ~known
         logits, _ = hands(played, known, wanted, hands.style_of(played) * with_style)
         medians = (logits.softmax(1).cumsum(1) < 0.5).sum(1).clamp(max=VELOCITIES - 1)
@@ -269,12 +276,16 @@ def main() -> None:
     if not args.no_errors:
         train = loops("train")
         seen, asked = onsets(hands, train), onsets(hands, test)
-        for with_style in (False, True):
-            means = of_means(seen, asked, with_style=with_style)
-            print(f"table of means{', and the levels' * with_style}: {means:.2f}")
-            for share in KNOWN:
-                error = of_hands(hands, test, share, with_style=with_style)
-                print(f"hands, {share:.0%} known{', and the style' * with_style}: {error:.2f}")
+        print(f"{'velocity error, known':28}{'means':>8}{'hands':>8}")
+        for share in KNOWN:
+            known = asked.chances < share
+            means = of_means(seen, asked, known, ~known)
+            error = of_hands(hands, test, share, with_style=False)
+            print(f"{f'{share:.0%} of the onsets':28}{means:8.2f}{error:8.2f}")
+        everything = torch.ones_like(asked.chances) > 0
+        means = of_means(seen, asked, everything, everything)
+        error = of_hands(hands, test, 0, with_style=True)
+        print(f"{'levels; for hands, style':28}{means:8.2f}{error:8.2f}")
     tell_apart(hands, test, args.n, args.temperature, args.seed)
 
 
