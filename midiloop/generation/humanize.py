@@ -31,6 +31,7 @@ UNPRINTABLE = ("Cc", "Cf", "Zl", "Zp", "Cs")  # categories of characters
 # Samples at this temperature have as many different velocities as played loops; at 1 they have
 # more.
 TEMPERATURE = 0.9
+TOP_P = 1.0
 TRIPLET = OFFSETS_PER_STEP / 3  # how late the second of two steps is at full swing
 
 Play = Callable[[int, Roll], Performance]
@@ -278,6 +279,7 @@ def sampled(
     number: int,
     *,
     temperature: float = TEMPERATURE,
+    top_p: float = TOP_P,
 ) -> Performance:
     """A performance of the cells ``struck`` of a roll, which is any number of bars long."""
     planes = torch.zeros(3, *roll.shape, dtype=torch.int16)
@@ -286,7 +288,7 @@ def sampled(
     uniforms = torch.from_numpy(chance.random((len(roll) * hands.config.instruments, 3)))
     # One loop at a time in one thread: so its sums, and draws, do not depend on what is beside it.
     with devices.one_thread():
-        drawn = hands.sample(planes, uniforms, temperature=temperature).numpy()
+        drawn = hands.sample(planes, uniforms, temperature=temperature, top_p=top_p).numpy()
     return Performance(
         drawn[VELOCITY][struck].astype(np.uint8), drawn[OFFSET][struck].astype(np.int8)
     )

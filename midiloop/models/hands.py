@@ -341,14 +341,16 @@ class Hands(Model):
         return mean
 
     @torch.no_grad()
-    def sample(self, planes: Tensor, uniforms: Tensor, *, temperature: float = 1.0) -> Tensor:
+    def sample(
+        self, planes: Tensor, uniforms: Tensor, *, temperature: float = 1.0, top_p: float = 1.0
+    ) -> Tensor:
         """Play one loop: new velocities and offsets for its onsets.
 
         Args:
             planes: int16 (3, T, columns); where a velocity is above 0 there is an onset.
             uniforms: float64 (T · I, 3) in [0, 1), for each instrument of each step; the first of
                 all takes the style.
-            temperature: see `sampling.draw`.
+            temperature, top_p: see `sampling.draw`.
 
         Returns:
             int16 (3, T, columns).
@@ -363,11 +365,17 @@ class Hands(Model):
             here = slice(start, start + window)
             part = Played(*(value[:, here] for value in played))
             chances = uniforms.view(n_steps, -1, 3)[here].flatten(0, 1)
-            self._fill(part, known[:, here], chances, style, temperature)
+            self._fill(part, known[:, here], chances, style, temperature, top_p)
         return self._planes(planes, played)
 
     def _fill(
-        self, played: Played, known: Tensor, uniforms: Tensor, style: Tensor, temperature: float
+        self,
+        played: Played,
+        known: Tensor,
+        uniforms: Tensor,
+        style: Tensor,
+        temperature: float,
+        top_p: float,
     ) -> None:
         """Draw what is not known of one loop, in place."""
         rounds = self.config.rounds
@@ -386,8 +394,11 @@ class Hands(Model):
             wanted = wanted.view(known.shape)
             velocities, offsets = self(played, known, wanted, style)
             chances = uniforms[cells]
-            played.velocities[wanted] = draw(velocities.double(), chances[:, 1], temperature)
-            played.offsets[wanted] = draw(offsets.double(), chances[:, 2], temperature)
+            for values, logits, column in (
+                (played.velocities, velocities, 1),
+                (played.offsets, offsets, 2),
+            ):
+                values[wanted] = draw(logits.double(), chances[:, column], temperature, top_p)
             known |= wanted
 
     def _planes(self, planes: Tensor, played: Played) -> Tensor:

@@ -1,7 +1,7 @@
 """Hands beside those who played: velocity errors, and whether a classifier tells them apart.
 
     python tests/benchmarks/hands.py LOOPS [RUN] [--split valid] [--loops 600] [--seed 0]
-        [--temperature 0.9] [--no-errors]
+        [--temperature 0.9] [--top-p 1] [--no-errors]
 
 Of the loops of a split whose dynamics are played. Errors are mean absolute ones of velocities: of
 means of the training split and of hands, who both know the roll alone, or a share of the loop's
@@ -189,15 +189,13 @@ def apart(one: Values, other: Values) -> dict[str, Values]:
 
 
 def sampled(
-    hands: Hands, loops: PlayedLoops, index: Tensor, temperature: float, seed: int
+    hands: Hands, loops: PlayedLoops, index: Tensor, seed: int, **sampling: float
 ) -> Tensor:
     """The loops at ``index``, played by hands as `humanize` plays them: int16 (n, 3, …)."""
     planes = loops.rolls(index).clone()
     for number, one in zip(index.tolist(), planes, strict=True):
         struck = (one[1] > 0).numpy()
-        played = humanize.sampled(
-            hands, one[0].bool().numpy(), struck, seed, number, temperature=temperature
-        )
+        played = humanize.sampled(hands, one[0].bool().numpy(), struck, seed, number, **sampling)
         one[1][one[1] > 0] = torch.from_numpy(played.velocities.astype(np.int16))
         one[2][torch.from_numpy(struck)] = torch.from_numpy(played.offsets.astype(np.int16))
     return planes
@@ -229,18 +227,18 @@ def shown(estimate: Estimate) -> str:
     return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
 
 
-def tell_apart(hands: Hands, loops: PlayedLoops, n: int, temperature: float, seed: int) -> None:
+def tell_apart(hands: Hands, loops: PlayedLoops, n: int, seed: int, **sampling: float) -> None:
     index = torch.linspace(0, len(loops) - 1, min(n, len(loops))).round().long()
     songs = loops.songs[index.numpy()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of loops that lack an instrument
         real = describe(hands, loops.rolls(index), loops.grid)
-        ours = describe(hands, sampled(hands, loops, index, temperature, seed), loops.grid)
+        ours = describe(hands, sampled(hands, loops, index, seed, **sampling), loops.grid)
     names, of = np.unique(songs, return_inverse=True)
     first = np.random.default_rng(seed).permutation(np.arange(len(names)) % 2 == 0)[of]
     halves = task_of(some(real, first), some(real, ~first), (songs[first], songs[~first]))
     task = task_of(ours, real, (songs, songs))
-    print(f"classifier: {len(index)} loops of {len(names)} songs, temperature {temperature:g}")
+    print(f"classifier: {len(index)} loops of {len(names)} songs, {sampling}")
     print(f"sampled performances: AUC {shown(two_sample.judge(task, seed))}")
     print(f"control, played ones of other songs: AUC {shown(two_sample.judge(halves, seed))}")
     for group in real:
@@ -258,6 +256,7 @@ def main() -> None:
     parser.add_argument("--loops", dest="n", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=humanize.TEMPERATURE)
+    parser.add_argument("--top-p", type=float, default=humanize.TOP_P)
     parser.add_argument("--no-errors", action="store_true")
     args = parser.parse_args()
     dataset, hands = LoopDataset(args.loops), humanize.load(args.run)
@@ -286,7 +285,7 @@ def main() -> None:
         means = of_means(seen, asked, everything, everything)
         error = of_hands(hands, test, 0, with_style=True)
         print(f"{'levels; for hands, style':28}{means:8.2f}{error:8.2f}")
-    tell_apart(hands, test, args.n, args.temperature, args.seed)
+    tell_apart(hands, test, args.n, args.seed, temperature=args.temperature, top_p=args.top_p)
 
 
 if __name__ == "__main__":

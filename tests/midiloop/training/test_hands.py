@@ -121,3 +121,18 @@ def test_what_is_drawn_is_of_the_roll(played: LoopDataset) -> None:
     assert int(drawn[1].max()) <= 127
     assert -128 <= int(drawn[2].min()) <= int(drawn[2].max()) <= 127
     assert not drawn[2][planes[1] == 0].any()
+
+
+def test_a_style_is_how_an_instrument_is_played() -> None:
+    planes = torch.zeros(2, 3, 128, 93, dtype=torch.int16)
+    planes[:, 0, ::2, 2] = 1
+    planes[0, 1, ::2, 2] = 64
+    planes[1, 1, ::2, 2] = torch.arange(1, 65, dtype=torch.int16)
+    planes[1, 2, ::4, 2] = 32
+    hands = Hands(TINY)
+    style = hands.style_of(hands.played(planes))
+    expected = [0.5, 0.0, 1 / 64, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    torch.testing.assert_close(style[0, 2], torch.tensor(expected))
+    _, _, different, late, on_grid, *repeats, there = style[1, 2].tolist()
+    assert (different, late, on_grid, repeats, there) == (1, 0.5, 0.5, [0, 0, 0], 1)
+    assert not style[:, [0, 1, *range(3, 10)]].any()
