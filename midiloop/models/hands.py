@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -85,6 +86,15 @@ class Played(NamedTuple):
     bass: Tensor
 
 
+def _copy(played: Played, known: Tensor, period: int) -> None:
+    """Make unknown onsets like a known one some periods of steps away, in place."""
+    for shift in range(period, known.shape[1], period):
+        there = known.roll(shift, 1) & played.onsets & ~known
+        for values in (played.velocities, played.offsets):
+            values[there] = values.roll(shift, 1)[there]
+        known |= there
+
+
 class Layer(nn.Module):
     """Attention among onsets, then two linear layers: (B, N, D) to the same."""
 
@@ -132,6 +142,8 @@ class Hands(Model):
         self.styles = nn.Linear(c.instruments * STYLE, c.dim)  # of all of them
         self.bank: Tensor  # (styles, I, `STYLE`), of training loops
         self.register_buffer("bank", torch.zeros(c.styles, c.instruments, STYLE))
+        self.copies: Tensor  # (styles,), see `copies_of`; of whole numbers, and yet float as all is
+        self.register_buffer("copies", torch.zeros(c.styles))
         self.distance = nn.Embedding(c.steps + 1, c.heads)
         self.pair = nn.Embedding(c.instruments**2, c.heads)
         self.dropout = nn.Dropout(c.dropout)
@@ -200,6 +212,22 @@ class Hands(Model):
         )
         return found * played.onsets.any(1)[:, :, None]
 
+    def copies_of(self, played: Played) -> Tensor:
+        """After how many bars a loop is played exactly as before: float (B,).
+
+        The fewest of `REPEATS_BARS`; 0 where it is never, or where fewer than half of its onsets
+        have one there to be compared with. What is sampled onset by onset is never quite the same.
+        """
+        found = torch.zeros(len(played.onsets), device=played.onsets.device)
+        for bars in reversed(REPEATS_BARS):
+            shift = bars * self.bar_steps
+            both = played.onsets & played.onsets.roll(shift, 1)
+            other = played.velocities != played.velocities.roll(shift, 1)
+            other |= played.offsets != played.offsets.roll(shift, 1)
+            often = 2 * both.sum((1, 2)) >= played.onsets.sum((1, 2))
+            found[often & ~(both & other).any(2).any(1)] = bars
+        return found
+
     @torch.no_grad()
     def fit_styles(self, loops: Callable[[Tensor], Tensor], n_loops: int) -> None:
         """Take the styles of training loops, evenly spread over them.
@@ -208,8 +236,9 @@ class Hands(Model):
             loops: gives the batch (B, 3, T, columns) of loops by their numbers.
         """
         rows = torch.linspace(0, n_loops - 1, self.config.styles).round().long()
-        found = [self.style_of(self.played(loops(index))) for index in torch.split(rows, 256)]
-        self.bank.copy_(torch.cat(found))
+        played = [self.played(loops(index)) for index in torch.split(rows, 256)]
+        self.bank.copy_(torch.cat([self.style_of(one) for one in played]))
+        self.copies.copy_(torch.cat([self.copies_of(one) for one in played]))
 
     def forward(
         self, played: Played, known: Tensor, wanted: Tensor, style: Tensor
@@ -358,14 +387,18 @@ class Hands(Model):
         played = self.played(planes[None])
         n_steps, window = planes.shape[1], self.config.steps
         known = torch.zeros_like(played.onsets)
-        style = self.bank[int(uniforms[0, 0] * len(self.bank))][None]
+        chosen = int(uniforms[0, 0] * len(self.bank))
+        style = self.bank[chosen][None]
+        period = int(self.copies[chosen]) * self.bar_steps
+        if not period or min(n_steps, window) % period:
+            period = window
         # A song is played half a loop at a time, each half after what came before it.
         for start in range(0, max(1, n_steps - window // 2), window // 2):
             start = max(0, min(start, n_steps - window))
             here = slice(start, start + window)
             part = Played(*(value[:, here] for value in played))
             chances = uniforms.view(n_steps, -1, 3)[here].flatten(0, 1)
-            self._fill(part, known[:, here], chances, style, temperature, top_p)
+            self._fill(part, known[:, here], chances, style, period, temperature, top_p)
         return self._planes(planes, played)
 
     def _fill(
@@ -374,13 +407,18 @@ class Hands(Model):
         known: Tensor,
         uniforms: Tensor,
         style: Tensor,
+        period: int,
         temperature: float,
         top_p: float,
     ) -> None:
-        """Draw what is not known of one loop, in place."""
+        """Draw what is not known of one loop, in place; onsets ``period`` steps apart are alike."""
         rounds = self.config.rounds
+        _copy(played, known, period)
         onsets = (played.onsets & ~known)[0].flatten().nonzero()[:, 0]  # cells, in C order
         order = onsets[uniforms[onsets, 0].argsort(stable=True)]
+        alike = order % (period * known.shape[2])
+        _, first = np.unique(alike.cpu().numpy(), return_index=True)
+        order = order[np.sort(first)]  # the others of each are its copies
         done = 0
         for turn in range(1, rounds + 1):
             # Few at first, when nothing is known that the others could be drawn after.
@@ -400,6 +438,7 @@ class Hands(Model):
             ):
                 values[wanted] = draw(logits.double(), chances[:, column], temperature, top_p)
             known |= wanted
+            _copy(played, known, period)
 
     def _planes(self, planes: Tensor, played: Played) -> Tensor:
         """What was drawn, cell by cell."""

@@ -136,3 +136,26 @@ def test_a_style_is_how_an_instrument_is_played() -> None:
     _, _, different, late, on_grid, *repeats, there = style[1, 2].tolist()
     assert (different, late, on_grid, repeats, there) == (1, 0.5, 0.5, [0, 0, 0], 1)
     assert not style[:, [0, 1, *range(3, 10)]].any()
+
+
+def test_what_copies_itself_is_played_so_exactly(played: LoopDataset) -> None:
+    """By hands whose styles are all of loops that do, after two bars."""
+    rng = np.random.default_rng(3)
+    planes = torch.zeros(1, 3, 128, 93, dtype=torch.int16)
+    planes[:, 0, :, :3] = 1
+    planes[:, 1, :, :3] = torch.from_numpy(rng.integers(1, 128, (32, 3)).astype(np.int16)).repeat(
+        4, 1
+    )
+    torch.manual_seed(1)
+    hands = Hands(TINY).eval()
+    assert hands.copies_of(hands.played(planes)).tolist() == [2]
+    assert hands.copies_of(hands.played(planes[:, :, :24])).tolist() == [0]
+    hands.fit_styles(lambda index: planes.expand(len(index), -1, -1, -1), 1)
+    loops = tensors.load_played(played, "train", CPU, min_deviation=8, min_values=8)
+    song = loops.rolls(torch.arange(4))[:, :, :96].movedim(0, 1).flatten(1, 2)  # 24 bars
+    for roll in (planes[0], loops.rolls(torch.tensor([0]))[0], song, planes[0, :, :48]):
+        drawn = hands.sample(roll, torch.rand(len(roll[0]) * 10, 3, dtype=torch.float64))
+        assert torch.equal(drawn[1] > 0, roll[1] > 0)
+        both = (drawn[1, 32:, :9] > 0) & (drawn[1, :-32, :9] > 0)
+        alike = (drawn[1:, 32:, :9] == drawn[1:, :-32, :9]).all(0)
+        assert bool(alike[both].all()) == (len(roll[0]) != 48)
