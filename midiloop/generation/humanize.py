@@ -28,10 +28,8 @@ from midiloop.models.hands import OFFSET, ROLL, VELOCITY, Hands
 SHIPPED = Path(__file__).parents[1] / "pretrained" / "hands"
 FINE_TICKS = 240  # a quarter note, below which a score gets more of them
 UNPRINTABLE = ("Cc", "Cf", "Zl", "Zp", "Cs")  # categories of characters
-# Samples at this temperature have as many different velocities as played loops; at 1 they have
-# more.
-TEMPERATURE = 0.9
-TOP_P = 1.0
+# Chosen on validation songs: with all of the tail, performances repeat themselves too little.
+TEMPERATURE, TOP_P = 1.0, 0.95
 TRIPLET = OFFSETS_PER_STEP / 3  # how late the second of two steps is at full swing
 
 Play = Callable[[int, Roll], Performance]

@@ -86,13 +86,15 @@ class Played(NamedTuple):
     bass: Tensor
 
 
-def _copy(played: Played, known: Tensor, period: int) -> None:
+def _copy(played: Played, known: Tensor, periods: Tensor) -> None:
     """Make unknown onsets like a known one some periods of steps away, in place."""
-    for shift in range(period, known.shape[1], period):
-        there = known.roll(shift, 1) & played.onsets & ~known
-        for values in (played.velocities, played.offsets):
-            values[there] = values.roll(shift, 1)[there]
-        known |= there
+    n_steps = known.shape[1]
+    for period in periods.unique().tolist():
+        for shift in range(period, n_steps, period):
+            there = known.roll(shift, 1) & played.onsets & ~known & (periods == period)
+            for values in (played.velocities, played.offsets):
+                values[there] = values.roll(shift, 1)[there]
+            known |= there
 
 
 class Layer(nn.Module):
@@ -142,8 +144,8 @@ class Hands(Model):
         self.styles = nn.Linear(c.instruments * STYLE, c.dim)  # of all of them
         self.bank: Tensor  # (styles, I, `STYLE`), of training loops
         self.register_buffer("bank", torch.zeros(c.styles, c.instruments, STYLE))
-        self.copies: Tensor  # (styles,), see `copies_of`; of whole numbers, and yet float as all is
-        self.register_buffer("copies", torch.zeros(c.styles))
+        self.copies: Tensor  # (styles, I), see `copies_of`
+        self.register_buffer("copies", torch.zeros(c.styles, c.instruments))
         self.distance = nn.Embedding(c.steps + 1, c.heads)
         self.pair = nn.Embedding(c.instruments**2, c.heads)
         self.dropout = nn.Dropout(c.dropout)
@@ -213,19 +215,19 @@ class Hands(Model):
         return found * played.onsets.any(1)[:, :, None]
 
     def copies_of(self, played: Played) -> Tensor:
-        """After how many bars a loop is played exactly as before: float (B,).
+        """After how many bars an instrument is played exactly as before: float (B, I).
 
         The fewest of `REPEATS_BARS`; 0 where it is never, or where fewer than half of its onsets
         have one there to be compared with. What is sampled onset by onset is never quite the same.
         """
-        found = torch.zeros(len(played.onsets), device=played.onsets.device)
+        found = torch.zeros_like(played.onsets[:, 0], dtype=torch.float32)
         for bars in reversed(REPEATS_BARS):
             shift = bars * self.bar_steps
             both = played.onsets & played.onsets.roll(shift, 1)
             other = played.velocities != played.velocities.roll(shift, 1)
             other |= played.offsets != played.offsets.roll(shift, 1)
-            often = 2 * both.sum((1, 2)) >= played.onsets.sum((1, 2))
-            found[often & ~(both & other).any(2).any(1)] = bars
+            often = (2 * both.sum(1) >= played.onsets.sum(1)) & both.any(1)
+            found[often & ~(both & other).any(1)] = bars
         return found
 
     @torch.no_grad()
@@ -389,16 +391,15 @@ class Hands(Model):
         known = torch.zeros_like(played.onsets)
         chosen = int(uniforms[0, 0] * len(self.bank))
         style = self.bank[chosen][None]
-        period = int(self.copies[chosen]) * self.bar_steps
-        if not period or min(n_steps, window) % period:
-            period = window
+        periods = self.copies[chosen].long() * self.bar_steps
+        periods[(periods == 0) | (min(n_steps, window) % periods.clamp(min=1) > 0)] = window
         # A song is played half a loop at a time, each half after what came before it.
         for start in range(0, max(1, n_steps - window // 2), window // 2):
             start = max(0, min(start, n_steps - window))
             here = slice(start, start + window)
             part = Played(*(value[:, here] for value in played))
             chances = uniforms.view(n_steps, -1, 3)[here].flatten(0, 1)
-            self._fill(part, known[:, here], chances, style, period, temperature, top_p)
+            self._fill(part, known[:, here], chances, style, periods, temperature, top_p)
         return self._planes(planes, played)
 
     def _fill(
@@ -407,16 +408,21 @@ class Hands(Model):
         known: Tensor,
         uniforms: Tensor,
         style: Tensor,
-        period: int,
+        periods: Tensor,
         temperature: float,
         top_p: float,
     ) -> None:
-        """Draw what is not known of one loop, in place; onsets ``period`` steps apart are alike."""
-        rounds = self.config.rounds
-        _copy(played, known, period)
+        """Draw what is not known of one loop, in place.
+
+        Args:
+            periods: int64 (I,): onsets of an instrument that are these steps apart are alike.
+        """
+        rounds, n_instruments = self.config.rounds, len(periods)
+        _copy(played, known, periods)
         onsets = (played.onsets & ~known)[0].flatten().nonzero()[:, 0]  # cells, in C order
         order = onsets[uniforms[onsets, 0].argsort(stable=True)]
-        alike = order % (period * known.shape[2])
+        instruments = order % n_instruments
+        alike = order % (periods[instruments] * n_instruments)
         _, first = np.unique(alike.cpu().numpy(), return_index=True)
         order = order[np.sort(first)]  # the others of each are its copies
         done = 0
@@ -438,7 +444,7 @@ class Hands(Model):
             ):
                 values[wanted] = draw(logits.double(), chances[:, column], temperature, top_p)
             known |= wanted
-            _copy(played, known, period)
+            _copy(played, known, periods)
 
     def _planes(self, planes: Tensor, played: Played) -> Tensor:
         """What was drawn, cell by cell."""

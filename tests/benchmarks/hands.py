@@ -1,7 +1,7 @@
 """Hands beside those who played: velocity errors, and whether a classifier tells them apart.
 
     python tests/benchmarks/hands.py LOOPS [RUN] [--split valid] [--loops 600] [--seed 0]
-        [--temperature 0.9] [--top-p 1] [--no-errors]
+        [--temperature 1] [--top-p 0.95] [--no-errors]
 
 Of the loops of a split whose dynamics are played. Errors are mean absolute ones of velocities: of
 means of the training split and of hands, who both know the roll alone, or a share of the loop's
