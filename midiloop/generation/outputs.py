@@ -18,9 +18,11 @@ from midiloop.common import files, processes
 from midiloop.dataset import export
 from midiloop.dataset.export import LoopFile
 from midiloop.dataset.records import Counts, SongRecord
+from midiloop.generation.humanize import Play
 from midiloop.grid import LOOP, Roll
 from midiloop.metrics import paper
-from midiloop.midi import pianoroll, score
+from midiloop.midi import performance, pianoroll, score
+from midiloop.midi.performance import WindowPerformances
 from midiloop.mining import assemble, partials
 from midiloop.plotting import plot
 
@@ -54,7 +56,13 @@ class WrittenLoops(NamedTuple):
 
 
 def write(
-    rolls: Roll, out: Path, *, tempo_bpm: float, seed: int, about: dict[str, Any]
+    rolls: Roll,
+    out: Path,
+    *,
+    tempo_bpm: float,
+    seed: int,
+    about: dict[str, Any],
+    play: Play | None = None,
 ) -> WrittenLoops:
     """Write loops into a new folder, which is there whole or not at all.
 
@@ -64,24 +72,35 @@ def write(
         tempo_bpm: of the MIDI files.
         seed: that they were sampled with; file names contain it.
         about: provenance, for the dataset's manifest.
+        play: how to play each roll, by its number; None writes them on the grid.
 
     Raises:
         CallError: see `files.check_free`.
     """
     with files.new_folder(out) as building:
-        pictured, loops = _write(rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about)
+        pictured, loops = _write(
+            rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about, play=play
+        )
     midi = out / "midi"
     written = [LoopFile(midi / path.name, key) for path, key in loops]
     return WrittenLoops(midi, written, out / "dataset", out / SHEET if pictured else None)
 
 
 def _write(
-    rolls: Roll, building: Path, *, tempo_bpm: float, seed: int, about: dict[str, Any]
+    rolls: Roll,
+    building: Path,
+    *,
+    tempo_bpm: float,
+    seed: int,
+    about: dict[str, Any],
+    play: Play | None,
 ) -> tuple[bool, list[LoopFile]]:
     """Write everything into an empty folder; return whether there is a picture, and the loops."""
     pictured = importlib.util.find_spec("matplotlib") is not None
     with _sheet(rolls, building / SHEET, tempo_bpm) if pictured else nullcontext():
-        loops = _write_loops(rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about)
+        loops = _write_loops(
+            rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about, play=play
+        )
     return pictured, loops
 
 
@@ -95,11 +114,17 @@ def _sheet(rolls: Roll, path: Path, tempo_bpm: float) -> AbstractContextManager[
 
 
 def _write_loops(
-    rolls: Roll, building: Path, *, tempo_bpm: float, seed: int, about: dict[str, Any]
+    rolls: Roll,
+    building: Path,
+    *,
+    tempo_bpm: float,
+    seed: int,
+    about: dict[str, Any],
+    play: Play | None,
 ) -> list[LoopFile]:
     """Write MIDI files and the dataset."""
     (building / "parts").mkdir()
-    songs, loops = _songs(rolls, building / "midi", tempo_bpm, seed)
+    songs, loops = _songs(rolls, building / "midi", tempo_bpm, seed, play)
     part = building / "parts" / "0.part"
     partials.write(part, songs, [], "", LOOP)
     provenance = {
@@ -110,6 +135,8 @@ def _write_loops(
         "grid": LOOP.as_json(),
         "generator": about,
     }
+    if play is not None:
+        provenance["performance"] = {"offsets_per_step": performance.OFFSETS_PER_STEP}
     counts = Counts(len(songs), len(songs), Counter())
     dataset = building / "dataset"
     assemble.assemble([part], dataset, provenance, counts, grid=LOOP, threads=1, by_split=False)
@@ -118,7 +145,7 @@ def _write_loops(
 
 
 def _songs(
-    rolls: Roll, folder: Path, tempo_bpm: float, seed: int
+    rolls: Roll, folder: Path, tempo_bpm: float, seed: int, play: Play | None
 ) -> tuple[list[SongRecord], list[LoopFile]]:
     """Write a MIDI file of each loop into a new folder; return records for the dataset as well."""
     folder.mkdir()
@@ -126,19 +153,25 @@ def _songs(
     songs, loops = [], []
     for number, (roll, distance) in enumerate(zip(rolls, distances, strict=True)):
         name = f"{number:06d}/seed-{seed}.mid"
-        loop = pianoroll.decode(roll, tempo_bpm)
-        midi = score.to_bytes(loop)
+        if play is None:
+            loop, windows = pianoroll.decode(roll, tempo_bpm), None
+        else:
+            played = play(number, roll)
+            loop = performance.decode(roll, played, tempo_bpm)
+            windows = WindowPerformances(np.array([len(played.velocities)]), *played)
         path = folder / export.file_name(number, name, 0, tempo_bpm, loop.key)
-        path.write_bytes(midi)
+        content = score.to_bytes(loop)
+        path.write_bytes(content)
         loops.append(LoopFile(path, loop.key))
         songs.append(
             SongRecord(
                 name,
-                hashlib.md5(midi).hexdigest(),
+                hashlib.md5(content).hexdigest(),
                 np.zeros(1, dtype=np.int64),
                 np.full(1, tempo_bpm),
                 distance[None],
                 LOOP.pack(roll[None]),
+                windows,
             )
         )
     return songs, loops
