@@ -89,7 +89,7 @@ class Played(NamedTuple):
 def _copy(played: Played, known: Tensor, periods: Tensor) -> None:
     """Make unknown onsets like a known one some periods of steps away, in place."""
     n_steps = known.shape[1]
-    for period in periods.unique().tolist():
+    for period in sorted(set(periods.tolist())):
         for shift in range(period, n_steps, period):
             there = known.roll(shift, 1) & played.onsets & ~known & (periods == period)
             for values in (played.velocities, played.offsets):
