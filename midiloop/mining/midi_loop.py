@@ -14,7 +14,7 @@ import numpy as np
 
 from midiloop.common import files
 from midiloop.errors import CallError, LoopError, MidiError
-from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
+from midiloop.grid import LOOP, Grid, Roll
 from midiloop.midi import pianoroll, score
 from midiloop.midi.score import Score
 from midiloop.mining import extract, rules
@@ -55,8 +55,8 @@ def read(path: Path, grid: Grid = LOOP, *, search: bool = False, shorter: bool =
         raise CallError(f"{name}: no such file; give a MIDI file")
     try:
         song = score.read(path)
-        run = _first_run(song)
-        if search and _bars_begun(song, run) != grid.bars:
+        run = _first_run(song, grid)
+        if search and _bars_begun(song, run, grid) != grid.bars:
             try:
                 return _first_loop(path, grid)
             except MidiError:
@@ -74,16 +74,17 @@ def read(path: Path, grid: Grid = LOOP, *, search: bool = False, shorter: bool =
     return MidiLoop(roll, run.first_bar, float(np.median(song.tempo_bpm_at(ticks))))
 
 
-def _first_run(song: Score) -> Run:
-    """Where its first bar begins; at tick 0 in a song without bars of four quarters."""
-    found = rules.runs(song.meters, song.length_ticks, song.ticks_per_quarter, OPEN.rules)
+def _first_run(song: Score, grid: Grid) -> Run:
+    """Where its first bar begins; at tick 0 in a song without bars of the grid's meter."""
+    tpq = song.ticks_per_quarter
+    found = rules.runs(song.meters, song.length_ticks, tpq, OPEN.rules, grid.meter)
     return found[0] if found else Run(0, song.length_ticks, 0)
 
 
-def _bars_begun(song: Score, run: Run) -> int:
+def _bars_begun(song: Score, run: Run, grid: Grid) -> int:
     """How many bars it is to the last note that begins."""
     last = max(int(track.onsets.max()) for track in song.tracks)
-    return (last - run.start_tick) // (BEATS_PER_BAR * song.ticks_per_quarter) + 1
+    return grid.meter.bars(last - run.start_tick, song.ticks_per_quarter) + 1
 
 
 def _first_loop(path: Path, grid: Grid) -> MidiLoop:
@@ -98,7 +99,7 @@ def _padded(roll: Roll, path: Path, start_quarters: float, grid: Grid) -> Roll:
     n_bars, wanted = len(roll) // grid.steps_per_bar, grid.bars - 1
     if n_bars < wanted:
         quarters = score.end_of_tracks_quarters(path) - start_quarters
-        if quarters < BEATS_PER_BAR * wanted:
+        if quarters < grid.meter.beats * wanted:
             raise LoopError(
                 f"{files.printable(path)}: ends in bar {n_bars}, a loop has {grid.bars}; "
                 "take it out of the folder, or make it longer"

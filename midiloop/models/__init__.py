@@ -26,7 +26,7 @@ KINDS: dict[str, Kind] = {
     "cnn-vae": Kind(CNNVAE, CNNVAEConfig, GRID),
     "vq-vae": Kind(VQVAE, VQVAEConfig, GRID),
     "prior": Kind(Prior, PriorConfig, GRID),
-    "loop-transformer": Kind(LoopTransformer, LoopTransformerConfig),
+    "loop-transformer": Kind(LoopTransformer, LoopTransformerConfig, GRID),
 }
 
 # ``paper``: the appendix tables; ``full``: what ships; ``small``: less to wait for. A model's first

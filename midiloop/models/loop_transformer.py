@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from midiloop.common.configs import Depth, Heads, Range, Share, Width
-from midiloop.grid import BEATS_PER_BAR
 from midiloop.metrics.relations import NEAR_CELLS, Relation
 from midiloop.models.bar_relations import (
     BASS_KINDS,
@@ -77,13 +76,13 @@ class LoopTransformerConfig(RollConfig):
 
     @property
     def beats(self) -> int:
-        """Of a bar."""
-        return BEATS_PER_BAR
+        """Of a bar, as its meter counts them: two of 6/8."""
+        return self.meter.pulses
 
     @property
     def slots(self) -> int:
         """Tokens of a beat: drums and bass of each step."""
-        return 2 * self.steps_per_beat
+        return 2 * self.steps_per_pulse
 
     @property
     def drum_tokens(self) -> int:
@@ -265,7 +264,7 @@ class LoopTransformer(Model):
     def _nats(self, rolls: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of relations, drums and bass: (B,) each. Order (B, bars) is that of writing."""
         tokens = to_tokens(rolls, self.config)
-        found = relations(tokens, order, self.config.steps_per_beat)
+        found = relations(tokens, order, self.config.steps_per_pulse)
         ordered = Tokens(*(pick(part, order) for part in tokens))
         found = Relations(*(pick(field, order) for field in found))
         bar = self.bar(tokens, found)
@@ -343,7 +342,7 @@ class LoopTransformer(Model):
     def bar(self, tokens: Tokens, found: Relations) -> Bar:
         """What relations (B, n) leave to draw; tokens (B, bars, steps) hold the bars before."""
         c = self.config
-        spb = c.steps_per_beat
+        spb = c.steps_per_pulse
         drums = pick(tokens.drums, found.drum_source)
         bass = shifted(pick(tokens.bass, found.bass_source), found.shift)
         step = torch.arange(c.beats * spb, device=drums.device)
@@ -398,7 +397,7 @@ class LoopTransformer(Model):
     def embedded(self, tokens: Tokens) -> Tensor:
         """(B, n, steps) to (B, n, beats, slots, E)."""
         both = torch.stack([self.drums(tokens.drums), self.bass(tokens.bass)], 3)
-        spb = self.config.steps_per_beat
+        spb = self.config.steps_per_pulse
         return rearrange(both, "b n (beat step) part e -> b n beat (step part) e", step=spb)
 
     def content_of(self, tokens: Tokens) -> Tensor:
@@ -412,7 +411,7 @@ class LoopTransformer(Model):
         return sources
 
     def _token_nats(self, known: Tensor, tokens: Tokens, bar: Bar) -> tuple[Tensor, Tensor]:
-        spb = self.config.steps_per_beat
+        spb = self.config.steps_per_pulse
         by_beat = "b bar (beat step) -> (b bar beat) step"
 
         def beats(steps: Tensor) -> Tensor:
