@@ -295,7 +295,10 @@ def test_a_single_bar_is_varied_as_it_is_said() -> None:
 
 def test_a_run_whose_grid_is_not_that_of_its_model(tmp_path: Path) -> None:
     made = waltz_generator("bars")
-    for data, said in (({}, "another grid than it names"), ({"grid": {}}, "no grid of bars")):
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({}, "another grid than it names"), ({"grid": {}}, "no grid of bars"),
+    ]  # fmt: skip
+    for data, said in cases:
         run = tmp_path / said[:2]
         checkpoint.save_model(
             run / "loop-transformer", "loop-transformer", made.model, {"data": data}
