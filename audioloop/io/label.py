@@ -13,18 +13,18 @@ from typing import Self
 
 from audioloop.io.riff import Acid
 from midiloop.errors import CallError, LoopError, counted
-from midiloop.grid import PITCH_NAMES
+from midiloop.midi.key import NAME_PATTERN, Key, confident
 
 ACID_OCTAVE = 48  # root notes are written from this C on
 
 TEMPLATES = {
-    # A name that ends in the tempo, as Audacity and most browsers of samples read it.
-    "default": "{name}_{bpm}bpm",
-    "audacity": "{name} {bpm}bpm",
+    # A name that ends in tempo and key, as Audacity and most browsers of samples read them.
+    "default": "{name}_{bpm}bpm_{key}",
+    "audacity": "{name} {bpm}bpm {key}",
     # Splice: letters, digits, _ - and #, and no number alone but the tempo.
-    "splice": "{name}_{bpm}_{part}_{root}",
+    "splice": "{name}_{bpm}_{part}_{key}",
 }
-FIELDS = ("name", "number", "bpm", "exact_bpm", "bars", "part", "root", "meter")
+FIELDS = ("name", "number", "bpm", "exact_bpm", "bars", "part", "key", "root", "meter")
 MAX_NAME = 120  # bytes; file systems take 255, suffixes and all
 # "120bpm", "98.5 BPM", "120_bpm"; "bpm120", "BPM = 120", "tempo-120"; "[120]", "(98.5)".
 _NUMBER = r"(?<![0-9])(?<![0-9][.,])([0-9]{2,3}(?:[.,][0-9]+)?)"
@@ -35,6 +35,12 @@ _TEMPO_IN_NAME = re.compile(
     re.IGNORECASE,
 )
 SPOKEN, BARE = (30, 300), (60, 200)  # bpm: of a number beside its unit, and of one in brackets
+# What a name ends in: that of `TEMPLATES` is put there again.
+_TEMPO_AND_KEY = re.compile(
+    rf"[ _-]*\d+(?:\.\d+)?[ _-]?bpm(?:[ _-]+(?-i:{NAME_PATTERN}))?$", re.IGNORECASE
+)
+_MAYBE_EMPTY = re.compile(r"[ _.-]?\{(?:key|root)\}")
+DRUMS = "drums"
 _LONE_NUMBER = re.compile(r"(?<![A-Za-z0-9#])(\d+)(?![A-Za-z0-9#])")
 
 
@@ -46,7 +52,8 @@ class LoopLabel:
         tempo_bpm: quarter notes a minute.
         bars: whole bars.
         meter: numerator and denominator.
-        root: pitch class of the bass, 0 for C to 11 for B, or None.
+        key: estimated from the bass, see `pianoroll.bass_key`, or None. Chunks, tags and names have
+            it only where it is confident, and not of drums alone.
         name: of the song or file it was made of.
         number: of the loop in a batch.
         part: "" for the mix, else of the stem.
@@ -55,7 +62,7 @@ class LoopLabel:
     tempo_bpm: float
     bars: int
     meter: tuple[int, int] = (4, 4)
-    root: int | None = None
+    key: Key | None = None
     name: str = "loop"
     number: int = 0
     part: str = ""
@@ -67,6 +74,16 @@ class LoopLabel:
                 f"{float(self.quarters)} quarter notes, and DAWs count whole ones; give an even "
                 "number of bars"
             )
+
+    @property
+    def certain_key(self) -> Key | None:
+        """The key that chunks, tags and names have."""
+        return None if self.part == DRUMS else confident(self.key)
+
+    @property
+    def root(self) -> int | None:
+        """Its tonic, a pitch class."""
+        return self.certain_key.tonic if self.certain_key else None
 
     @property
     def quarters(self) -> Fraction:
@@ -89,8 +106,8 @@ class LoopLabel:
     def tags(self, n_samples: int) -> dict[str, str]:
         """For FLAC and OGG files."""
         tags = {**loop_tags(n_samples), "BPM": decimal(self.tempo_bpm)}
-        if self.root is not None:
-            tags["INITIALKEY"] = PITCH_NAMES[self.root]
+        if self.certain_key:  # half of the programs read the one, half the other
+            tags["INITIALKEY"] = tags["KEY"] = str(self.certain_key)
         tags["METER"] = f"{self.meter[0]}/{self.meter[1]}"
         # What is no text in the name of a file is none in a tag.
         return {**tags, "TITLE": self.name.encode("utf-8", "replace").decode()}
@@ -106,6 +123,8 @@ class LoopLabel:
         """
         pattern = TEMPLATES.get(template, template)
         _check_fields(pattern)
+        if not self.certain_key:
+            pattern = _MAYBE_EMPTY.sub("", pattern)
         splice = template == "splice"
         fields = {
             "name": legal(self.name),
@@ -114,7 +133,8 @@ class LoopLabel:
             "exact_bpm": decimal(self.tempo_bpm),
             "bars": str(self.bars),
             "part": self.part or "loop",
-            "root": "" if self.root is None else PITCH_NAMES[self.root],
+            "key": str(self.certain_key or ""),
+            "root": self.certain_key.tonic_name if self.certain_key else "",
             "meter": f"{self.meter[0]}-{self.meter[1]}",
         }
         if splice:  # every other number gets a letter, so that it is not taken for the tempo
@@ -197,6 +217,11 @@ def tempo_in_name(name: str) -> float | None:
     low, high = SPOKEN if beside else BARE
     tempo_bpm = stated.get(beside, 0.0)
     return tempo_bpm if low <= tempo_bpm <= high else None
+
+
+def without_tempo(name: str) -> str:
+    """A file's name less the tempo and the key that it ends in."""
+    return _TEMPO_AND_KEY.sub("", name) or name
 
 
 class Names:

@@ -120,7 +120,7 @@ class Format:
 
 
 def write(path: Path, wave: Wave, label: LoopLabel | None, form: Format) -> None:
-    """Write one loop, labelled with its length, tempo, meter and root, as far as they are known.
+    """Write one loop, labelled with its length, tempo, meter and key, as far as they are known.
 
     Raises:
         LoopError: there are no samples, or they exceed full scale, or are not finite.

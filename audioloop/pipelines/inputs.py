@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -14,12 +13,12 @@ import numpy as np
 
 from audioloop.conditioning import REFERENCE_BPM, STEPS_PER_BEAT, Conditioning
 from audioloop.io import metadata, sources
-from audioloop.io.label import LoopLabel, decimal
+from audioloop.io.label import DRUMS, LoopLabel, decimal, without_tempo
 from audioloop.io.metadata import Metadata
 from audioloop.io.wave import SILENT, Wave
 from audioloop.rendering import piece, render
 from audioloop.rendering.piece import Piece
-from audioloop.rendering.render import DRUMS, Sound
+from audioloop.rendering.render import Sound
 from audioloop.rendering.synth import SoundFont
 from audioloop.signal import beats, verdict
 from audioloop.signal.beats import Pulse
@@ -40,7 +39,6 @@ NEAR_BEATS = 0.1  # as far as audio may be from whole bars and still be meant to
 # takes a half or a double for it, and triplets for beats.
 TEMPO_RATIOS = {1.0: 0.05, 2.0: 0.05, 0.5: 0.05, 4 / 3: 0.01, 3 / 2: 0.01, 2 / 3: 0.01, 3 / 4: 0.01}
 SOUND = Sound()
-_STATED_TEMPO = re.compile(r"[ _-]*\d+(?:\.\d+)?[ _-]?bpm$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +120,8 @@ def needs_font(paths: Sequence[Path]) -> bool:
 
 
 def name_of(path: Path) -> str:
-    """What a file is called, less the tempo that its name ends in: that is put there again."""
-    return _STATED_TEMPO.sub("", path.stem) or path.stem
+    """What a file is called, less the tempo and key at its end, which are put there again."""
+    return without_tempo(path.stem)
 
 
 def of(

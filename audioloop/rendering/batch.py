@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from audioloop.io import wave
-from audioloop.io.label import LoopLabel
+from audioloop.io.label import LoopLabel, without_tempo
 from audioloop.io.wave import Format
 from audioloop.rendering import piece, render, synth
 from audioloop.rendering.piece import Piece
@@ -36,7 +36,6 @@ LOOPS_A_JOB = 8
 LOOP_TIMEOUT_S = 300.0
 MAX_DURATION_S = 900.0
 RECORD = "render.json"
-_TEMPO_SUFFIX = re.compile(r"[ _-]*\d+(?:\.\d+)?[ _-]?bpm$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class Settings:
         sound: of the render.
         bpm: tempo in place of each loop's own.
         bars: length of MIDI files whose end of track does not say it.
+        transpose: semitones that all but the drums are moved by.
         template: of file names, see `LoopLabel.file_name`.
     """
 
@@ -59,6 +59,7 @@ class Settings:
     sound: Sound = field(default_factory=Sound)
     bpm: float | None = None
     bars: int | None = None
+    transpose: int = 0
     template: str = "default"
 
 
@@ -167,7 +168,7 @@ def _of_dataset(path: Path, limit: int | None, song: str, split: str | None) -> 
 def _of_file(item: corpus.Item) -> Item:
     stem = PurePosixPath(item.name).stem
     midi = item.data if item.path is None else Path(item.path)
-    return Item(item.path or item.name, _TEMPO_SUFFIX.sub("", stem) or stem, 0, midi=midi)
+    return Item(item.path or item.name, without_tempo(stem), 0, midi=midi)
 
 
 def _distinct(found: Sequence[Item]) -> list[Item]:
@@ -329,6 +330,8 @@ def _piece(item: Item, settings: Settings) -> Piece:
     else:
         assert item.midi is not None
         loop = piece.read(item.midi, item.name, bpm=settings.bpm, bars=settings.bars)
+    if settings.transpose:
+        loop = piece.transposed(loop, settings.transpose)
     return replace(loop, label=replace(loop.label, number=item.number))
 
 

@@ -13,10 +13,10 @@ from midiloop.errors import LoopError, MidiError
 from midiloop.grid import LOOP, Grid, Roll
 from midiloop.midi import pianoroll, score
 from midiloop.midi.score import DEFAULT_BPM, MICROSECONDS_PER_MINUTE, Meter, Score, Tempo
+from midiloop.midi.transposition import transpose_score
 
 MIN_BPM, MAX_BPM = 20.0, 400.0
 MAX_BARS = 64
-PITCH_CLASSES = 12
 # Tempi of an exporter that rounds at every bar differ by so much.
 ROUNDING_US = 1
 # Writers end a track up to a quarter note after the bar line or its last note, and a note may ring
@@ -133,7 +133,21 @@ def of_score(
         tempos=(Tempo(0, tempo_bpm),),
         meters=(Meter(0, *meter),),
     )
-    return Piece(whole_song, replace(label, root=root(whole_song)))
+    return _in_key(Piece(whole_song, label))
+
+
+def transposed(loop: Piece, semitones: int) -> Piece:
+    """The loop with its notes moved by semitones, positive upwards; drums stay.
+
+    Raises:
+        LoopError: a note would leave the pitches of MIDI.
+    """
+    return _in_key(replace(loop, score=transpose_score(loop.score, semitones)))
+
+
+def _in_key(loop: Piece) -> Piece:
+    key = pianoroll.bass_key(loop.score)
+    return Piece(replace(loop.score, key=key), replace(loop.label, key=key))
 
 
 def _whole_bars(song: Score, n_bars: Fraction, bar_quarters: Fraction) -> Fraction:
@@ -192,19 +206,3 @@ def _meter(song: Score) -> tuple[int, int]:
         shown = " and ".join(f"{n}/{d}" for n, d in sorted(meters))
         raise LoopError(f"it has bars of {shown}, and a loop has one meter; give another file")
     return meters.pop() if meters else (4, 4)
-
-
-def root(song: Score) -> int | None:
-    """Pitch class, 0 for C, that the bass holds longest; of several, the one it starts with.
-
-    The bass are the tracks of General MIDI's basses; without one there is no root.
-    """
-    tracks = [track for track in pianoroll.bass_tracks(song) if track.n_notes]
-    if not tracks:
-        return None
-    first = min(tracks, key=lambda track: int(track.onsets[0]))
-    held = np.zeros(PITCH_CLASSES)
-    for track in tracks:
-        np.add.at(held, track.pitches % PITCH_CLASSES, track.durations)
-    begins_with = int(first.pitches[0]) % PITCH_CLASSES
-    return begins_with if held[begins_with] == held.max() else int(held.argmax())

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from audioloop.io.label import LoopLabel
+from audioloop.io.label import DRUMS, LoopLabel
 from audioloop.io.wave import SILENT, Samples, Wave, loudness_lufs, resample, tile
 from audioloop.rendering.piece import Piece
 from audioloop.rendering.piece import of as piece_of
@@ -47,7 +47,7 @@ from midiloop.midi.score import Score, Track
 # What is left of the first pass has to be this much softer than the loop before it is nothing.
 SETTLED = 1e-4
 BANK_SELECT = (0, 32)
-DRUMS, BASS, OTHER = "drums", "bass", "other"
+BASS, OTHER = "bass", "other"
 
 
 @dataclass(frozen=True)

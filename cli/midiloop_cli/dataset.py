@@ -110,6 +110,18 @@ def grid_options(command: Command) -> Command:
     return command
 
 
+def transpose_option(what: str) -> Callable[[Command], Command]:
+    """How far something is transposed."""
+    return click.option(
+        "--transpose",
+        type=click.IntRange(-12, 12),
+        default=0,
+        show_default=True,
+        metavar="SEMITONES",
+        help=f"Move {what} up, or down where negative; drums stay.",
+    )
+
+
 def choice_options(command: Command) -> Command:
     """Options that choose loops, most of them of a dataset."""
     choice = (
@@ -251,12 +263,14 @@ def plot(sources: tuple[Path, ...], out: Path, columns: int, as_json: bool, **ch
 @click.option("--midi", "midi_folder", type=PATH, help="New folder for one MIDI file a loop.")
 @click.option("--npz", "npz_file", type=PATH, help="One pypianoroll file of all loops.")
 @click.option("--distinct", is_flag=True, help="Each loop once, however often it comes.")
+@transpose_option("the bass")
 @choice_options
 @json_option
 def export(
     dataset: Path,
     midi_folder: Path | None,
     npz_file: Path | None,
+    transpose: int,
     as_json: bool,
     **choice: Any,
 ) -> None:
@@ -274,12 +288,16 @@ def export(
         chosen = loops.spread(choice.pop("limit"), **choice)
     else:
         chosen = loops.select(**choice)
+    if transpose:
+        chosen = export.transposed(chosen, transpose)
+    written: dict[str, Any] = {"written": str(midi_folder or npz_file)}
     if midi_folder:
         with report.counting("loops", total) as count:
-            n_loops = len(export.to_midi(chosen, midi_folder, on_loop=count))
+            files = export.to_midi(chosen, midi_folder, on_loop=count)
+        n_loops = len(files)
+        written |= {"loops": n_loops, "files": [file.as_json() for file in files]}
     elif npz_file:
         with report.counting("loops", None):
-            n_loops = export.to_npz(chosen, npz_file)
-    written = {"written": str(midi_folder or npz_file), "loops": n_loops}
+            written["loops"] = n_loops = export.to_npz(chosen, npz_file)
     text = f"{counted(n_loops, 'loop')} in {report.plain(written['written'])}"
     report.echo(report.to_json(written) if as_json else text)

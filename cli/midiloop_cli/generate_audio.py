@@ -378,12 +378,15 @@ def _lines(found: Sequence[WrittenLoop], out: Path) -> Iterator[str]:
 
 def _end(done: Sequence[WrittenLoop], failed: Sequence[LoopError], as_json: bool) -> NoReturn:
     if as_json:
+        from midiloop.midi.key import as_json as key_as_json
+
         loops = [
             {
                 "source": one.source,
                 "files": list(one.files),
                 "tempo_bpm": one.label.tempo_bpm,
                 "bars": one.label.bars,
+                **key_as_json(one.label.key),
                 "samples": one.samples,
                 "regenerated": one.regenerated,
                 "notes": list(one.notes),

@@ -240,6 +240,7 @@ def train(
 @click.option(
     "--vary", metavar="BARS", help="What of --like is varied; what is neither is written anew."
 )
+@click.option("--key", metavar="Am", help="Key of every loop, as in C, Am, F#m or Bb.")
 @click.option("--novel", is_flag=True, help="No loop of the training set.")
 @click.option(
     "--must",
@@ -255,6 +256,7 @@ def generate(
     bpm: float,
     like: Path | None,
     must: str | None,
+    key: str | None,
     batch_size: int | None,
     as_json: bool,
     **request: Any,
@@ -267,8 +269,10 @@ def generate(
         options.refuse("is about --like; give --like as well", "keep", "vary")
     options.refuse_top_p(request["temperature"])
     from midiloop.common import files, processes
+    from midiloop.midi.key import parse_key
     from midiloop.plotting import plot
 
+    wanted_key = None if key is None else parse_key("--key", key)
     files.check_free(out)
     processes.warm_up(plot.MODULES)  # while this process loads PyTorch
     with _uncollected():
@@ -278,15 +282,16 @@ def generate(
     request["must"] = _listed(must or "")
     generator = sample.load(run)
     varied = midi_loop.read(like, generator.grid, search=True).roll if like else None
-    wanted = sample.GenerationRequest(**request, like=varied)
+    wanted = sample.GenerationRequest(**request, key=wanted_key, like=varied)
     with report.counting("loops", wanted.n) as count:
         drawn = sample.sample(generator, wanted, batch=batch_size or sample.BATCH, on_loops=count)
     about = {"run": run.name if run else "midiloop", "tried": drawn.tried, **request}
+    about["key"] = wanted_key and str(wanted_key)
     grid = generator.grid
     found = outputs.write(drawn.rolls, out, tempo_bpm=bpm, seed=wanted.seed, about=about, grid=grid)
     if as_json:
-        shown = {name: path and str(path) for name, path in found._asdict().items()}
-        report.echo(report.to_json({"loops": wanted.n, "tried": drawn.tried, **shown}))
+        shown = {"loops": wanted.n, "tried": drawn.tried, **found.as_json()}
+        report.echo(report.to_json(shown))
     else:
         report.echo(report.generated(found, wanted, drawn.tried))
 

@@ -15,7 +15,14 @@ import click
 
 from midiloop.errors import counted
 from midiloop_cli import options, report
-from midiloop_cli.dataset import INPUT, PATH, choice_options, json_option, sf2_option
+from midiloop_cli.dataset import (
+    INPUT,
+    PATH,
+    choice_options,
+    json_option,
+    sf2_option,
+    transpose_option,
+)
 
 if TYPE_CHECKING:
     from audioloop.rendering.batch import Result
@@ -80,12 +87,13 @@ def sound_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--bars", type=click.IntRange(1, 64), help="Bars of MIDI files, in place of what they say."
 )
+@transpose_option("all notes")
 @sf2_option
 @sound_options
 @click.option(
     "--name-template", "template", default="default", show_default=True,
     help="How files are named: default, audacity, splice, or a text with {name}, {number}, {bpm}, "
-    "{exact_bpm}, {bars}, {part}, {root}, {meter}.",
+    "{exact_bpm}, {bars}, {part}, {key}, {root}, {meter}.",
 )  # fmt: skip
 @choice_options
 @click.option(
@@ -120,7 +128,7 @@ def render(
     from audioloop.rendering.render import Sound
     from midiloop.common.processes import Processes
 
-    kept = ("rate", "bpm", "bars", "template")
+    kept = ("rate", "bpm", "bars", "transpose", "template")
     wanted = batch.Settings(
         synth.soundfont(soundfont).resolve(),
         form=Format(form, depth or ("lossy" if form == "ogg" else "24")),
@@ -174,6 +182,8 @@ def _summary(result: Result, out: Path, took_s: float) -> str:
 
 
 def _as_json(result: Result) -> dict[str, Any]:
+    from midiloop.midi.key import as_json
+
     return {
         "loops": [
             {
@@ -182,6 +192,7 @@ def _as_json(result: Result) -> dict[str, Any]:
                 "tempo_bpm": made.label.tempo_bpm,
                 "bars": made.label.bars,
                 "meter": list(made.label.meter),
+                **as_json(made.label.key),
                 "root": made.label.root,
                 "samples": made.samples,
                 "held_back_db": round(made.held_back_db, 2),

@@ -336,7 +336,7 @@ def generated(found: WrittenLoops, wanted: GenerationRequest, tried: int) -> str
     """What was written, and how many samples were tried, where some may be rejected."""
     n_loops = wanted.n
     lines = [f"{counted(n_loops, 'loop')} in {plain(found.midi)}   dataset: {plain(found.dataset)}"]
-    if wanted.must or wanted.novel or wanted.keep_rules:
+    if wanted.must or wanted.key or wanted.novel or wanted.keep_rules:
         lines.append(
             f"as wanted: {n_loops:,} of {counted(tried, 'sample')} ({n_loops / tried:.1%})"
         )
@@ -372,6 +372,7 @@ def overview(found: Overview, path: Path) -> str:
             *_histogram(
                 "density (share of steps on which anything sounds)", found.note_density, "{:.1f}"
             ),
+            *_table("keys, where the bass has a clear one", found.keys),
             "the paper's metrics of these loops",
             "  " + " ".join(f"{name:>9}" for name in found.metrics),
             "  " + " ".join(f"{_figure(value):>9}" for value in found.metrics.values()),

@@ -61,7 +61,7 @@ def schema(grid: Grid = LOOP) -> pa.Schema:
 
 
 # Arrow's own conversions load pandas wherever it is installed: 0.2 s and 40 MB in every process.
-# These three do not.
+# These four do not.
 
 
 def strings(values: Sequence[str]) -> pa.Array:
@@ -70,6 +70,13 @@ def strings(values: Sequence[str]) -> pa.Array:
     ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
     buffers = [pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
     return pa.StringArray.from_buffers(len(encoded), *buffers)
+
+
+def blobs(values: NDArray[np.uint8]) -> pa.Array:
+    """An Arrow array of rows of bytes (n, size), all of one size."""
+    data = pa.py_buffer(np.ascontiguousarray(values))
+    kind = pa.binary(values.shape[1])
+    return pa.FixedSizeBinaryArray.from_buffers(kind, len(values), [None, data])
 
 
 def numbers(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
@@ -155,6 +162,14 @@ class LoopBatch:
         """The loops at ``index``."""
         at = numbers(np.asarray(index, dtype=np.int64), pa.int64())
         return LoopBatch(self.grid, self.records.take(at))
+
+    def with_rolls(self, rolls: Roll) -> LoopBatch:
+        """The same loops with other rolls, bool (n, steps, columns)."""
+        at = self.records.schema.get_field_index("roll")
+        columns = self.records.columns
+        columns[at] = blobs(self.grid.pack(rolls))
+        records = pa.RecordBatch.from_arrays(columns, schema=self.records.schema)
+        return LoopBatch(self.grid, records)
 
     @staticmethod
     def joined(batches: Sequence[LoopBatch]) -> LoopBatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.metrics import paper
 from midiloop.metrics.bits import Bits
+from midiloop.metrics.key import estimate_keys
+from midiloop.midi.key import CONFIDENT, MODES, Key, Keys
 
 TEMPO_EDGES_BPM = (0, 60, 70, 80, 90, 100, 110, 120, 130, 140, 150, 160, 180, 200, np.inf)
 READ_AT_A_TIME = 8_192
@@ -35,12 +38,14 @@ class Overview:
         metrics: the paper's training-set row; empty where there are no loops.
         tempo_bpm: of loops.
         note_density: share of a loop's steps on which anything sounds.
+        keys: loops of each key, the most frequent first; of those whose bass has a confident one.
     """
 
     manifest: dict[str, Any]
     metrics: dict[str, float]
     tempo_bpm: Histogram
     note_density: Histogram
+    keys: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
         """All of it, as JSON holds it; an open last edge is null."""
@@ -54,22 +59,31 @@ def of(dataset: LoopDataset) -> Overview:
     """Look at every loop of a dataset, batch by batch, and keep none."""
     tempo = np.zeros(len(TEMPO_EDGES_BPM) - 1, dtype=np.int64)
     density = np.zeros(len(DENSITY_EDGES) - 1, dtype=np.int64)
+    keys: Counter[str] = Counter()
 
     def loops() -> Iterator[Bits]:
         for batch in dataset.batches(READ_AT_A_TIME):
             add(tempo, batch.tempos_bpm, TEMPO_EDGES_BPM)
             for bits in Bits(batch.packed, dataset.grid).pieces():
                 add(density, paper.note_density(bits, dataset.grid), DENSITY_EDGES)
+                add_keys(estimate_keys(bits, dataset.grid))
                 yield bits
 
     def add(counts: NDArray[np.int64], values: Any, edges: tuple[float, ...]) -> None:
         counts += np.histogram(values, edges)[0]
 
+    def add_keys(found: Keys) -> None:
+        certain = found.confidences >= CONFIDENT
+        pairs = zip(found.tonics[certain].tolist(), found.modes[certain].tolist(), strict=True)
+        keys.update(str(Key(tonic, MODES[mode])) for tonic, mode in pairs)
+
+    metrics = _metrics(loops(), dataset) if len(dataset) else {}
     return Overview(
         dataset.manifest,
-        _metrics(loops(), dataset) if len(dataset) else {},
+        metrics,
         Histogram(TEMPO_EDGES_BPM, tuple(tempo.tolist())),
         Histogram(DENSITY_EDGES, tuple(density.tolist())),
+        dict(keys.most_common()),
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from midiloop import __version__
 from midiloop.common import files, processes
 from midiloop.dataset import export
+from midiloop.dataset.export import LoopFile
 from midiloop.dataset.records import Counts, SongRecord
 from midiloop.grid import LOOP, Grid, Roll
 from midiloop.metrics import paper
@@ -32,13 +33,24 @@ class WrittenLoops(NamedTuple):
 
     Attributes:
         midi: folder of MIDI files.
+        loops: the files in it.
         dataset: folder of the loop dataset.
         picture: None where matplotlib is not installed.
     """
 
     midi: Path
+    loops: list[LoopFile]
     dataset: Path
     picture: Path | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The paths, and each MIDI file with its key."""
+        return {
+            "midi": str(self.midi),
+            "dataset": str(self.dataset),
+            "picture": self.picture and str(self.picture),
+            "files": [loop.as_json() for loop in self.loops],
+        }
 
 
 def write(
@@ -60,8 +72,10 @@ def write(
         pictured = importlib.util.find_spec("matplotlib") is not None
         sheet = _sheet(rolls, building / SHEET, tempo_bpm, grid) if pictured else nullcontext()
         with sheet:
-            _write_loops(rolls, building, tempo_bpm, seed, about, grid)
-    return WrittenLoops(out / "midi", out / "dataset", out / SHEET if pictured else None)
+            loops = _write_loops(rolls, building, tempo_bpm, seed, about, grid)
+    midi = out / "midi"
+    written = [LoopFile(midi / path.name, key) for path, key in loops]
+    return WrittenLoops(midi, written, out / "dataset", out / SHEET if pictured else None)
 
 
 def _sheet(rolls: Roll, path: Path, tempo_bpm: float, grid: Grid) -> AbstractContextManager[None]:
@@ -75,10 +89,10 @@ def _sheet(rolls: Roll, path: Path, tempo_bpm: float, grid: Grid) -> AbstractCon
 
 def _write_loops(
     rolls: Roll, building: Path, tempo_bpm: float, seed: int, about: dict[str, Any], grid: Grid
-) -> None:
+) -> list[LoopFile]:
     """Write MIDI files and the dataset into an empty folder."""
     (building / "parts").mkdir()
-    songs = _songs(rolls, building / "midi", tempo_bpm, seed, grid)
+    songs, loops = _songs(rolls, building / "midi", tempo_bpm, seed, grid)
     part = building / "parts" / "0.part"
     partials.write(part, songs, [], "", grid)
     provenance = {
@@ -93,17 +107,23 @@ def _write_loops(
     dataset = building / "dataset"
     assemble.assemble([part], dataset, provenance, counts, grid=grid, threads=1, by_split=False)
     shutil.rmtree(building / "parts")
+    return loops
 
 
-def _songs(rolls: Roll, folder: Path, tempo_bpm: float, seed: int, grid: Grid) -> list[SongRecord]:
-    """Write a MIDI file of each loop into a new folder, and return records for the dataset."""
+def _songs(
+    rolls: Roll, folder: Path, tempo_bpm: float, seed: int, grid: Grid
+) -> tuple[list[SongRecord], list[LoopFile]]:
+    """Write a MIDI file of each loop into a new folder; return records for the dataset as well."""
     folder.mkdir()
     distances = (paper.bar_distance(rolls, grid) * grid.cells_per_bar).round().astype(np.int64)
-    songs = []
+    songs, loops = [], []
     for number, (roll, distance) in enumerate(zip(rolls, distances, strict=True)):
         name = f"{number:06d}/seed-{seed}.mid"
-        midi = score.to_bytes(pianoroll.decode(roll, tempo_bpm, grid=grid))
-        (folder / export.file_name(number, name, 0, tempo_bpm)).write_bytes(midi)
+        loop = pianoroll.decode(roll, tempo_bpm, grid=grid)
+        midi = score.to_bytes(loop)
+        path = folder / export.file_name(number, name, 0, tempo_bpm, loop.key)
+        path.write_bytes(midi)
+        loops.append(LoopFile(path, loop.key))
         songs.append(
             SongRecord(
                 name,
@@ -114,4 +134,4 @@ def _songs(rolls: Roll, folder: Path, tempo_bpm: float, seed: int, grid: Grid) -
                 grid.pack(roll[None]),
             )
         )
-    return songs
+    return songs, loops

@@ -29,9 +29,11 @@ from midiloop.common.sampling import MIN_ROWS, check
 from midiloop.dataset import tensors
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
-from midiloop.generation.form import parse_bars, parse_form
+from midiloop.generation.form import PARTS, parse_bars, parse_form
 from midiloop.grid import LOOP, Grid, Roll, grid_from_json
 from midiloop.metrics import paper
+from midiloop.metrics.key import estimate_keys, transpose_to
+from midiloop.midi.key import Key
 from midiloop.mining import rules
 from midiloop.mining.rules import Rules
 from midiloop.models import loop_sampling
@@ -100,6 +102,9 @@ class GenerationRequest:
             stood there. Where only ``vary`` is given, all else is kept; where neither is, the first
             half of the bars.
         must: what has to play on the first step: drums, or ``bass``.
+        key: of every loop, as `metrics.key.estimate_key` finds it: the bass of a sample is
+            transposed to its tonic; samples of the other mode, or of no confident key, are left
+            out.
         novel: no loop of the training set.
         keep_rules: only loops by the rules of the training set.
     """
@@ -114,8 +119,34 @@ class GenerationRequest:
     keep: str | None = None
     vary: str | None = None
     must: tuple[str, ...] = ()
+    key: Key | None = None
     novel: bool = False
     keep_rules: bool = True
+
+    def kept_and_varied(self, grid: Grid) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which bars of ``like`` are kept, and which are varied: each bool (2, bars).
+
+        Raises:
+            CallError: these are no bars of the grid, or some are both; or they hold the bass, and a
+                key is wanted.
+        """
+        vary = parse_bars("--vary", self.vary or "", grid.bars)
+        keep = ~vary if self.keep is None and vary.any() else None
+        if keep is None:
+            if self.keep is None and grid.bars == 1:
+                raise CallError("--like: of a single bar, say what stays, with --keep or --vary")
+            keep = parse_bars("--keep", self.keep or f"1-{grid.middle_bar}", grid.bars)
+        if (keep & vary).any():
+            raise CallError(
+                f"--keep {self.keep} and --vary {self.vary}: both name the same bars; give each "
+                "once"
+            )
+        if self.key is not None and keep[PARTS.index("bass")].any():
+            raise CallError(
+                "--key transposes the bass, of which bars of --like are to stay; keep none of it, "
+                "as with --keep drums"
+            )
+        return keep, vary
 
 
 class Generated(NamedTuple):
@@ -201,16 +232,21 @@ def sample(
     conditions = [_condition(name, generator.grid) for name in request.must]
     if request.keep_rules:
         conditions.append(partial(_is_loop, generator.rules, generator.grid))
+    if request.key:
+        conditions.append(partial(_is_in_key, request.key, generator.grid))
     unfiltered = not conditions and not request.novel
     kept: list[Roll] = []
     found = tried = 0
     with closing(_samples(source, batch, request.n, unfiltered=unfiltered)) as batches:
-        for rolls in batches:
+        for samples in batches:
+            rolls = (
+                transpose_to(samples, request.key.tonic, generator.grid) if request.key else samples
+            )
             good = np.ones(len(rolls), dtype=np.bool_)
             for condition in conditions:
                 good &= condition(rolls)
             if request.novel:
-                good &= ~_known(generator, rolls)
+                good &= ~(_known(generator, rolls) | _known(generator, samples))
             # Loops after the last one needed are dropped.
             chosen = np.flatnonzero(good)[: request.n - found]
             kept.append(rolls[chosen])
@@ -221,7 +257,7 @@ def sample(
                 break
             if tried > max(MIN_TRIED, PATIENCE * found):
                 raise LoopError(
-                    f"only {found} of {tried:,} samples met the request; relax --must and "
+                    f"only {found} of {tried:,} samples met the request; relax --must, --key and "
                     "--novel, give --any, or change --temperature"
                 )
     return Generated(np.concatenate(kept), tried)
@@ -283,7 +319,9 @@ class _Source:
         if request.like is not None:
             if self.form:
                 raise CallError("--like and --pattern both say what repeats; give one of them")
-            self.like = self._like(request.like)
+            generator.grid.check(request.like)
+            roll, parts = torch.from_numpy(request.like), request.kept_and_varied(generator.grid)
+            self.like = Like(roll.to(self.device), *map(torch.from_numpy, parts))
         if isinstance(generator.model, Prior):
             used = {
                 "a prime in --pattern": any(not bar.exact for bar in self.form or ()),
@@ -346,25 +384,6 @@ class _Source:
             codes = rearrange(bars, "n bar k -> n (bar k)")
         return copy_latents(codes, self.generator.grid) if request.copy_latents else codes
 
-    def _like(self, roll: Roll) -> Like:
-        grid = self.generator.grid
-        grid.check(roll)
-        vary = parse_bars("--vary", self.request.vary or "", grid.bars)
-        keep = ~vary if self.request.keep is None and vary.any() else None
-        if keep is None:
-            if grid.bars == 1 and self.request.keep is None:
-                raise CallError("--like: of a single bar, say what stays, with --keep or --vary")
-            first_half = f"1-{grid.middle_bar}"
-            keep = parse_bars("--keep", self.request.keep or first_half, grid.bars)
-        if (keep & vary).any():
-            raise CallError(
-                f"--keep {self.request.keep} and --vary {self.request.vary}: both name the same "
-                "bars; give each once"
-            )
-        return Like(
-            torch.from_numpy(roll).to(self.device), torch.from_numpy(keep), torch.from_numpy(vary)
-        )
-
 
 def uniforms_of(seed: int, start: int, size: int, generator: Generator) -> Tensor:
     """Uniforms of samples ``start`` to ``start + size``: float64 (size, draws) in [0, 1)."""
@@ -406,6 +425,10 @@ def _is_loop(wanted: Rules, grid: Grid, rolls: Roll) -> Good:
     for name in (*wanted.first_step_drums, "bass"):
         good &= _condition(name, grid)(rolls)
     return good
+
+
+def _is_in_key(key: Key, grid: Grid, rolls: Roll) -> Good:
+    return estimate_keys(rolls, grid).are(key)
 
 
 def _known(generator: Generator, rolls: Roll) -> Good:

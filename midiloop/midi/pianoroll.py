@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP, Grid, Roll
+from midiloop.midi.key import Key, estimate
 from midiloop.midi.score import Meter, Player, Score, Tempo, Track
 
 BASS_PROGRAMS = range(32, 40)
@@ -81,6 +83,17 @@ def bass_tracks(score: Score, *, by_name: bool = False) -> list[Track]:
     return found
 
 
+def bass_key(score: Score) -> Key | None:
+    """The key of a song, estimated from how long each pitch class sounds in its bass tracks.
+
+    The same as `metrics.key.estimate_key` finds on a grid; None without a bass note.
+    """
+    counts = np.zeros((1, 12))
+    for track in bass_tracks(score.cut()):
+        np.add.at(counts[0], track.pitches % 12, track.durations)
+    return estimate(counts).key(0) if counts.any() else None
+
+
 def to_steps(ticks: NDArray[np.integer[Any]], tpq: int, grid: Grid = LOOP) -> NDArray[np.int64]:
     """Nearest step of each tick, ties up: floor(steps_per_beat · tick / tpq + 1/2)."""
     return (2 * grid.steps_per_beat * ticks.astype(np.int64) + tpq) // (2 * tpq)
@@ -129,6 +142,8 @@ def _pieces(order: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[NDArra
 def decode(roll: Roll, tempo_bpm: float = 120.0, *, name: str = "", grid: Grid = LOOP) -> Score:
     """Turn a roll into a score of two tracks, drums and bass, which ends at its last bar line.
 
+    Its key is that of its bass.
+
     Repeated steps of a bass pitch become one note; a drum hit lasts one step.
 
     >>> import midiloop, numpy as np
@@ -150,13 +165,14 @@ def decode(roll: Roll, tempo_bpm: float = 120.0, *, name: str = "", grid: Grid =
     drums = _decoded("drums", _hits(roll[:, : grid.n_drums]), DRUM_VELOCITY, name, grid)
     bass = _decoded("bass", _runs(roll[:, grid.n_drums :]), BASS_VELOCITY, name, grid)
     per_step = _ticks_per_step(grid)
-    return Score(
+    found = Score(
         per_step * grid.steps_per_beat,
         (drums, bass),
         (Tempo(0, tempo_bpm),),
         (Meter(0, *grid.meter),),
         per_step * len(roll),
     )
+    return replace(found, key=bass_key(found))
 
 
 def _ticks_per_step(grid: Grid) -> int:

@@ -25,6 +25,7 @@ from midiloop.errors import LoopError, MidiError, counted
 from midiloop.midi import channels
 from midiloop.midi.channels import DRUM_CHANNEL
 from midiloop.midi.events import END_OF_TRACK, end_ticks
+from midiloop.midi.key import Key, confident
 
 if TYPE_CHECKING:
     from symusic.core import ScoreTick, TrackTick, TrackTickList
@@ -134,6 +135,8 @@ class Score:
         tempos, meters: in order of tick; empty where the file states none.
         length_ticks: where the song ends, never before its last note does. A file that was read
             ends with its last note, since parsers do not tell where its end of track stands.
+        key: estimated from its bass, see `pianoroll.bass_key`. What a file states is not read: many
+            programs write C major into every file.
     """
 
     ticks_per_quarter: int
@@ -141,6 +144,7 @@ class Score:
     tempos: tuple[Tempo, ...]
     meters: tuple[Meter, ...]
     length_ticks: int
+    key: Key | None = None
 
     def cut(self) -> Score:
         """The same score with notes cut at its end; those of a loop may last into the next pass."""
@@ -470,8 +474,8 @@ def _in_order(changes: list[Any]) -> list[Any]:
 def write(score: Score, path: Path | str) -> None:
     """Write a format-1 MIDI file: a conductor track, then one track for each instrument.
 
-    Tempo, meter and track name stand at tick 0, drums are on channel 10, and every track ends
-    exactly at ``score.length_ticks``: importers take the length of a clip from there.
+    Tempo, meter, a confident key and track name stand at tick 0, drums are on channel 10, and every
+    track ends exactly at ``score.length_ticks``: importers take the length of a clip from there.
 
     >>> import midiloop, numpy as np
     >>> midiloop.write(midiloop.decode(np.eye(16, 93, dtype=bool)), "loop.mid")
@@ -524,6 +528,8 @@ def _conductor(score: Score) -> Iterator[Event]:
         beats = _within(numerator, 0, 255, "beats of a bar")
         # 24 clocks a click and 8 thirty-seconds a quarter note are what everyone writes.
         yield tick, _meta(0x58, bytes((beats, power, 24, 8)))
+    if key := confident(score.key):
+        yield 0, _meta(0x59, bytes((key.sharps & 0xFF, key.mode == "minor")))
 
 
 def _events(track: Track, channel: int) -> Iterator[Event]:

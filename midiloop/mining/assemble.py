@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from midiloop.common import files
 from midiloop.dataset import splits
 from midiloop.dataset.manifest import FORMAT, FORMAT_VERSION, fingerprint
-from midiloop.dataset.parquet import REJECTS, numbers, schema, strings
+from midiloop.dataset.parquet import REJECTS, blobs, numbers, schema, strings
 from midiloop.dataset.records import Counts
 from midiloop.dataset.splits import SPLITS, SongLoops
 from midiloop.errors import counted
@@ -174,12 +174,9 @@ def _table(
     part: Part, rows: NDArray[np.int64], codes: NDArray[np.uint8], schema: pa.Schema
 ) -> pa.Table:
     """Some rows of a part; ``codes`` are the splits of all of them."""
-    rolls = np.ascontiguousarray(part.columns["roll"][rows])
     of_song = part.columns["song"][rows].tolist()
     columns = {
-        "roll": pa.FixedSizeBinaryArray.from_buffers(
-            schema.field("roll").type, len(rolls), [None, pa.py_buffer(rolls)]
-        ),
+        "roll": blobs(part.columns["roll"][rows]),
         "song": strings([part.files[index] for index in of_song]),
         "song_md5": strings([part.md5s[index] for index in of_song]),
         "split": strings([SPLITS[code] for code in codes[rows].tolist()]),

@@ -244,7 +244,8 @@ class _Writing:
                 allowed = self._allowed_tokens(those, at, step, part, bar)
                 logits = logits.masked_fill(~allowed, -torch.inf)
                 chances = self._chances(at, 3 + steps.start * 2 + slot)[those]
-                drawn = draw(logits, chances, self.temperature, self.top_p)
+                top_p = min(self.top_p, c.bass_top_p) if part else self.top_p
+                drawn = draw(logits, chances, self.temperature, top_p)
                 if part and step:
                     drawn = torch.where(
                         drawn == c.bass_tokens, self.tokens.bass[those, at, step - 1], drawn
@@ -295,7 +296,7 @@ def sample(
     Args:
         uniforms: float64 (n, draws) in [0, 1): one for each token, so that a loop does not
             depend on those that are drawn beside it.
-        temperature, top_p: see `sampling.draw`.
+        temperature, top_p: see `sampling.draw`; for the bass see also `bass_top_p` of the config.
         form: what each bar is; without it the form is drawn.
         like: a roll of which parts are kept or varied.
     """

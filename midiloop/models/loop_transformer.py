@@ -63,6 +63,8 @@ class LoopTransformerConfig(RollConfig):
         dropout: of embeddings, attention weights and what the inner layers add.
         shuffled: share of the training loops whose bars come in random order, so that any bars can
             be drawn after any others.
+        bass_top_p: nucleus that the bass is drawn from, whatever is asked for: what hardly ever
+            follows is overrated, as training songs are few, and sounds wrong at once.
     """
 
     drums: Annotated[int, Range(1, MAX_DRUMS)] = 9
@@ -73,6 +75,7 @@ class LoopTransformerConfig(RollConfig):
     token_layers: Depth = 2
     dropout: Share = 0.25
     shuffled: Share = 0.3
+    bass_top_p: Annotated[float, Range(0.5, 1.0)] = 0.97
 
     @property
     def beats(self) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import mido
@@ -17,13 +19,15 @@ import pypianoroll
 import pytest
 from pyarrow import parquet
 
-from handmade import BAR, groove, score, track
+from handmade import BAR, groove, rows, score, track
 from midiloop.dataset import export
 from midiloop.dataset import parquet as dataset_parquet
 from midiloop.errors import CallError
 from midiloop.grid import LOOP
-from midiloop.midi import interchange, pianoroll
+from midiloop.metrics.key import estimate_key
+from midiloop.midi import interchange, pianoroll, transposition
 from midiloop.midi import score as scores
+from midiloop.midi.key import Key, confident, parse_key
 
 
 def midiloop(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -225,13 +229,18 @@ def test_exported_files_loop_right_in_a_daw(loops: Path, tmp_path: Path) -> None
     assert done.returncode == 0
     batches = list(dataset_parquet.LoopDataset(loops).select(distinct=True))
     rolls = np.concatenate([batch.rolls for batch in batches])
+    keys = [confident(estimate_key(roll)) for roll in rolls]
+    assert None in keys
+    assert len(set(keys)) > 3
     files = sorted((tmp_path / "midi").iterdir())
     assert len(files) == len(rolls)
-    for file, roll in zip(files, rolls, strict=True):
+    for file, roll, key in zip(files, rolls, keys, strict=True):
         midi = mido.MidiFile(file)
         assert [sum(message.time for message in t) for t in midi.tracks] == [8 * BAR] * 3
-        at_zero = [m.type for m in midi.tracks[0] if m.time == 0]
-        assert at_zero == ["set_tempo", "time_signature"]
+        at_zero = [m for m in midi.tracks[0] if m.time == 0]
+        assert [m.type for m in at_zero[:2]] == ["set_tempo", "time_signature"]
+        assert [str(parse_key("key", m.key)) for m in at_zero[2:]] == [str(key)] * bool(key)
+        assert file.stem.endswith(f"bpm_{key}" if key else "bpm")
         assert [t.name for t in midi.tracks[1:]] == ["drums", "bass"]
         notes = [[m for m in t if m.type == "note_on"] for t in midi.tracks[1:]]
         assert {(m.channel, m.velocity) for m in notes[0]} == {(9, 100)}
@@ -239,10 +248,58 @@ def test_exported_files_loop_right_in_a_daw(loops: Path, tmp_path: Path) -> None
         np.testing.assert_array_equal(pianoroll.encode(scores.read(file)), roll)
     names = {file.name for file in files}
     first = Path(batches[0].songs[0]).stem.removesuffix(" é").replace(" ", "-")
-    assert f"00000_{first}_bar001_120bpm.mid" in names
-    assert all(
-        name.replace(".mid", "").replace("-", "").replace("_", "").isalnum() for name in names
-    )
+    of_key = f"_{keys[0]}" if keys[0] else ""
+    assert f"00000_{first}_bar001_120bpm{of_key}.mid" in names
+    assert all(re.fullmatch(r"[A-Za-z0-9_#-]+\.mid", name) for name in names)
+
+
+@pytest.mark.parametrize("semitones", [-2, 5])
+def test_exported_loops_are_transposed_and_their_keys_with_them(
+    semitones: int, loops: Path, tmp_path: Path
+) -> None:
+    found = []
+    for name, moved in (("as they are", 0), ("moved", semitones)):
+        done = midiloop(
+            "export", loops, "--midi", name, "--transpose", moved, "--json", cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout)["files"])
+    for one, other in zip(*found, strict=True):
+        before, after = (
+            scores.read(tmp_path / name / file["file"])
+            for name, file in (("as they are", one), ("moved", other))
+        )
+        back = transposition.transpose_score(after, -semitones)
+        assert rows(back) == rows(before)
+        assert rows(after)[0] == rows(before)[0], "drums stay"
+        assert other["key_confidence"] == one["key_confidence"]
+        assert (other["key"] is None) == (one["key"] is None)
+        if one["key"]:
+            tonic = (parse_key("key", one["key"]).tonic + semitones) % 12
+            assert parse_key("key", other["key"]).tonic == tonic
+            assert other["file"].endswith(f"_{other['key']}.mid")
+
+
+def test_a_bass_that_would_leave_the_grid_is_named_and_nothing_is_written(
+    loops: Path, tmp_path: Path
+) -> None:
+    done = midiloop("export", loops, "--midi", "midi", "--transpose", "-5", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "bar 1: --transpose -5 moves its bass out of C1 to B7" in done.stderr
+    assert "--transpose 7 gives the same key" in done.stderr
+    assert not (tmp_path / "midi").exists()
+    done = midiloop("export", loops, "--midi", "midi", "--transpose", 13, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_keys_of_a_dataset_are_counted(loops: Path) -> None:
+    batches = dataset_parquet.LoopDataset(loops).batches()
+    keys = [confident(estimate_key(roll)) for batch in batches for roll in batch.rolls]
+    expected = Counter(str(key) for key in keys if key)
+    assert json.loads(midiloop("inspect", loops, "--json").stdout)["keys"] == expected
+    shown = midiloop("inspect", loops).stdout
+    for key, n in expected.items():
+        assert re.search(rf"^  {key} +{n}  ", shown, re.MULTILINE)
 
 
 def test_exported_npz_holds_every_loop_in_order(loops: Path, tmp_path: Path) -> None:
@@ -375,6 +432,8 @@ def test_file_names_are_safe_and_say_what_it_is() -> None:
     assert name == "00003_Ain-t-it_bar017_97bpm.mid"
     assert export.file_name(0, "音楽.mid", 0, 120) == "00000_loop_bar001_120bpm.mid"
     assert len(export.file_name(0, "x" * 500, 0, 120)) < 100
+    names = [export.file_name(0, "x", 0, 120, Key(6, "minor", sure)) for sure in (0.05, 0.04)]
+    assert names == ["00000_x_bar001_120bpm_F#m.mid", "00000_x_bar001_120bpm.mid"]
 
 
 @pytest.mark.parametrize("tempo_bpm", [0.5, 120, 6e7])

@@ -168,6 +168,9 @@ def test_every_command_that_reads_is_tried() -> None:
 # What would change nothing, and the option that the message names.
 UNUSED = {
     "midiloop generate -o o --keep drums": "--keep",
+    "midiloop generate -o o --key H": "--key H",
+    "midiloop generate -o o --like song.mid --key Am": "--keep drums",
+    "midiloop generate -o o --like song.mid --vary drums --key Am": "--keep drums",
     "midiloop plot song.mid -o o.png --split test": "--split",
     "midiloop plot song.mid -o o.png --song x": "--song",
     "midiloop evaluate --reference dataset --split test": "--split",

@@ -67,7 +67,6 @@ ALLOWED = {
 PRIVATE_ALLOWED = {
     "_opened": "a file that is open",
     "_seal": "the step that makes a data set of its partial shards",
-    "_STATED_TEMPO": "a tempo in the name of a file",
 }
 
 

@@ -21,6 +21,7 @@ from audioloop.io.label import LoopLabel
 from audioloop.io.riff import Acid, Chunk, Loop
 from audioloop.io.wave import Format, Wave
 from midiloop.errors import LoopError
+from midiloop.midi.key import Key
 from midiloop_cli import check as check_command
 
 RATE = 8_000
@@ -95,7 +96,7 @@ def only(path: Path) -> str:
     "said",
     [
         LABEL,
-        LoopLabel(98.5, 3, (3, 4), root=3),
+        LoopLabel(98.5, 3, (3, 4), key=Key(3, "major")),
         LoopLabel(122.99995, 2, (6, 8)),
         LoopLabel(174.613, 4, (7, 8)),
         LoopLabel(40.4999, 2, (5, 4)),
@@ -337,7 +338,7 @@ def test_a_file_that_is_no_wav_inside(tmp_path: Path, loop: Callable[..., Path])
 
 def small(tmp_path: Path, form: Format) -> Path:
     rng = np.random.default_rng(2)
-    said = LoopLabel(400, 1, (1, 4), root=2)
+    said = LoopLabel(400, 1, (1, 4), key=Key(2, "minor"))
     path = tmp_path / f"a_400bpm{form.suffix}"
     wave.write(path, tones(said.samples(RATE) // 8, rng), said, form)
     return path

@@ -10,6 +10,7 @@ import resource
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from audioloop.io.label import LoopLabel, Names
 from audioloop.io.riff import Acid, Chunk, Loop
 from audioloop.io.wave import Format, Wave
 from midiloop.errors import CallError, LoopError
+from midiloop.midi.key import MODES, Key
 
 EXACT = [
     Format("wav", "16"),
@@ -35,7 +37,7 @@ EXACT = [
     Format("flac", "24"),
 ]
 OGG = Format("ogg", "lossy")
-FOUR_BARS = LoopLabel(123.4, 4, root=4, name="groove é")
+FOUR_BARS = LoopLabel(123.4, 4, key=Key(4, "minor"), name="groove é")
 
 
 def noise(rng: np.random.Generator, length: int, channels: int = 2, rate: int = 44_100) -> Wave:
@@ -252,10 +254,10 @@ def acid_by_hand(data: bytes) -> tuple[Any, ...]:
 
 LABELS = [
     LoopLabel(120, 8),
-    LoopLabel(98.5, 2, (3, 4), root=0),
-    LoopLabel(122.99995, 4, (6, 8), root=11),
+    LoopLabel(98.5, 2, (3, 4), key=Key(0, "minor")),
+    LoopLabel(122.99995, 4, (6, 8), key=Key(11, "major")),
     LoopLabel(40, 1, (5, 4)),
-    LoopLabel(250, 2, (7, 8), root=7),
+    LoopLabel(250, 2, (7, 8), key=Key(7, "minor", 0.01)),
 ]
 
 
@@ -311,7 +313,8 @@ def test_tags_are_read_back_by_mutagen(
     tags.pop("encoder", None)
     assert tags == {
         "bpm": ["123.4"],
-        "initialkey": ["E"],
+        "initialkey": ["Em"],
+        "key": ["Em"],
         "loopstart": ["0"],
         "looplength": ["5000"],
         "meter": ["4/4"],
@@ -507,7 +510,12 @@ def bare_numbers(name: str) -> list[str]:
 def test_any_name_becomes_one_that_file_systems_take(tmp_path: Path) -> None:
     for number, name in enumerate(random_names(400)):
         said = LoopLabel(
-            98.5, 8, root=6, name=name, number=number, part="drums" if number % 2 else ""
+            98.5,
+            8,
+            key=Key(6, "minor"),
+            name=name,
+            number=number,
+            part="drums" if number % 2 else "",
         )
         for template in (*label.TEMPLATES, "{number}-{name}-{bars}-{meter}-{exact_bpm}"):
             made = said.file_name(template)
@@ -532,11 +540,11 @@ def test_every_name_states_the_tempo() -> None:
 
 def test_names_for_splice_have_its_letters_and_one_bare_number() -> None:
     for name in [*random_names(400), "12 3-4_5", "x" * 300, "7" * 300]:
-        said = LoopLabel(174, 4, root=1, name=name, part="bass")
+        said = LoopLabel(174, 4, key=Key(1, "minor"), name=name, part="bass")
         made = said.file_name("splice")
         assert re.fullmatch(r"[A-Za-z0-9_#-]+", made)
         assert bare_numbers(made) == ["174"]
-        assert made.endswith("174_bass_C#")
+        assert made.endswith("174_bass_C#m")
 
 
 def test_long_names_that_differ_go_on_to_differ() -> None:
@@ -550,20 +558,61 @@ def test_long_names_that_differ_go_on_to_differ() -> None:
 
 
 def test_templates() -> None:
-    said = LoopLabel(98.5, 8, (3, 4), root=6, name="My Song", number=7)
-    assert said.file_name("default") == "My Song_98bpm"
-    assert said.file_name("audacity") == "My Song 98bpm"
-    assert said.file_name("splice") == "My-Song_98_loop_F#"
-    every = "{number} {name} {bpm} {exact_bpm} {bars} {part} {root} {meter}"
-    assert said.file_name(every) == "00007 My Song 98 98.5 8 loop F# 3-4"
+    said = LoopLabel(98.5, 8, (3, 4), key=Key(6, "minor"), name="My Song", number=7)
+    assert said.file_name("default") == "My Song_98bpm_F#m"
+    assert said.file_name("audacity") == "My Song 98bpm F#m"
+    assert said.file_name("splice") == "My-Song_98_loop_F#m"
+    every = "{number} {name} {bpm} {exact_bpm} {bars} {part} {key} {root} {meter}"
+    assert said.file_name(every) == "00007 My Song 98 98.5 8 loop F#m F# 3-4"
+    unsure = replace(said, key=Key(6, "minor", 0.04))
+    for without in (unsure, replace(said, key=None)):
+        assert without.file_name("default") == "My Song_98bpm"
+        assert without.file_name("audacity") == "My Song 98bpm"
+        assert without.file_name("splice") == "My-Song_98_loop"
+        assert without.file_name(every) == "00007 My Song 98 98.5 8 loop 3-4"
     assert {f"{{{field}}}" for field in label.FIELDS} == set(every.split())
+
+
+def test_no_key_is_claimed_of_drums_or_of_what_has_no_clear_one() -> None:
+    sure = LoopLabel(120, 8, key=Key(9, "minor", 0.05))
+    assert sure.acid().root == 48 + 9
+    assert sure.tags(100)["INITIALKEY"] == sure.tags(100)["KEY"] == "Am"
+    assert replace(sure, part="bass").file_name("default") == "loop_120bpm_Am_bass"
+    for without in (
+        replace(sure, part="drums"),
+        replace(sure, key=Key(9, "minor", 0.049)),
+        replace(sure, key=None),
+    ):
+        assert without.acid().root is None
+        assert not {"INITIALKEY", "KEY"} & set(without.tags(100))
+        assert "Am" not in without.file_name("default")
+
+
+def test_what_a_name_ends_in_is_put_there_again() -> None:
+    for tonic, mode in itertools.product(range(12), MODES):
+        for key in (Key(tonic, mode), None):
+            for template in ("default", "audacity"):
+                said = LoopLabel(98, 8, key=key, name="My Song 2")
+                assert label.without_tempo(said.file_name(template)) == "My Song 2"
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("dub_120bpm_Bbm", "dub"), ("dub 98.5 BPM", "dub"), ("dub_120bpm Db", "dub"),
+        ("dub_120bpm_a", "dub_120bpm_a"), ("dub_120bpm_H", "dub_120bpm_H"), ("dub_Am", "dub_Am"),
+        ("dub_120bpm_Am2", "dub_120bpm_Am2"), ("120bpm_Am", "120bpm_Am"), ("Am_120bpm", "Am"),
+    ],
+)  # fmt: skip
+def test_a_name_without_its_tempo_and_key(name: str, left: str) -> None:
+    assert label.without_tempo(name) == left
 
 
 @pytest.mark.parametrize(
     "template",
     [
         "{}", "{0}", "{nme}", "{name", "name}", "{name.upper}", "{name[0]}", "{name[x]}",
-        "{name!r}", "{name:>999999999}", "{name:{bpm}}", "", "...", "{root}", "x" * 130,
+        "{name!r}", "{name:>999999999}", "{name:{bpm}}", "", "...", "{root}", "{key}", "x" * 130,
     ],
 )  # fmt: skip
 def test_a_template_that_cannot_be_filled_is_one_error(template: str) -> None:

@@ -530,17 +530,17 @@ def test_midi_is_written_beside_what_was_made_of_it(
         "refine", song, "-o", out, *options, "--rescoring-weight", 0.5, *with_causal(models)
     )
     assert (done.returncode, done.stderr) == (0, "")
-    stems = ["dub-v1_120bpm", "dub-v2_120bpm"]
+    stems = ["dub-v1_120bpm_Am", "dub-v2_120bpm_Am"]
     assert names(out) == sorted(f"{stem}.{end}" for stem in stems for end in ("mid", "wav"))
     found = json.loads(done.stdout)
     assert found["failed"] == []
     assert [one["files"] for one in found["loops"]] == [[f"{s}.wav", f"{s}.mid"] for s in stems]
     assert all(0 < one["regenerated"] < 1 and one["samples"] == 176_400 for one in found["loops"])
     assert {one["source"] for one in found["loops"]} == {str(song)}
-    back = score.read(out / "dub-v1_120bpm.mid")
+    back = score.read(out / "dub-v1_120bpm_Am.mid")
     assert back.n_notes == groove(2).n_notes
     assert {track.program for track in back.tracks} == {25, 33}
-    assert sound(out / "dub-v1_120bpm.wav") == []
+    assert sound(out / "dub-v1_120bpm_Am.wav") == []
     waves = [wave.read(out / f"{stem}.wav").samples for stem in stems]
     assert np.abs(waves[0] - waves[1]).max() > 1e-3
 
@@ -658,17 +658,17 @@ def test_loops_are_written_of_notes_and_a_bad_file_costs_itself(
     assert done.returncode == 1
     assert "broken.mid: " in done.stderr.splitlines()[0]
     assert names(out) == [
-        "dub-2_300bpm.mid",
-        "dub-2_300bpm.wav",
-        "dub_300bpm.mid",
-        "dub_300bpm.wav",
+        "dub-2_300bpm_Am.mid",
+        "dub-2_300bpm_Am.wav",
+        "dub_300bpm_Am.mid",
+        "dub_300bpm_Am.wav",
     ]
     found = json.loads(done.stdout)
     assert [one["source"] for one in found["loops"]] == [str(song), str(folder / "dub.mid")]
-    written = score.read(out / "dub_300bpm.mid")
+    written = score.read(out / "dub_300bpm_Am.mid")
     assert written.n_notes == groove(2).n_notes
     assert {track.program for track in written.tracks if track.is_drum} == {25}  # as it sounds
-    one, two = (wave.read(out / f"{name}_300bpm.wav").samples for name in ("dub", "dub-2"))
+    one, two = (wave.read(out / f"{name}_300bpm_Am.wav").samples for name in ("dub", "dub-2"))
     np.testing.assert_array_equal(one, two)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -22,14 +23,16 @@ from audioloop.rendering import batch, piece, render, synth
 from audioloop.rendering.render import Sound
 from audioloop.rendering.synth import BLOCK, NOTE_OFF, NOTE_ON, SoundFont
 from audioloop.signal import effects, seam
-from handmade import BAR, HAT, KICK, SNARE, STEP, TPQ, track
+from handmade import BAR, HAT, KICK, SNARE, STEP, TPQ, rows, track
 from midiloop.common import files
 from midiloop.common.engine import Inline
 from midiloop.common.processes import Processes
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
 from midiloop.midi import pianoroll, score
+from midiloop.midi.key import CONFIDENT
 from midiloop.midi.score import Meter, Score, Tempo
+from midiloop.midi.transposition import transpose_score
 from paths import ROOT
 
 RATE = 44_100
@@ -322,11 +325,46 @@ def test_a_tempo_is_the_one_that_was_typed(bpm: float) -> None:
     assert found == pytest.approx(bpm, abs=1e-9 if round(bpm, 2) == bpm else 2e-3)
 
 
-def test_the_root_is_what_the_bass_holds_longest() -> None:
-    assert piece.root(song()) == 40 % 12
-    assert piece.root(replace(song(), tracks=song().tracks[:1])) is None
-    wanders = track([(0, STEP, 40), (STEP, BAR, 45)], program=33)
-    assert piece.root(replace(song(), tracks=(wanders,))) == 45 % 12
+def test_the_key_is_that_of_the_bass_and_moves_with_it() -> None:
+    loop = loop_of()
+    assert str(loop.label.key) == "Em"
+    assert loop.score.key == loop.label.key
+    drums = piece.of_score(replace(song(), tracks=song().tracks[:1]), "loop")
+    assert drums.label.key is drums.score.key is None
+    for semitones in range(-12, 13):
+        moved = piece.transposed(loop, semitones)
+        assert moved.label.key
+        assert moved.label.key.tonic == (4 + semitones) % 12
+        assert moved.label.key[1:] == loop.label.key[1:] if loop.label.key else False
+        assert rows(moved.score)[0] == rows(loop.score)[0]
+        assert rows(piece.transposed(moved, -semitones).score) == rows(loop.score)
+    with pytest.raises(LoopError, match=r"--transpose 12 moves C9 out of the pitches of MIDI"):
+        piece.transposed(replace(loop, score=transpose_score(loop.score, 75)), 12)
+
+
+def test_a_batch_is_transposed(midis: Path, tmp_path: Path) -> None:
+    found = batch.items([midis], limit=2)
+    results = [
+        batch.run(
+            found, tmp_path / str(semitones), settings(transpose=semitones, template="audacity")
+        )
+        for semitones in (0, 5)
+    ]
+    for one, other in zip(results[0].made, results[1].made, strict=True):
+        assert other.files == tuple(name.replace(" Em", " Am") for name in one.files)
+        assert one.files != other.files
+        before, after = (
+            score.read(tmp_path / folder / made.files[-1])
+            for folder, made in (("0", one), ("5", other))
+        )
+        assert rows(transpose_score(after, -5)) == rows(before)
+    too_high = song(1)
+    high = replace(too_high, tracks=(track([(0, BAR, 125)], program=33),))
+    (midis / "high.mid").write_bytes(score.to_bytes(high))
+    result = batch.run(batch.items([midis]), tmp_path / "high", settings(transpose=5))
+    assert len(result.made) == 12
+    (failed,) = result.failed
+    assert "--transpose -7 gives the same key" in failed.cause
 
 
 @pytest.mark.parametrize(
@@ -439,7 +477,7 @@ def test_any_engine_gives_the_same_bytes(midis: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "far")
     assert one == two == far
     assert seen[-1] == 12
-    assert [made.files for made in one.made][1] == ("l01_97bpm.wav", "l01_97bpm.mid")
+    assert [made.files for made in one.made][1] == ("l01_97bpm_Em.wav", "l01_97bpm_Em.mid")
 
 
 def test_a_run_goes_on_where_it_was_stopped(midis: Path, tmp_path: Path) -> None:
@@ -448,9 +486,9 @@ def test_a_run_goes_on_where_it_was_stopped(midis: Path, tmp_path: Path) -> None
     before = contents(out)
     for path in sorted(out.glob("*drums.wav"))[3:]:
         path.unlink()
-    for path in sorted(out.glob("*bpm.wav"))[3:]:
+    for path in sorted(out.glob("*bpm_Em.wav"))[3:]:
         path.unlink()
-    old = {path: path.stat().st_mtime_ns for path in out.glob("*bpm.wav")}
+    old = {path: path.stat().st_mtime_ns for path in out.glob("*bpm_Em.wav")}
     again = batch.run(found, out, settings(sound=Sound(stems=True)), resume=True)
     assert contents(out) == before
     assert again.made == whole.made
@@ -467,7 +505,7 @@ def test_stems_in_files_add_up_to_the_last_bit(midis: Path, tmp_path: Path) -> N
     for made in result.made:
         mix, drums, bass = (soundfile.read(out / name, dtype="int32")[0] for name in made.files[:3])
         assert made.files[1:3] == (
-            made.files[0].replace(".wav", "_drums.wav"),
+            made.files[0].replace("_Em.wav", "_drums.wav"),  # which are in no key
             made.files[0].replace(".wav", "_bass.wav"),
         )
         assert np.array_equal(mix, drums + bass)
@@ -564,7 +602,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(
     job = batch.Job(tuple(batch.items([midis])), out, settings())
     with pytest.raises(OSError, match="No space left"):
         batch.do_job(job, lambda _: None)
-    assert sorted(path.name for path in out.iterdir()) == ["l00_90bpm.mid", "l00_90bpm.wav"]
+    assert sorted(path.name for path in out.iterdir()) == ["l00_90bpm_Em.mid", "l00_90bpm_Em.wav"]
 
 
 @pytest.mark.parametrize(
@@ -608,7 +646,15 @@ def test_render_as_a_user_types_it(midis: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     first, *lines = done.stdout.splitlines()
     assert first.startswith(f"12 loops in {tmp_path / 'out'}   ")
-    assert lines[0] == "l00_90bpm.flac   1 bar at 90 bpm, 117,600 samples"
+    assert lines[0] == "l00_90bpm_Em.flac   1 bar at 90 bpm, 117,600 samples"
+    options = ("-o", tmp_path / "up", "--limit", 2, "--json", "--transpose")
+    higher = [audioloop("render", midis, *options, by) for by in (13, 3)]
+    assert [done.returncode for done in higher] == [2, 0]
+    assert higher[0].stderr.count("\n") == 1
+    for one in json.loads(higher[1].stdout)["loops"]:
+        assert (one["key"], one["root"]) == ("Gm", 7)
+        assert one["key_confidence"] >= CONFIDENT
+        assert one["files"][0].endswith("bpm_Gm.wav")
     again = audioloop("render", midis, "-o", tmp_path / "out")
     assert again.returncode == 2
     assert again.stderr.startswith("audioloop: error: ")

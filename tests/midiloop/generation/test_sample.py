@@ -23,7 +23,9 @@ from midiloop.generation import outputs, sample
 from midiloop.generation.sample import GenerationRequest, Generator
 from midiloop.grid import LOOP, Grid
 from midiloop.metrics import paper
+from midiloop.metrics.key import estimate_key
 from midiloop.midi import score
+from midiloop.midi.key import CONFIDENT, parse_key
 from midiloop.mining import midi_loop, rules
 from midiloop.mining.rules import Rules
 from midiloop.models.cnn_vae import CNNVAE, CNNVAEConfig
@@ -141,6 +143,54 @@ def test_novel_returns_nothing_that_is_known() -> None:
     drawn = sample.sample(knowing, anything(30, novel=True)).rolls
     assert paper.overlap(LOOP.fingerprints(LOOP.pack(drawn)), prints.view(np.uint64)) == 0
     assert np.array_equal(drawn[:15], loops[1::2])
+
+
+@pytest.mark.parametrize("name", ["Am", "C", "F#m", "Db"])
+def test_every_loop_is_in_the_key_that_was_asked_for(name: str, tmp_path: Path) -> None:
+    generator, wanted = bars_generator(), parse_key("--key", name)
+    drawn = sample.sample(generator, anything(8, key=wanted))
+    for roll in drawn.rolls:
+        found = estimate_key(roll)
+        assert str(found) == str(wanted)
+        assert found.confidence >= CONFIDENT
+    # Drums are as they come without a key, and the bass is moved as a whole.
+    free = sample.sample(generator, anything(drawn.tried)).rolls
+    of_mode = [one for one in free if estimate_key(one).mode == wanted.mode]
+    assert {one[:, : LOOP.n_drums].tobytes() for one in drawn.rolls} <= {
+        one[:, : LOOP.n_drums].tobytes() for one in of_mode
+    }
+    assert drawn.tried > 8
+    whole = sample.sample(generator, anything(8, key=wanted), batch=3)
+    assert np.array_equal(whole.rolls, drawn.rolls)
+    found_files = outputs.write(
+        drawn.rolls, tmp_path / "out", tempo_bpm=120, seed=0, about={"run": "here"}
+    )
+    for loop in found_files.as_json()["files"]:
+        assert loop["key"] == str(wanted)
+        assert loop["file"].endswith(f"_120bpm_{wanted}.mid")
+        assert (found_files.midi / loop["file"]).exists()
+
+
+def test_a_key_of_new_basses_and_of_conditions() -> None:
+    generator, wanted = bars_generator(), parse_key("--key", "Gm")
+    like = random_rolls(np.random.default_rng(0), 1)[0]
+    drawn = sample.sample(generator, anything(3, key=wanted, like=like, keep="drums"))
+    assert {str(estimate_key(roll)) for roll in drawn.rolls} == {"Gm"}
+    assert (drawn.rolls[..., : LOOP.n_drums] == like[..., : LOOP.n_drums]).all()
+    drawn = sample.sample(generator, anything(3, key=wanted, must=("kick", "bass")))
+    assert paper.first_note_drum(drawn.rolls, drums=("kick",)).all()
+    for parts in ({}, {"keep": "bass"}, {"vary": "drums"}, {"keep": "1"}):
+        with pytest.raises(CallError, match="--keep drums"):
+            sample.sample(generator, anything(3, key=wanted, like=like, **parts))
+
+
+def test_a_known_loop_is_not_new_in_another_key() -> None:
+    generator, wanted = bars_generator(), parse_key("--key", "Am")
+    loops = sample.sample(generator, anything(200)).rolls
+    prints = np.sort(LOOP.fingerprints(LOOP.pack(loops)).view(np.int64))
+    knowing = replace(generator, known=torch.from_numpy(prints))
+    assert sample.sample(generator, anything(3, key=wanted)).tried <= 200
+    assert sample.sample(knowing, anything(3, key=wanted, novel=True)).tried > 200
 
 
 def test_what_hardly_ever_comes_is_given_up() -> None:
@@ -272,6 +322,12 @@ def test_bars_that_are_named_are_those_of_the_grid() -> None:
             sample.sample(generator, anything(1, **wanted))
     with pytest.raises(LoopError, match=r"expected a bool roll \(72, 93\)"):
         sample.sample(generator, anything(1, like=np.zeros((128, 93), np.bool_)))
+
+
+def test_a_key_is_that_of_the_pitches_of_the_grid() -> None:
+    generator, wanted = waltz_generator("bars"), parse_key("--key", "Gm")
+    drawn = sample.sample(generator, anything(3, key=wanted))
+    assert {str(estimate_key(roll, WALTZ)) for roll in drawn.rolls} == {"Gm"}
 
 
 def test_bars_of_codes_that_are_not_whole_are_refused() -> None:
@@ -417,6 +473,7 @@ def test_bad_calls_end_in_one_line(tmp_path: Path) -> None:
         (run, "--like", tmp_path / "none.mid"): (2, "no such file"),
         (run, "--pattern", "ABBA"): (2, "8 letters"),
         (run, "--must", "cowbell"): (2, "cowbell"),
+        (run, "--key", "Hm"): (2, "--key Hm: no such key"),
         (run, "--top-p", "0"): (2, "--top-p"),
     }
     for number, (args, (code, said)) in enumerate(cases.items()):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from midiloop.common.sampling import draw
+from midiloop.common.sampling import draw, nucleus
 from midiloop.errors import LoopError
 from midiloop.generation.form import parse_form
 from midiloop.grid import LOOP, Grid, meter_from_text
@@ -22,7 +22,7 @@ from midiloop.models.loop_transformer import LoopTransformer, LoopTransformerCon
 
 TINY = LoopTransformerConfig(
     bars=4, drums=3, lowest_pitch=30, highest_pitch=33, dim=16, layers=2, heads=2, token_dim=8,
-    token_layers=1, dropout=0.0,
+    token_layers=1, dropout=0.0, bass_top_p=1.0,
 )  # fmt: skip
 
 
@@ -120,6 +120,30 @@ def test_surprise_of_a_loop_is_that_of_its_draws(
             assert sum(nats) == pytest.approx(float(model.errors(roll)[0]), rel=1e-5)
             compared += 1
     assert compared >= 5
+
+
+@pytest.mark.parametrize(("asked", "share"), [(1.0, 0.6), (0.5, 0.5)])
+def test_the_bass_is_drawn_from_its_nucleus(
+    model: LoopTransformer, monkeypatch: pytest.MonkeyPatch, asked: float, share: float
+) -> None:
+    smallest: dict[bool, list[float]] = {True: [], False: []}
+
+    def noted(logits: Tensor, *more: Any) -> Tensor:
+        found = draw(logits, *more)
+        is_bass = logits.shape[1] == TINY.bass_tokens + 1
+        left = nucleus(logits.softmax(1), share if is_bass else asked)
+        smallest[is_bass].append(float(left.gather(1, found[:, None]).min()))
+        return found
+
+    monkeypatch.setattr(loop_sampling, "draw", noted)
+    monkeypatch.setattr(model, "config", replace(TINY, bass_top_p=0.6))
+    sample(model, uniforms(model, 40), top_p=asked)
+    assert min(smallest[True]) > 0
+    assert min(smallest[False]) > 0
+    monkeypatch.undo()
+    monkeypatch.setattr(loop_sampling, "draw", noted)
+    sample(model, uniforms(model, 40))
+    assert min(smallest[True]) == 0, "what lies outside of it is drawn without it"
 
 
 @pytest.mark.parametrize(
