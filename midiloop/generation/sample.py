@@ -380,7 +380,7 @@ class _Source:
         )
         if self.form:
             bars = rearrange(codes, "n (bar k) -> n bar k", bar=self.generator.grid.bars)
-            bars = bars[:, :, [bar.source for bar in self.form]]
+            bars = bars[:, [bar.source for bar in self.form]]
             codes = rearrange(bars, "n bar k -> n (bar k)")
         return copy_latents(codes, self.generator.grid) if request.copy_latents else codes
 

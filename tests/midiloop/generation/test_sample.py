@@ -238,6 +238,15 @@ def test_a_loop_is_varied_where_it_is_not_kept() -> None:
     assert len(np.unique(LOOP.pack(rolls), axis=0)) > 10
 
 
+def test_codes_of_a_pattern_repeat_by_bars() -> None:
+    generator = loops_generator()
+    source = sample._Source(generator, anything(4, pattern="ABABABAC"))
+    codes = source._codes(sample.uniforms_of(0, 0, 4, generator)).reshape(4, 8, 4)
+    for bar, other in enumerate((0, 1, 0, 1, 0, 1, 0, 7)):
+        assert torch.equal(codes[:, bar], codes[:, other])
+    assert len(torch.unique(codes[0], dim=0)) > 2
+
+
 def test_codes_of_kept_bars_stay_in_a_prior_of_whole_loops() -> None:
     generator = loops_generator()
     like = random_rolls(np.random.default_rng(0), 1)[0]
