@@ -6,6 +6,7 @@ track is the bass, its name does.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 
 from midiloop.common import files
 from midiloop.errors import CallError, LoopError, MidiError
-from midiloop.grid import LOOP, Grid, Roll
+from midiloop.grid import LOOP, Grid, Roll, TimeSignature
 from midiloop.midi import pianoroll, score
 from midiloop.midi.score import Score
 from midiloop.mining import extract, rules
@@ -35,6 +36,24 @@ class MidiLoop(NamedTuple):
     roll: Roll
     start_bar: int
     tempo_bpm: float
+
+
+def grid_of(path: Path) -> Grid:
+    """The usual grid in the meter that most of a MIDI file is in, where it never is in the usual.
+
+    What cannot be read, or is in a meter that the usual steps do not fit, has the usual grid.
+    """
+    try:
+        song = score.read(path)
+        lengths = Counter[TimeSignature]()
+        ends = [*(meter.tick for meter in song.meters[1:]), song.length_ticks]
+        for meter, end in zip(song.meters, ends, strict=False):
+            lengths[TimeSignature(*meter[1:])] += end - meter.tick
+        if lengths and not any(meter.is_like(LOOP.meter) for meter in lengths):
+            return replace(LOOP, meter=max(lengths, key=lambda meter: lengths[meter]))
+    except (LoopError, OSError):
+        pass  # which whoever reads the loop says
+    return LOOP
 
 
 def read(path: Path, grid: Grid = LOOP, *, search: bool = False, shorter: bool = False) -> MidiLoop:

@@ -47,6 +47,7 @@ def test_a_waltz_is_mined_looked_at_and_exported(loops: Path, tmp_path: Path) ->
     assert dataset.manifest["counts"]["rejects"] == {}
     found = json.loads(call("midiloop inspect", loops, "--json"))
     assert found["metrics"]["FNB"] == 1
+    assert "  4 bars of 3/4, 18 steps, 9 drums" in call("midiloop inspect", loops)
     call("midiloop plot", loops, "-o", tmp_path / "loops.png")
     call("midiloop export", loops, "--npz", tmp_path / "loops.npz")
     call("midiloop export", loops, "--midi", tmp_path / "midi", "--limit", 3)

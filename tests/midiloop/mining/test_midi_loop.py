@@ -10,7 +10,7 @@ import pytest
 
 from handmade import BAR, GRIDS, TPQ, WALTZ, groove, random_rolls, waltz
 from midiloop.errors import CallError, LoopError
-from midiloop.grid import LOOP, Grid
+from midiloop.grid import LOOP, Grid, TimeSignature
 from midiloop.midi import pianoroll, score
 from midiloop.midi.score import Meter, Score, Tempo
 from midiloop.mining import midi_loop
@@ -116,3 +116,20 @@ def test_a_search_in_a_waltz_finds_its_first_loop(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.roll, pianoroll.encode(song, WALTZ)[: WALTZ.steps])
     with pytest.raises(LoopError, match=r"short\.mid: ends in bar 2, a loop has 4"):
         midi_loop.read(written(waltz(2), tmp_path / "short.mid"), WALTZ)
+
+
+@pytest.mark.parametrize(
+    ("meters", "meter"),
+    [
+        ([], (4, 4)), ([(0, 3, 4)], (3, 4)), ([(0, 2, 2)], (4, 4)), ([(0, 1, 64)], (4, 4)),
+        ([(0, 3, 4), (BAR, 4, 4)], (4, 4)), ([(0, 1, 4), (TPQ, 6, 8)], (6, 8)),
+    ],
+)  # fmt: skip
+def test_the_grid_of_a_file_is_in_its_meter(
+    meters: list[tuple[int, int, int]], meter: tuple[int, int], tmp_path: Path
+) -> None:
+    song = replace(groove(8), meters=tuple(Meter(*one) for one in meters))
+    assert midi_loop.grid_of(written(song, tmp_path / "a.mid")) == replace(
+        LOOP, meter=TimeSignature(*meter)
+    )
+    assert midi_loop.grid_of(tmp_path / "none.mid") == LOOP
