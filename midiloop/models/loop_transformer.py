@@ -50,6 +50,7 @@ from midiloop.models.layers import Loss, Model, RollConfig
 
 SHIFT = 2  # the third word of a relation, after those of drums and bass
 SHIFTS = 2 * MAX_SHIFT + 1
+MAX_SLOTS = 96  # of a beat: weights from each to each later one grow with their square
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,8 @@ class LoopTransformer(Model):
         c, d, e = config, config.dim, config.token_dim
         if d % c.heads:
             raise ValueError(f"{d} channels are not {c.heads} heads")
+        if c.slots > MAX_SLOTS:
+            raise ValueError(f"{c.steps_per_pulse} steps a beat are over {MAX_SLOTS // 2}")
         self.n_words = [1 + len(kinds) * c.bars for kinds in (DRUM_KINDS, BASS_KINDS)]
         # One more token in each table: there is no source.
         self.drums = nn.Embedding(c.drum_tokens + 1, e)

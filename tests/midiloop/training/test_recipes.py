@@ -412,6 +412,7 @@ TOO_MANY_DRUMS = tuple(Drum(f"drum {pitch}", pitch, (pitch,)) for pitch in range
         ("vq-vae", Grid(1, 2, meter=BEAT_OF_THREE), "6 steps cannot be halved 2 times"),
         ("cnn-vae", Grid(1, 4, meter=BEAT_OF_THREE), "12 steps cannot be halved three times"),
         ("ar-lstm-vae", Grid(1, 100), "steps_per_beat is 100, and not a whole number from 1"),
+        ("loop-transformer", Grid(1, 96), "96 steps a beat are over 48"),
         ("loop-transformer", Grid(1, drums=TOO_MANY_DRUMS), "drums is 13, and not a whole number"),
     ],
 )
