@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from midiloop.errors import LoopError
-from midiloop.grid import BEATS_PER_BAR, LOOP, Roll
+from midiloop.grid import LOOP, Roll
 
-STEPS_PER_BEAT = LOOP.steps_per_bar // BEATS_PER_BAR
+STEPS_PER_BEAT = LOOP.steps_per_beat
 NULL_PROGRAM = 128  # null condition of kit and bass, which are General MIDI programs from 0 to 127
 PROGRAMS = NULL_PROGRAM + 1
 NOTES = LOOP.columns + 2  # the roll, onsets of the bass, and a flag: conditioned on notes

@@ -2,14 +2,24 @@
 
 This module owns the numbers 128 and 93; everything else asks a `Grid`. `LOOP` is the grid of the
 paper: 8 bars of 4/4 at 16 steps a bar, nine drum instruments, then bass pitches C1 to B7.
+
+A beat is a quarter note, whatever the meter, as in tempi. What a bar is counted in is its pulse::
+
+    meter  steps a beat  steps a bar  pulses  steps of each
+    4/4              4           16        4              4
+    3/4              6           18        3              6
+    6/8              4           12        2              6    of three eighths
+    7/8              4           14        7              2
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +28,9 @@ from midiloop.errors import LoopError, counted
 
 Roll = NDArray[np.bool_]
 
-BEATS_PER_BAR = 4
 MAX_CELLS = 1 << 20
+MAX_STEPS_PER_BEAT = 32_767  # ticks in a quarter note of a MIDI file, at most
+MAX_NUMERATOR, DENOMINATORS = 255, (1, 2, 4, 8, 16, 32, 64, 128)  # what a MIDI file can state
 PITCH_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 
@@ -45,6 +56,47 @@ KIT = (
 )
 
 
+class TimeSignature(NamedTuple):
+    """The meter of bars, as in 3/4."""
+
+    numerator: int
+    denominator: int
+
+    def __str__(self) -> str:
+        return f"{self.numerator}/{self.denominator}"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a MIDI file can state it."""
+        return 1 <= self.numerator <= MAX_NUMERATOR and self.denominator in DENOMINATORS
+
+    @property
+    def beats(self) -> Fraction:
+        """Quarter notes of a bar: 4 of 4/4, 7/2 of 7/8."""
+        return Fraction(4 * self.numerator, self.denominator)
+
+    @property
+    def is_compound(self) -> bool:
+        """Whether a pulse has three of what the denominator names, as in 6/8, 9/8 and 12/8."""
+        return self.numerator > 3 and self.numerator % 3 == 0
+
+    @property
+    def pulses(self) -> int:
+        """What a bar is counted in: 4 of 4/4, 3 of 3/4, 2 of 6/8, 7 of 7/8."""
+        return self.numerator // 3 if self.is_compound else self.numerator
+
+    def is_like(self, other: TimeSignature) -> bool:
+        """Whether bars are as long and of the same kind: 2/2 is as 4/4, 6/8 is not as 3/4."""
+        return (self.beats, self.is_compound) == (other.beats, other.is_compound)
+
+    def bars(self, ticks: int, ticks_per_quarter: int) -> int:
+        """Whole bars in so many ticks."""
+        return ticks // (self.beats * ticks_per_quarter)
+
+
+COMMON_TIME = TimeSignature(4, 4)
+
+
 @dataclass(frozen=True)
 class Grid:
     """The shape and meaning of a roll: bool (steps, columns), drums first, then bass pitches.
@@ -54,6 +106,11 @@ class Grid:
         steps_per_beat: grid steps in a quarter note.
         drums: drum columns, left to right.
         lowest_pitch, highest_pitch: MIDI pitches of the bass columns, both included.
+        meter: of each bar.
+
+    Raises:
+        LoopError: there is no such meter, a pulse of it is no whole number of steps, or there are
+            over `MAX_CELLS` cells.
     """
 
     bars: int = 8
@@ -61,11 +118,32 @@ class Grid:
     drums: tuple[Drum, ...] = field(default=KIT)
     lowest_pitch: int = 24
     highest_pitch: int = 107
+    meter: TimeSignature = COMMON_TIME
+
+    def __post_init__(self) -> None:
+        if not self.meter.exists:
+            raise LoopError(
+                f"no meter is {self.meter}: beats of a bar from 1 to {MAX_NUMERATOR}, over "
+                f"{', '.join(map(str, DENOMINATORS[:-1]))} or {DENOMINATORS[-1]}"
+            )
+        pulse = self.meter.beats / self.meter.pulses
+        if (pulse * self.steps_per_beat).denominator != 1:
+            raise LoopError(
+                f"{self.meter} at {counted(self.steps_per_beat, 'step')} a quarter note: "
+                f"{float(pulse * self.steps_per_beat):g} steps a pulse are not whole; take a "
+                f"multiple of {pulse.denominator}"
+            )
+        if self.steps * self.columns > MAX_CELLS:
+            raise LoopError(f"a grid of over {MAX_CELLS:,} cells")
 
     def as_json(self) -> dict[str, Any]:
-        """All that `grid_from_json` needs, and the names of the columns for people."""
+        """All that `grid_from_json` needs, and the names of the columns for people.
+
+        A meter of 4/4 is not named: earlier versions had no other, and did not say it.
+        """
         return {
             "bars": self.bars,
+            **({} if self.meter == COMMON_TIME else {"meter": [*self.meter]}),
             "steps_per_beat": self.steps_per_beat,
             "drums": [{"name": d.name, "pitch": d.pitch, "folds": [*d.folds]} for d in self.drums],
             "lowest_pitch": self.lowest_pitch,
@@ -74,9 +152,10 @@ class Grid:
         }
 
     def __str__(self) -> str:
-        """As in ``8 bars of 16 steps, 9 drums, bass C1 to B7``."""
+        """As in ``8 bars of 16 steps, 9 drums, bass C1 to B7``; other meters than 4/4 are named."""
+        meter = "" if self.meter == COMMON_TIME else f"{self.meter}, "
         return (
-            f"{counted(self.bars, 'bar')} of {self.steps_per_bar} steps, "
+            f"{counted(self.bars, 'bar')} of {meter}{self.steps_per_bar} steps, "
             f"{self.n_drums} drums, bass {self._properties['bass']}"
         )
 
@@ -93,6 +172,7 @@ class Grid:
         """All that two grids may differ in, as people read it."""
         found = {
             "bars": f"{self.bars}",
+            "meter": f"{self.meter}",
             "steps a bar": f"{self.steps_per_bar}",
             "drums": ", ".join(drum.name for drum in self.drums) or "none",
         }
@@ -104,8 +184,22 @@ class Grid:
 
     @property
     def steps_per_bar(self) -> int:
-        """Steps in a 4/4 bar."""
-        return self.steps_per_beat * BEATS_PER_BAR
+        """Steps in a bar."""
+        return 4 * self.meter.numerator * self.steps_per_beat // self.meter.denominator
+
+    @property
+    def steps_per_pulse(self) -> int:
+        """Steps in a pulse of the meter."""
+        return self.steps_per_bar // self.meter.pulses
+
+    @property
+    def middle_bar(self) -> int:
+        """The bar that the rules compare with the first: where the second half begins, from 0.
+
+        Of 8 bars it is the fifth, of an odd number the one in the middle. A single bar is compared
+        with itself, which says nothing.
+        """
+        return self.bars // 2
 
     @property
     def steps(self) -> int:
@@ -202,7 +296,7 @@ def grid_from_json(found: Any) -> Grid:
     up in `KIT`.
 
     Raises:
-        LoopError: it is no grid, or one of more than `MAX_CELLS` cells.
+        LoopError: it is no grid, or none that can be, see `Grid`.
     """
     try:
         if {"drums", "lowest_pitch", "highest_pitch"} & {*found}:
@@ -219,16 +313,29 @@ def grid_from_json(found: Any) -> Grid:
             pitches = {pitch_name(pitch): pitch for pitch in range(128)}
             lowest, highest = pitches[names[len(drums)]], pitches[names[-1]]
         bars = _whole(found["bars"], 1, MAX_CELLS)
-        steps_per_beat = _whole(found["steps_per_beat"], 1, MAX_CELLS)
-        grid = Grid(bars, steps_per_beat, drums, lowest, highest)
-        names_are_right = list(found["columns"]) == [*grid.column_names]
+        steps_per_beat = _whole(found["steps_per_beat"], 1, MAX_STEPS_PER_BEAT)
+        numerator, denominator = found.get("meter", COMMON_TIME)
+        meter = TimeSignature(_whole(numerator, 0, MAX_CELLS), _whole(denominator, 0, MAX_CELLS))
+        names = list(found["columns"])
     except (TypeError, KeyError, ValueError, IndexError, AttributeError):
         raise LoopError("no grid of bars, steps and columns") from None
-    if not names_are_right or len(set(grid.column_names)) < grid.columns:
+    grid = Grid(bars, steps_per_beat, drums, lowest, highest, meter)
+    if names != [*grid.column_names] or len(set(grid.column_names)) < grid.columns:
         raise LoopError("a grid whose columns are not those of its drums and pitches")
-    if grid.steps * grid.columns > MAX_CELLS:
-        raise LoopError(f"a grid of over {MAX_CELLS:,} cells")
     return grid
+
+
+def meter_from_text(text: str) -> TimeSignature:
+    """A meter as people write it, ``3/4``.
+
+    Raises:
+        LoopError: it is none.
+    """
+    match = re.fullmatch(r"(\d{1,3})/(\d{1,3})", text.strip(), re.ASCII)
+    meter = TimeSignature(int(match[1]), int(match[2])) if match else None
+    if meter is None or not meter.exists:
+        raise LoopError(f"{text}: no meter; give one as in 3/4 or 6/8")
+    return meter
 
 
 def _folds(found: Any) -> tuple[int, ...]:

@@ -13,10 +13,12 @@ import pyarrow.parquet as parquet
 import pytest
 
 from audioloop.rendering import synth
-from handmade import groove
+from handmade import WALTZ, groove, waltz
 from midiloop.common.engine import Inline
 from midiloop.dataset.parquet import LoopDataset
+from midiloop.grid import LOOP, Grid
 from midiloop.midi import score
+from midiloop.midi.score import Score
 from midiloop.mining import corpus, extract, rules
 from paths import ROOT
 
@@ -63,12 +65,22 @@ def real_files(archive: Callable[[str], Path], request: pytest.FixtureRequest) -
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> LoopDataset:
     """Loops of songs that repeat themselves, in all three splits."""
-    folder = tmp_path_factory.mktemp("songs")
-    for number in range(40):
-        song = groove(8 + number % 3, pitches=[28 + number % 30, 35, 40, 30])
+    songs = [groove(8 + n % 3, pitches=[28 + n % 30, 35, 40, 30]) for n in range(40)]
+    return _loops_of(songs, LOOP, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def waltzes(tmp_path_factory: pytest.TempPathFactory) -> LoopDataset:
+    """The same on a grid of four bars of 3/4 with room for triplets."""
+    songs = [waltz(4 + n % 3, pitches=[28 + n % 30, 35]) for n in range(40)]
+    return _loops_of(songs, WALTZ, tmp_path_factory)
+
+
+def _loops_of(songs: list[Score], grid: Grid, places: pytest.TempPathFactory) -> LoopDataset:
+    folder, out = places.mktemp("songs"), places.mktemp("mined") / "loops"
+    for number, song in enumerate(songs):
         (folder / f"s{number:02d}.mid").write_bytes(score.to_bytes(song))
-    out = tmp_path_factory.mktemp("mined") / "loops"
-    extract.run([folder], out, extract.Settings(rules.preset("open")), engine=Inline())
+    extract.run([folder], out, extract.Settings(rules.preset("open"), grid=grid), engine=Inline())
     return LoopDataset(out)
 
 

@@ -11,7 +11,6 @@ from midiloop.dataset.export import writable_tempo
 from midiloop.errors import LoopError
 from midiloop.generation import humanize
 from midiloop.generation.humanize import Feel
-from midiloop.grid import LOOP
 from midiloop.midi import performance, score
 from midiloop.models.hands import Hands
 
@@ -26,18 +25,20 @@ def items(
     """What `batch.items` gave, played, and what cannot be.
 
     Raises:
-        LoopError: see `humanize.player`.
+        LoopError: see `humanize.load`.
     """
-    play = humanize.player(feel, hands)
-    if play is None:
+    if not feel.changes:
         return [*found], []
+    hands = hands or (humanize.load() if feel.feel else None)
     played, failed = list[Item](), list[FailedLoop]()
     for item in found:
         try:
             if item.roll is not None:
-                roll = LOOP.unpack(np.frombuffer(item.roll, np.uint8)[None])[0]
+                play = humanize.player(feel, hands, item.grid)
+                assert play is not None  # as something changes
+                roll = item.grid.unpack(np.frombuffer(item.roll, np.uint8)[None])[0]
                 bpm = writable_tempo(item.tempo_bpm)
-                song = performance.decode(roll, play(item.number, roll), bpm)
+                song = performance.decode(roll, play(item.number, roll), bpm, grid=item.grid)
                 data = score.to_bytes(song)
             else:
                 assert item.midi is not None  # as what is no roll is

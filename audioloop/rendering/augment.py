@@ -93,9 +93,9 @@ def loops(dataset: LoopDataset, split: str) -> PackedLoops:
     grid = dataset.grid
     if grid != LOOP:
         raise LoopError(
-            f"{dataset.path}: loops of {counted(grid.bars, 'bar')}, {grid.steps} steps and "
-            f"{grid.columns} columns, and what is learned of sound has {LOOP.bars}, {LOOP.steps} "
-            f"and {LOOP.columns}; extract them on the usual grid"
+            f"{dataset.path}: loops of {counted(grid.bars, 'bar')} of {grid.meter}, {grid.steps} "
+            f"steps and {grid.columns} columns, and what is learned of sound has {LOOP.bars} of "
+            f"{LOOP.meter}, {LOOP.steps} and {LOOP.columns}; extract them on the usual grid"
         )
     batches = list(dataset.select(split=split, distinct=True))
     if not batches:

@@ -28,7 +28,7 @@ from midiloop.common.processes import Processes
 from midiloop.common.resume import RunRecord
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError, MidiError
-from midiloop.grid import LOOP
+from midiloop.grid import LOOP, Grid
 from midiloop.midi import score
 from midiloop.mining import corpus
 
@@ -66,7 +66,7 @@ class Settings:
 
 
 class Item(NamedTuple):
-    """One loop to render: a MIDI file's bytes or path, or a packed roll and its tempo.
+    """One loop to render: a MIDI file's bytes or path, or a packed roll, its grid and its tempo.
 
     Attributes:
         source: where it comes from, for messages.
@@ -79,6 +79,7 @@ class Item(NamedTuple):
     number: int
     midi: bytes | Path | None = None
     roll: bytes | None = None
+    grid: Grid = LOOP
     tempo_bpm: float = 0.0
 
 
@@ -154,7 +155,6 @@ def items(
 def _of_dataset(path: Path, limit: int | None, song: str, split: str | None) -> Iterator[Item]:
     number = 0
     dataset = LoopDataset(path)
-    dataset.check_grid(LOOP)
     for batch in dataset.select(limit=limit, song=song, split=split):
         packed = batch.packed
         for at, name in enumerate(batch.songs):
@@ -162,7 +162,8 @@ def _of_dataset(path: Path, limit: int | None, song: str, split: str | None) -> 
             stem = f"{number:05d}_{PurePosixPath(name).stem}_bar{bar:03d}"
             place = f"{path}: loop {number} ({name}, bar {bar})"
             tempo_bpm = float(batch.tempos_bpm[at])
-            yield Item(place, stem, 0, roll=packed[at].tobytes(), tempo_bpm=tempo_bpm)
+            roll = packed[at].tobytes()
+            yield Item(place, stem, 0, roll=roll, grid=batch.grid, tempo_bpm=tempo_bpm)
             number += 1
 
 
@@ -328,8 +329,8 @@ def _one(item: Item, out: Path, settings: Settings, font: SoundFont) -> Rendered
 
 def _piece(item: Item, settings: Settings) -> Piece:
     if item.roll is not None:
-        roll = LOOP.unpack(np.frombuffer(item.roll, np.uint8)[None])[0]
-        loop = piece.of_roll(roll, settings.bpm or item.tempo_bpm, item.name)
+        roll = item.grid.unpack(np.frombuffer(item.roll, np.uint8)[None])[0]
+        loop = piece.of_roll(roll, settings.bpm or item.tempo_bpm, item.name, item.grid)
     else:
         assert item.midi is not None
         loop = piece.read(item.midi, item.name, bpm=settings.bpm, bars=settings.bars)

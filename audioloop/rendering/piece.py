@@ -10,7 +10,7 @@ import numpy as np
 
 from audioloop.io.label import LoopLabel, decimal
 from midiloop.errors import LoopError, MidiError
-from midiloop.grid import Roll
+from midiloop.grid import LOOP, Grid, Roll
 from midiloop.midi import pianoroll, score
 from midiloop.midi.score import DEFAULT_BPM, MICROSECONDS_PER_MINUTE, Meter, Score, Tempo
 from midiloop.midi.transposition import transpose_score
@@ -73,13 +73,14 @@ def of(
     return of_score(source, name, bpm=bpm, bars=bars)
 
 
-def of_roll(roll: Roll, tempo_bpm: float, name: str) -> Piece:
-    """A roll (128, 93) as a loop.
+def of_roll(roll: Roll, tempo_bpm: float, name: str, grid: Grid = LOOP) -> Piece:
+    """A roll (steps, columns) as a loop.
 
     Raises:
         LoopError: nothing sounds in it, or its tempo cannot be rendered.
     """
-    return of_score(pianoroll.decode(roll, _in_range(tempo_bpm)), name, bpm=tempo_bpm)
+    song = pianoroll.decode(roll, _in_range(tempo_bpm), grid=grid)
+    return of_score(song, name, bpm=tempo_bpm)
 
 
 def of_score(

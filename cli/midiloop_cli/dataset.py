@@ -9,12 +9,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from midiloop.errors import CallError, counted
+from midiloop.errors import CallError, LoopError, counted
 from midiloop_cli import options, report
+
+if TYPE_CHECKING:
+    from midiloop.grid import TimeSignature
 
 Command = Callable[..., Any]
 PATH = click.Path(path_type=Path)
@@ -65,9 +68,46 @@ rules_option = click.option(
     type=click.Choice(["paper", "open"]),
     default="paper",
     show_default=True,
-    help="What counts as a loop. paper: kick, crash and bass on the first step, 4/4 stated. "
+    help="What counts as a loop. paper: kick, crash and bass on the first step, the meter stated. "
     "open: no crash needed, and no time signature means 4/4.",
 )
+
+
+class MeterType(click.ParamType[Any]):
+    """A meter, as in 3/4."""
+
+    name = "meter"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The meter as a `TimeSignature`."""
+        from midiloop.grid import meter_from_text
+
+        try:
+            return meter_from_text(value)
+        except LoopError as error:
+            self.fail(str(error), param, ctx)
+
+
+def grid_options(command: Command) -> Command:
+    """Options of the grid that loops lie on."""
+    grid = (
+        click.option(
+            "--steps-per-beat", type=click.IntRange(1, 96), default=4, show_default=True,
+            help="Steps in a quarter note: 6 has room for triplets of eighths and for sixteenths "
+            "in swing.",
+        ),
+        click.option(
+            "--meter", type=MeterType(), metavar="N/M", default="4/4", show_default=True,
+            help="Loops in bars of this meter, as in 3/4.",
+        ),
+        click.option(
+            "--bars", type=click.IntRange(1, 64), default=8, show_default=True,
+            help="Bars in a loop.",
+        ),
+    )  # fmt: skip
+    for option in grid:
+        command = option(command)
+    return command
 
 
 def transpose_option(what: str) -> Callable[[Command], Command]:
@@ -133,6 +173,7 @@ NAMED = 10  # of files that were lost; all are among the rejects
 @click.argument("sources", nargs=-1, required=True, type=INPUT, metavar="SOURCE...")
 @click.option("-o", "--out", required=True, type=PATH, help="Folder for the loop dataset.")
 @rules_option
+@grid_options
 @click.option(
     "--stride-bars",
     type=click.IntRange(1),
@@ -152,12 +193,18 @@ def extract(
     sources: tuple[Path, ...],
     out: Path,
     rules_name: str,
+    bars: int,
+    meter: TimeSignature,
+    steps_per_beat: int,
     stride_bars: int,
     n_workers: int | None,
     resume: bool,
     as_json: bool,
 ) -> None:
     """Mine loops out of folders, MIDI files, .zip and .tar archives into a loop dataset.
+
+    Of each window of so many bars, the first bar and the one in the middle are nearly the same:
+    bars 1 and 5 of 8, 1 and 3 of 4.
 
     Archives (also .tar.gz, .tar.xz, .tar.zst) are read in one stream, without unpacking.
     """
@@ -167,9 +214,14 @@ def extract(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # What workers need takes as long to import as the library here: both at one time.
     warm_up(("midiloop.mining.extract", "symusic.core"))
+    from midiloop.grid import Grid
     from midiloop.mining import extract, rules
 
-    settings = extract.Settings(rules.preset(rules_name), stride_bars)
+    try:
+        grid = Grid(bars=bars, meter=meter, steps_per_beat=steps_per_beat)
+    except LoopError as error:
+        raise CallError(str(error)) from None
+    settings = extract.Settings(rules.preset(rules_name), stride_bars, grid)
     engine = Processes(n_workers) if n_workers else None
     with report.live_progress() as live:
         result = extract.run(

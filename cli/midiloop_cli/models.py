@@ -59,8 +59,8 @@ any_option = click.option(
     "keep_rules",
     flag_value=False,
     default=True,
-    help="Also what is no loop by the rules: of which bars 1 and 5 differ, or that does not begin "
-    "with kick and bass.",
+    help="Also what is no loop by the rules: of which the first and the middle bar differ, or that "
+    "does not begin with kick and bass.",
 )
 # `recipes.TRAINED`, which would load PyTorch for the help.
 TRAINED = ("ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae", "loop-transformer", "hands")
@@ -226,7 +226,9 @@ def train(
 @click.option("--bpm", type=click.FloatRange(4, 1000), default=120.0, show_default=True,
     help="Tempo of the MIDI files.",
 )  # fmt: skip
-@click.option("--copy-latents", is_flag=True, help="Copy bar 1's first half to bar 5, in codes.")
+@click.option(
+    "--copy-latents", is_flag=True, help="Copy bar 1's first half to the middle bar, in codes."
+)
 @click.option(
     "--pattern",
     metavar="ABABA'CA'D",
@@ -237,7 +239,7 @@ def train(
     "--keep",
     metavar="BARS",
     help="What stays of --like: bars, as in 1-4,8, or drums, or bass. Default: all but --vary, or "
-    "1-4.",
+    "the first half.",
 )
 @click.option(
     "--vary", metavar="BARS", help="What of --like is varied; what is neither is written anew."
@@ -288,21 +290,26 @@ def generate(
         from midiloop.mining import midi_loop
 
     request["must"] = _listed(must or "")
-    wanted = sample.GenerationRequest(
-        **request,
-        key=wanted_key,
-        like=midi_loop.read(like, search=True).roll if like else None,
-    )
     hands = humanize.load(hands_folder) if feel else None
-    play = humanize.player(humanize.Feel(feel, swing, wanted.seed), hands)
     generator = sample.load(run)
+    play = humanize.player(humanize.Feel(feel, swing, request["seed"]), hands, generator.grid)
+    varied = midi_loop.read(like, generator.grid, search=True).roll if like else None
+    wanted = sample.GenerationRequest(**request, key=wanted_key, like=varied)
     with report.counting("loops", wanted.n) as count:
         drawn = sample.sample(generator, wanted, batch=batch_size or sample.BATCH, on_loops=count)
     about = {"run": run.name if run else "midiloop", "tried": drawn.tried, **request}
     about["key"] = wanted_key and str(wanted_key)
     if play is not None:
         about |= {"feel": feel, "swing": swing}
-    found = outputs.write(drawn.rolls, out, tempo_bpm=bpm, seed=wanted.seed, about=about, play=play)
+    found = outputs.write(
+        drawn.rolls,
+        out,
+        tempo_bpm=bpm,
+        seed=wanted.seed,
+        about=about,
+        grid=generator.grid,
+        play=play,
+    )
     if as_json:
         shown = {"loops": wanted.n, "tried": drawn.tried, **found.as_json()}
         report.echo(report.to_json(shown))

@@ -350,13 +350,16 @@ def _by_reason(rejects: Mapping[str, int]) -> str:
 
 
 def overview(found: Overview, path: Path) -> str:
-    """The report of ``midiloop inspect``."""
+    """The report of ``midiloop inspect``; the usual grid is not named."""
+    from midiloop.grid import LOOP
+
     manifest = found.manifest
     counts, rules = manifest["counts"], manifest["rules"]
     lines = [
         f"{plain(path)}: rules {plain(rules['name'])}, every "
         f"{counted(manifest['stride_bars'], 'bar')}, from "
         f"{', '.join(map(plain, manifest['sources']))}",
+        *([] if found.grid == LOOP else [f"  {found.grid}"]),
         "",
         f"  files {counts['files']:>10,}",
         f"  songs {counts['songs']:>10,}   with a loop",

@@ -19,7 +19,7 @@ class SongRecord(NamedTuple):
         md5: of the file's bytes, hexadecimal.
         start_bars: int (n,), ascending.
         tempos_bpm: float (n,), median over the loop's steps.
-        distances_cells: int (n,), cells in which bars 1 and 5 differ.
+        distances_cells: int (n,), cells in which the first bar and `Grid.middle_bar` differ.
         rolls: uint8 (n, packed_bytes), see `Grid.pack`.
         played: how they are played; None where nothing is known of it.
     """

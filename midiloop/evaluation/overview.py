@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midiloop.dataset.parquet import LoopDataset
+from midiloop.grid import Grid, grid_from_json
 from midiloop.metrics import paper
 from midiloop.metrics.bits import Bits
 from midiloop.metrics.key import estimate_keys
@@ -46,6 +47,11 @@ class Overview:
     tempo_bpm: Histogram
     note_density: Histogram
     keys: dict[str, int]
+
+    @property
+    def grid(self) -> Grid:
+        """That the loops lie on."""
+        return grid_from_json(self.manifest["grid"])
 
     def as_json(self) -> dict[str, Any]:
         """All of it, as JSON holds it; an open last edge is null."""

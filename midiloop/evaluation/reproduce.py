@@ -196,6 +196,7 @@ def _run(
 
 def _check_start(dataset: LoopDataset) -> None:
     """Raise what would go wrong hours later, while nothing is lost yet."""
+    dataset.check_grid(LOOP)  # that of the paper's tables
     importlib.import_module("matplotlib")
     for split in SPLITS:
         if not any(True for _ in dataset.select(split=split, limit=1)):

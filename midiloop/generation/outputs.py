@@ -19,7 +19,7 @@ from midiloop.dataset import export
 from midiloop.dataset.export import LoopFile
 from midiloop.dataset.records import Counts, SongRecord
 from midiloop.generation.humanize import Play
-from midiloop.grid import LOOP, Roll
+from midiloop.grid import LOOP, Grid, Roll
 from midiloop.metrics import paper
 from midiloop.midi import performance, pianoroll, score
 from midiloop.midi.performance import WindowPerformances
@@ -62,12 +62,13 @@ def write(
     tempo_bpm: float,
     seed: int,
     about: dict[str, Any],
+    grid: Grid = LOOP,
     play: Play | None = None,
 ) -> WrittenLoops:
     """Write loops into a new folder, which is there whole or not at all.
 
     Args:
-        rolls: bool (n, 128, 93).
+        rolls: bool (n, steps, columns).
         out: new folder.
         tempo_bpm: of the MIDI files.
         seed: that they were sampled with; file names contain it.
@@ -78,86 +79,69 @@ def write(
         CallError: see `files.check_free`.
     """
     with files.new_folder(out) as building:
-        pictured, loops = _write(
-            rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about, play=play
-        )
+        pictured = importlib.util.find_spec("matplotlib") is not None
+        sheet = _sheet(rolls, building / SHEET, tempo_bpm, grid) if pictured else nullcontext()
+        with sheet:
+            loops = _write_loops(rolls, building, tempo_bpm, seed, about, grid, play)
     midi = out / "midi"
     written = [LoopFile(midi / path.name, key) for path, key in loops]
     return WrittenLoops(midi, written, out / "dataset", out / SHEET if pictured else None)
 
 
-def _write(
-    rolls: Roll,
-    building: Path,
-    *,
-    tempo_bpm: float,
-    seed: int,
-    about: dict[str, Any],
-    play: Play | None,
-) -> tuple[bool, list[LoopFile]]:
-    """Write everything into an empty folder; return whether there is a picture, and the loops."""
-    pictured = importlib.util.find_spec("matplotlib") is not None
-    with _sheet(rolls, building / SHEET, tempo_bpm) if pictured else nullcontext():
-        loops = _write_loops(
-            rolls, building, tempo_bpm=tempo_bpm, seed=seed, about=about, play=play
-        )
-    return pictured, loops
-
-
-def _sheet(rolls: Roll, path: Path, tempo_bpm: float) -> AbstractContextManager[None]:
+def _sheet(rolls: Roll, path: Path, tempo_bpm: float, grid: Grid) -> AbstractContextManager[None]:
     """Draw the contact sheet in parallel to the body of the context."""
     pictures = [
         plot.Picture(roll, f"{number}", tempo_bpm) for number, roll in enumerate(rolls[:PICTURED])
     ]
-    draw = partial(plot.contact_sheet, pictures, path, columns=min(3, len(pictures)))
+    draw = partial(plot.contact_sheet, pictures, path, columns=min(3, len(pictures)), grid=grid)
     return processes.beside(draw, preload=plot.MODULES)
 
 
 def _write_loops(
     rolls: Roll,
     building: Path,
-    *,
     tempo_bpm: float,
     seed: int,
     about: dict[str, Any],
+    grid: Grid,
     play: Play | None,
 ) -> list[LoopFile]:
-    """Write MIDI files and the dataset."""
+    """Write MIDI files and the dataset into an empty folder."""
     (building / "parts").mkdir()
-    songs, loops = _songs(rolls, building / "midi", tempo_bpm, seed, play)
+    songs, loops = _songs(rolls, building / "midi", tempo_bpm, seed, grid, play)
     part = building / "parts" / "0.part"
-    partials.write(part, songs, [], "", LOOP)
+    partials.write(part, songs, [], "", grid)
     provenance = {
         "midiloop_version": __version__,
         "sources": [about["run"]],
         "rules": {"name": "generated"},
-        "stride_bars": LOOP.bars,
-        "grid": LOOP.as_json(),
+        "stride_bars": grid.bars,
+        "grid": grid.as_json(),
         "generator": about,
     }
     if play is not None:
         provenance["performance"] = {"offsets_per_step": performance.OFFSETS_PER_STEP}
     counts = Counts(len(songs), len(songs), Counter())
     dataset = building / "dataset"
-    assemble.assemble([part], dataset, provenance, counts, grid=LOOP, threads=1, by_split=False)
+    assemble.assemble([part], dataset, provenance, counts, grid=grid, threads=1, by_split=False)
     shutil.rmtree(building / "parts")
     return loops
 
 
 def _songs(
-    rolls: Roll, folder: Path, tempo_bpm: float, seed: int, play: Play | None
+    rolls: Roll, folder: Path, tempo_bpm: float, seed: int, grid: Grid, play: Play | None
 ) -> tuple[list[SongRecord], list[LoopFile]]:
     """Write a MIDI file of each loop into a new folder; return records for the dataset as well."""
     folder.mkdir()
-    distances = (paper.bar_distance(rolls) * LOOP.cells_per_bar).round().astype(np.int64)
+    distances = (paper.bar_distance(rolls, grid) * grid.cells_per_bar).round().astype(np.int64)
     songs, loops = [], []
     for number, (roll, distance) in enumerate(zip(rolls, distances, strict=True)):
         name = f"{number:06d}/seed-{seed}.mid"
         if play is None:
-            loop, windows = pianoroll.decode(roll, tempo_bpm), None
+            loop, windows = pianoroll.decode(roll, tempo_bpm, grid=grid), None
         else:
             played = play(number, roll)
-            loop = performance.decode(roll, played, tempo_bpm)
+            loop = performance.decode(roll, played, tempo_bpm, grid=grid)
             windows = WindowPerformances(np.array([len(played.velocities)]), *played)
         path = folder / export.file_name(number, name, 0, tempo_bpm, loop.key)
         content = score.to_bytes(loop)
@@ -170,7 +154,7 @@ def _songs(
                 np.zeros(1, dtype=np.int64),
                 np.full(1, tempo_bpm),
                 distance[None],
-                LOOP.pack(roll[None]),
+                grid.pack(roll[None]),
                 windows,
             )
         )

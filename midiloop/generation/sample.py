@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from midiloop.dataset import tensors
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
 from midiloop.generation.form import PARTS, parse_bars, parse_form
-from midiloop.grid import LOOP, Roll
+from midiloop.grid import LOOP, Grid, Roll, grid_from_json
 from midiloop.metrics import paper
 from midiloop.metrics.key import estimate_keys, transpose_to
 from midiloop.midi.key import Key
@@ -44,13 +44,12 @@ from midiloop.models.lstm_vae import VAE
 from midiloop.models.prior import UNKNOWN, Prior
 from midiloop.models.vq_vae import VQVAE
 from midiloop.training.objective import Objective, mean_error
-from midiloop.training.recipes import FINGERPRINTS, MODELS, PRIOR, check_grid, knows
+from midiloop.training.recipes import FINGERPRINTS, MODELS, PRIOR, knows
 
 SHIPPED = Path(__file__).parents[1] / "pretrained"
 BATCH = 512
 SMALL_BATCH = 64  # smaller batches are hardly faster
 BATCHES_PER_THREAD = 4  # where samples are rejected, so that few more are drawn than are needed
-KEPT = "1-4"  # of a loop that is varied, where nothing is said
 PATIENCE, MIN_TRIED = 200, 5_000  # samples tried per loop, and at least
 
 Good = NDArray[np.bool_]
@@ -65,7 +64,7 @@ class Generator:
         name: of its folder.
         model: a continuous VAE, the prior of ``codec``, or a loop transformer.
         known: int64, sorted fingerprints of the training loops.
-        rules: of the loops that it was trained on.
+        rules, grid: of the loops that it was trained on.
     """
 
     name: str
@@ -73,6 +72,7 @@ class Generator:
     codec: VQVAE | None
     known: Tensor
     rules: Rules = rules.PRESETS["open"]
+    grid: Grid = LOOP
 
     @property
     def draws(self) -> int:
@@ -94,11 +94,13 @@ class GenerationRequest:
         n: number of loops.
         seed: of all random numbers.
         temperature, top_p: see `sampling.draw`.
-        copy_latents: copy the codes of bar 1's first half to bar 5, as the paper does.
+        copy_latents: copy the codes of bar 1's first half to the middle bar, the fifth of eight, as
+            the paper does.
         pattern: see `form.parse_form`.
         like: a roll of which parts stay or are varied; the rest is sampled anew.
         keep, vary: bars, as in ``1-4,8``, or ``drums``, or ``bass``. What is varied takes up what
-            stood there. Where only ``vary`` is given, all else is kept; where neither is, `KEPT`.
+            stood there. Where only ``vary`` is given, all else is kept; where neither is, the first
+            half of the bars.
         must: what has to play on the first step: drums, or ``bass``.
         key: of every loop, as `metrics.key.estimate_key` finds it: the bass of a sample is
             transposed to its tonic; samples of the other mode, or of no confident key, are left
@@ -121,38 +123,34 @@ class GenerationRequest:
     novel: bool = False
     keep_rules: bool = True
 
-    def __post_init__(self) -> None:
-        """Raise `CallError` where two settings contradict each other."""
-        if self.key is None or self.like is None:
-            return
-        keep, _ = self.kept_and_varied
-        if keep[PARTS.index("bass")].any():
-            raise CallError(
-                "--key transposes the bass, of which bars of --like are to stay; keep none of it, "
-                "as with --keep drums"
-            )
-
-    @property
-    def kept_and_varied(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def kept_and_varied(self, grid: Grid) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which bars of ``like`` are kept, and which are varied: each bool (2, bars).
 
         Raises:
-            CallError: these are no bars, or some are both.
+            CallError: these are no bars of the grid, or some are both; or they hold the bass, and a
+                key is wanted.
         """
-        vary = parse_bars("--vary", self.vary or "")
+        vary = parse_bars("--vary", self.vary or "", grid.bars)
         keep = ~vary if self.keep is None and vary.any() else None
         if keep is None:
-            keep = parse_bars("--keep", self.keep or KEPT)
+            if self.keep is None and grid.bars == 1:
+                raise CallError("--like: of a single bar, say what stays, with --keep or --vary")
+            keep = parse_bars("--keep", self.keep or f"1-{grid.middle_bar}", grid.bars)
         if (keep & vary).any():
             raise CallError(
                 f"--keep {self.keep} and --vary {self.vary}: both name the same bars; give each "
                 "once"
             )
+        if self.key is not None and keep[PARTS.index("bass")].any():
+            raise CallError(
+                "--key transposes the bass, of which bars of --like are to stay; keep none of it, "
+                "as with --keep drums"
+            )
         return keep, vary
 
 
 class Generated(NamedTuple):
-    """Generated loops, bool (n, 128, 93), and the number of samples tried."""
+    """Generated loops, bool (n, steps, columns), and the number of samples tried."""
 
     rolls: Roll
     tried: int
@@ -176,17 +174,14 @@ def load(folder: Path | None = None, device: torch.device | None = None) -> Gene
     model, kind, about = models.load(folder / kinds[0], device)
     if not isinstance(model, RollModel | LoopTransformer):
         raise LoopError(f"{folder / kinds[0]}: holds a {kind}; train it again")
-    if model.config.on(LOOP) != model.config:
-        raise LoopError(
-            f"{folder}: a model of loops on another grid than that of {LOOP.bars} bars and "
-            f"{LOOP.columns} columns, on which loops are written; give another run"
-        )
+    data = about.get("data", {})
+    grid = _grid_of(folder / kinds[0], model.config, data.get("grid"))
     known, _ = checkpoint.read_tensors(folder / FINGERPRINTS)
     if known.keys() != {"loops"} or known["loops"].dtype != torch.int64:
         raise LoopError(f"{folder / FINGERPRINTS}: no fingerprints of loops; train it again")
-    learned = rules.PRESETS.get(about.get("data", {}).get("rules"), Generator.rules)
+    learned = rules.PRESETS.get(data.get("rules"), Generator.rules)
     if not isinstance(model, VQVAE):
-        return Generator(folder.name, model, None, known["loops"], learned)
+        return Generator(folder.name, model, None, known["loops"], learned, grid)
     if not (folder / PRIOR / "config.json").exists():
         raise LoopError(f"{folder}: the VQ-VAE has no prior yet; train it with --stage prior")
     prior, kind, _ = models.load(folder / PRIOR, device)
@@ -195,7 +190,18 @@ def load(folder: Path | None = None, device: torch.device | None = None) -> Gene
             f"{folder / PRIOR}: no prior of the codes of the VQ-VAE beside it; train it again, "
             "with --stage prior"
         )
-    return Generator(folder.name, prior, model, known["loops"], learned)
+    return Generator(folder.name, prior, model, known["loops"], learned, grid)
+
+
+def _grid_of(folder: Path, config: RollConfig, found: Any) -> Grid:
+    """The grid that a checkpoint says it was trained on; one of `LOOP` does not say it."""
+    try:
+        grid = LOOP if found is None else grid_from_json(found)
+    except LoopError as error:
+        raise LoopError(f"{folder}: {error}; train it again") from None
+    if config.on(grid) != config:
+        raise LoopError(f"{folder}: a model on another grid than it names; train it again")
+    return grid
 
 
 def sample(
@@ -223,17 +229,19 @@ def sample(
         LoopError: hardly any sample meets the request.
     """
     source = _Source(generator, request)
-    conditions = [_condition(name) for name in request.must]
+    conditions = [_condition(name, generator.grid) for name in request.must]
     if request.keep_rules:
-        conditions.append(partial(_is_loop, generator.rules))
+        conditions.append(partial(_is_loop, generator.rules, generator.grid))
     if request.key:
-        conditions.append(partial(_is_in_key, request.key))
+        conditions.append(partial(_is_in_key, request.key, generator.grid))
     unfiltered = not conditions and not request.novel
     kept: list[Roll] = []
     found = tried = 0
     with closing(_samples(source, batch, request.n, unfiltered=unfiltered)) as batches:
         for samples in batches:
-            rolls = transpose_to(samples, request.key.tonic) if request.key else samples
+            rolls = (
+                transpose_to(samples, request.key.tonic, generator.grid) if request.key else samples
+            )
             good = np.ones(len(rolls), dtype=np.bool_)
             for condition in conditions:
                 good &= condition(rolls)
@@ -305,12 +313,14 @@ class _Source:
         if isinstance(generator.model, LoopTransformer):
             used = {"--copy-latents": request.copy_latents}
             self._refuse(used, "needs codes; give a run of vq-vae, or --pattern")
-        self.form = None if request.pattern is None else parse_form(request.pattern)
+        n_bars = generator.grid.bars
+        self.form = None if request.pattern is None else parse_form(request.pattern, n_bars)
         self.like: Like | None = None
         if request.like is not None:
             if self.form:
                 raise CallError("--like and --pattern both say what repeats; give one of them")
-            roll, parts = torch.from_numpy(request.like), request.kept_and_varied
+            generator.grid.check(request.like)
+            roll, parts = torch.from_numpy(request.like), request.kept_and_varied(generator.grid)
             self.like = Like(roll.to(self.device), *map(torch.from_numpy, parts))
         if isinstance(generator.model, Prior):
             used = {
@@ -320,13 +330,20 @@ class _Source:
                 and bool((self.like.keep[0] != self.like.keep[1]).any()),
             }
             self._refuse(used, "needs the relations of bars; give a run of loop-transformer")
+            codes = f"codes, and a bar has {generator.model.draws / n_bars:g} of them; give a run "
+            if generator.model.draws % n_bars:
+                used = {"--pattern": self.form is not None, "--like": self.like is not None}
+                self._refuse(used, f"needs whole {codes}of loop-transformer")
+            if generator.model.draws % (2 * n_bars):
+                used = {"--copy-latents": request.copy_latents}
+                self._refuse(used, f"needs an even number of {codes}on another grid")
 
     def _refuse(self, used: dict[str, bool], why: str) -> None:
         for name in (name for name, is_used in used.items() if is_used):
             raise CallError(f"{self.generator.name}: {name} {why}")
 
     def rolls(self, start: int, size: int) -> Roll:
-        """Samples ``start`` to ``start + size``: bool (size, 128, 93)."""
+        """Samples ``start`` to ``start + size``: bool (size, steps, columns)."""
         uniforms = uniforms_of(self.request.seed, start, max(size, MIN_ROWS), self.generator)
         with torch.no_grad():
             model, codec = self.generator.model, self.generator.codec
@@ -356,16 +373,16 @@ class _Source:
         known = None
         if self.like is not None:
             codes = codec.encode(self.like.roll[None])
-            stays = self.like.keep[0].repeat_interleave(codes.shape[1] // LOOP.bars)
+            stays = self.like.keep[0].repeat_interleave(codes.shape[1] // self.generator.grid.bars)
             known = codes.where(stays.to(codes.device), UNKNOWN).expand(len(uniforms), -1)
         codes = prior.sample(
             uniforms, temperature=request.temperature, top_p=request.top_p, known=known
         )
         if self.form:
-            bars = rearrange(codes, "n (bar k) -> n bar k", bar=LOOP.bars)
-            bars = bars[:, :, [bar.source for bar in self.form]]
+            bars = rearrange(codes, "n (bar k) -> n bar k", bar=self.generator.grid.bars)
+            bars = bars[:, [bar.source for bar in self.form]]
             codes = rearrange(bars, "n bar k -> n (bar k)")
-        return copy_latents(codes) if request.copy_latents else codes
+        return copy_latents(codes, self.generator.grid) if request.copy_latents else codes
 
 
 def uniforms_of(seed: int, start: int, size: int, generator: Generator) -> Tensor:
@@ -378,44 +395,45 @@ def uniforms_of(seed: int, start: int, size: int, generator: Generator) -> Tenso
     return torch.from_numpy(numbers[:, : generator.draws])
 
 
-def copy_latents(codes: Tensor) -> Tensor:
-    """Copy the codes of bar 1's first half to bar 5: steps 0, 1 to 16, 17 of the paper's 32.
+def copy_latents(codes: Tensor, grid: Grid = LOOP) -> Tensor:
+    """Copy the codes of bar 1's first half to the middle bar: 0, 1 to 16, 17 of the paper's 32.
 
     Args:
         codes: int64 (n, T).
     """
-    steps = codes.shape[1] // LOOP.bars // 2
-    half = codes.shape[1] // 2
+    per_bar = codes.shape[1] // grid.bars
+    middle, steps = grid.middle_bar * per_bar, per_bar // 2
     copied = codes.clone()
-    copied[:, half : half + steps] = codes[:, :steps]
+    copied[:, middle : middle + steps] = codes[:, :steps]
     return copied
 
 
-def _condition(name: str) -> Callable[[Roll], Good]:
-    """The test for a word of ``must``: rolls (n, 128, 93) to bool (n,)."""
+def _condition(name: str, grid: Grid) -> Callable[[Roll], Good]:
+    """The test for a word of ``must``: rolls (n, steps, columns) to bool (n,)."""
     if name == "bass":
-        return lambda rolls: paper.first_note_bass(rolls).astype(np.bool_)
+        return lambda rolls: paper.first_note_bass(rolls, grid).astype(np.bool_)
     try:
-        LOOP.drum_column(name)
+        grid.drum_column(name)
     except LoopError as error:
         raise CallError(f"--must {name}: {error}, or bass") from None
-    return lambda rolls: paper.first_note_drum(rolls, drums=(name,)).astype(np.bool_)
+    return lambda rolls: paper.first_note_drum(rolls, grid, (name,)).astype(np.bool_)
 
 
-def _is_loop(wanted: Rules, rolls: Roll) -> Good:
-    cells = paper.bar_distance(rolls) * LOOP.cells_per_bar
+def _is_loop(wanted: Rules, grid: Grid, rolls: Roll) -> Good:
+    cells = paper.bar_distance(rolls, grid) * grid.cells_per_bar
     good: Good = cells.round() <= wanted.max_distance_cells
     for name in (*wanted.first_step_drums, "bass"):
-        good &= _condition(name)(rolls)
+        good &= _condition(name, grid)(rolls)
     return good
 
 
-def _is_in_key(key: Key, rolls: Roll) -> Good:
-    return estimate_keys(rolls).are(key)
+def _is_in_key(key: Key, grid: Grid, rolls: Roll) -> Good:
+    return estimate_keys(rolls, grid).are(key)
 
 
 def _known(generator: Generator, rolls: Roll) -> Good:
-    prints = LOOP.fingerprints(LOOP.pack(rolls)).view(np.int64)
+    grid = generator.grid
+    prints = grid.fingerprints(grid.pack(rolls)).view(np.int64)
     return np.isin(prints, generator.known.numpy())
 
 
@@ -428,8 +446,7 @@ def held_out_error(generator: Generator, dataset: Path, split: str) -> tuple[str
     """
     model = generator.codec or generator.model
     device, found = next(model.parameters()).device, LoopDataset(dataset)
-    assert isinstance(model.config, RollConfig)  # as what has no codec has
-    check_grid(model.config, found.grid, dataset)
+    found.check_grid(generator.grid)
     loops = tensors.load(found, split, device, distinct=False)
     name = "reconstruction_error" if isinstance(model, RollModel) else "nats_per_loop"
     return name, mean_error(Objective(model), loops)

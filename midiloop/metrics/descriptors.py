@@ -91,7 +91,7 @@ def _form(loops: Loops) -> Named:
         for lag in (1, 2, 4):
             if (other - one == lag).any():
                 found[f"{part}: cells {lag} bars apart"] = apart[:, other - one == lag].mean(axis=1)
-        for bar in (grid.bars // 2, grid.bars - 1):
+        for bar in (grid.middle_bar, grid.bars - 1):
             # a loop of a single bar has no pair, and of two bars these are one
             for pair in np.flatnonzero((one == 0) & (other == bar)):
                 found[f"{part}: cells from bar 1 to {bar + 1}"] = as_values(apart[:, pair])
@@ -245,9 +245,9 @@ GROUPS: dict[str, Callable[[Loops], Named]] = {
 
 
 def _step_classes(grid: Grid) -> dict[str, NDArray[np.bool_]]:
-    """Steps of a loop by their place in the bar: bool (steps,) each."""
+    """Steps of a loop by their place in the bar, counted in pulses: bool (steps,) each."""
     at = np.arange(grid.steps)
-    beat = at % grid.steps_per_bar / grid.steps_per_beat
+    beat = at % grid.steps_per_bar / grid.steps_per_pulse
     return {
         "on the first beat": beat == 0,
         "on the backbeats": (beat % 2 == 1),
@@ -258,8 +258,8 @@ def _step_classes(grid: Grid) -> dict[str, NDArray[np.bool_]]:
 
 
 def _syncopation(onsets: NDArray[np.bool_], grid: Grid) -> Values:
-    """Share of onsets that fall between beats with nothing on the beat that follows, float (n,)."""
-    per_beat = onsets.reshape(len(onsets), -1, grid.steps_per_beat)
+    """Share of onsets between pulses with nothing on the pulse that follows, float (n,)."""
+    per_beat = onsets.reshape(len(onsets), -1, grid.steps_per_pulse)
     between = np.count_nonzero(per_beat[:, :, 1:], axis=2)
     empty_next = ~np.roll(per_beat[:, :, 0], -1, axis=1)
     return _ratio((between * empty_next).sum(axis=1), np.count_nonzero(onsets, axis=1))

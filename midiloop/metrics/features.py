@@ -16,14 +16,14 @@ from midiloop.metrics.paper import Measure, Values, as_values
 
 
 def drum_hits(rolls: Roll | Bits, grid: Grid = LOOP, drums: tuple[str, ...] = ("kick",)) -> Values:
-    """Hits of ``drums`` in a bar, mean over the bars. 0 to 16 for each of the drums."""
+    """Hits of ``drums`` in a bar, mean over the bars. 0 to its steps for each of the drums."""
     bits = as_bits(rolls, grid)
     hits = bits.words & bits.mask([grid.drum_column(name) for name in drums])
     return as_values(count(hits).sum(axis=1) / grid.bars)
 
 
 def bass_notes(rolls: Roll | Bits, grid: Grid = LOOP) -> Values:
-    """Bass notes that begin in a bar, mean over the bars. 0 to 16 for a monophonic bass.
+    """Bass notes that begin in a bar, mean over the bars. 0 to its steps for a monophonic bass.
 
     Where a note begins, `Bits.onsets` says.
     """
@@ -49,7 +49,7 @@ def pitch_entropy(rolls: Roll | Bits, grid: Grid = LOOP) -> Values:
 
 
 def distinct_bars(rolls: Roll | Bits, grid: Grid = LOOP) -> Values:
-    """How many different bars the loop is made of. 1, always the same, to 8."""
+    """How many different bars the loop is made of. 1, always the same, to all of them."""
     words = as_bits(rolls, grid).words
     bars = words.reshape(*words.shape[:2], grid.bars, grid.steps_per_bar)
     distinct = np.ones(words.shape[1], dtype=np.int64)
@@ -62,11 +62,11 @@ def distinct_bars(rolls: Roll | Bits, grid: Grid = LOOP) -> Values:
 
 
 def off_beat_share(rolls: Roll | Bits, grid: Grid = LOOP) -> Values:
-    """Share of drum hits and bass onsets that do not fall on a beat. 0, also in silence, to 1."""
+    """Share of drum hits and bass onsets off the meter's pulses. 0, also in silence, to 1."""
     bits = as_bits(rolls, grid)
     onsets = count((bits.words ^ bits.bass) | bits.onsets)
     total = onsets.sum(axis=1, dtype=np.int64)
-    on_beat = onsets[:, :: grid.steps_per_beat].sum(axis=1, dtype=np.int64)
+    on_beat = onsets[:, :: grid.steps_per_pulse].sum(axis=1, dtype=np.int64)
     return as_values((total - on_beat) / np.maximum(total, 1))
 
 

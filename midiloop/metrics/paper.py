@@ -27,12 +27,12 @@ NO_LOOPS = "no loops to measure; extract or generate some first"
 
 
 def bar_distance(rolls: Roll | Bits, grid: Grid = LOOP) -> Values:
-    """HD: share of cells in which the first bar and the one half-way differ.
+    """HD: share of cells in which the first bar and the one half-way, `Grid.middle_bar`, differ.
 
     Range: 0, the loop repeats itself after half its length, to 1, each cell differs. Better: lower,
     down to the value of the training loops; the paper's rule keeps those below 0.0015.
     """
-    words, half = as_bits(rolls, grid).words, grid.bars // 2 * grid.steps_per_bar
+    words, half = as_bits(rolls, grid).words, grid.middle_bar * grid.steps_per_bar
     apart = words[:, :, : grid.steps_per_bar] ^ words[:, :, half : half + grid.steps_per_bar]
     return as_values(count(apart).sum(axis=1) / grid.cells_per_bar)
 

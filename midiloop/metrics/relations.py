@@ -32,8 +32,10 @@ class Relation(IntEnum):
     Attributes:
         EXACT: all cells are the same.
         TRANSPOSED: the bass moved by some semitones; of the bass alone.
-        SAME_BEATS: all but the last beat are the same, and something sounds in them.
-        SAME_HALF: the first half is the same, and something sounds in it.
+        SAME_BEATS: all but the last beat are the same, and something sounds in them. Beats are the
+            meter's pulses: three of 3/4, two of 6/8.
+        SAME_HALF: the first half is the same, and something sounds in it. It is half of the steps,
+            rounded down: one and a half beats of 3/4.
         NEAR: at most `NEAR_CELLS` cells differ.
         SAME_RHYTHM: notes begin and end on the same steps, at other pitches; of the bass alone.
         NEW: none of these.
@@ -155,7 +157,7 @@ def _bars(bits: Bits, part: Part) -> _Bars:
     words = bits.bass if part == "bass" else bits.words & ~bits.bass
     # (words, n, steps) -> (bars, words, n, steps a bar)
     cells = words.reshape(*words.shape[:2], grid.bars, -1).transpose(2, 0, 1, 3).copy()
-    starts = grid.steps_per_bar - grid.steps_per_beat, grid.steps_per_bar // 2
+    starts = grid.steps_per_bar - grid.steps_per_pulse, grid.steps_per_bar // 2
     sounds: Roll = np.bitwise_or.reduce(cells, axis=1) != 0
     begins = np.stack([sounds[:, :, :end].any(axis=2) for end in starts], axis=1)
     if part == "drums":

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midiloop.errors import LoopError
-from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
+from midiloop.grid import LOOP, Grid, Roll
 from midiloop.midi.key import Key, estimate
 from midiloop.midi.score import Meter, Player, Score, Tempo, Track
 
@@ -22,7 +22,7 @@ _BASS_NAME = re.compile(r"bass(?!oon|et|[ _-]*drum|[ _-]*kick)", re.IGNORECASE)
 DRUM_VELOCITY = 100
 BASS_VELOCITY = 80
 DECODED_PROGRAM = 33  # electric bass (finger)
-TICKS_PER_QUARTER = 480
+TICKS_PER_QUARTER = 480  # at least, so that a step is whole ticks
 MIN_BPM, MAX_BPM = 4.0, 1000.0
 SILENT = 127  # in a line of pitches: no note; above every pitch, so that the lowest one wins
 
@@ -176,11 +176,19 @@ def decode(roll: Roll, tempo_bpm: float = 120.0, *, name: str = "", grid: Grid =
         raise LoopError(f"expected a tempo from 4 to 1,000 bpm, got {tempo_bpm}")
     drums = _decoded("drums", _hits(roll[:, : grid.n_drums]), DRUM_VELOCITY, name, grid)
     bass = _decoded("bass", _runs(roll[:, grid.n_drums :]), BASS_VELOCITY, name, grid)
-    tempo = Tempo(0, tempo_bpm)
-    length_ticks = len(roll) * TICKS_PER_QUARTER // grid.steps_per_beat
-    meter = Meter(0, BEATS_PER_BAR, 4)
-    found = Score(TICKS_PER_QUARTER, (drums, bass), (tempo,), (meter,), length_ticks)
+    per_step = _ticks_per_step(grid)
+    found = Score(
+        per_step * grid.steps_per_beat,
+        (drums, bass),
+        (Tempo(0, tempo_bpm),),
+        (Meter(0, *grid.meter),),
+        per_step * len(roll),
+    )
     return replace(found, key=bass_key(found))
+
+
+def _ticks_per_step(grid: Grid) -> int:
+    return -(-TICKS_PER_QUARTER // grid.steps_per_beat)
 
 
 def _hits(roll: Roll) -> NDArray[np.int64]:
@@ -202,7 +210,7 @@ def _decoded(part: str, notes: NDArray[np.int64], velocity: int, name: str, grid
     columns, starts, ends = notes
     is_drum = part == "drums"
     kit = np.array([drum.pitch for drum in grid.drums])
-    ticks_per_step = TICKS_PER_QUARTER // grid.steps_per_beat
+    ticks_per_step = _ticks_per_step(grid)
     return Track(
         name=f"{name} {part}".strip(),
         program=0 if is_drum else DECODED_PROGRAM,

@@ -26,7 +26,7 @@ from midiloop.common.engine import BETWEEN_ITEMS, CRASHED, TIMEOUT, Engine, Turn
 from midiloop.common.processes import Processes
 from midiloop.dataset.records import Counts, Reject, SongRecord
 from midiloop.errors import CallError, LoopError, MidiError, counted
-from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
+from midiloop.grid import LOOP, Grid, Roll
 from midiloop.midi import performance, pianoroll, score
 from midiloop.midi.performance import OFFSETS_PER_STEP, WindowPerformances
 from midiloop.midi.score import Meter, Player, Score
@@ -45,7 +45,8 @@ MAX_SEALING_THREADS = 2  # each holds a shard in memory
 REASONS = {
     **corpus.REASONS,
     **score.REASONS,
-    "not_4_4": "a time signature other than 4/4 is in force somewhere",
+    "not_4_4": "a time signature other than 4/4 is in force somewhere; `not_3_4` and so on, where "
+    "another meter was asked for",
     "no_meter": "no time signature is stated",
     "no_bass": "no bass: no note of programs 32 to 39 from C1 to B7",
     "no_drums": "no drums: no note of the nine drum columns on channel 10",
@@ -63,6 +64,7 @@ class Settings:
     Attributes:
         rules: when a window is a loop.
         stride_bars: windows start at every so many bars.
+        grid: of the loops; bars are those of its meter.
     """
 
     rules: Rules = rules.PRESETS["paper"]
@@ -106,7 +108,7 @@ def _check_usable(
     settings: Settings,
 ) -> None:
     """Raise `MidiError` where a song of these meters and instruments has no loops."""
-    if problem := rules.meter_problem(meters, length_ticks, settings.rules):
+    if problem := rules.meter_problem(meters, length_ticks, settings.rules, settings.grid.meter):
         raise MidiError(*problem)
     by_name = settings.rules.bass_by_name
     if not any(pianoroll.is_encoded(p, by_name=by_name) for p in players if not p.is_drum):
@@ -124,10 +126,11 @@ def _windows(song: Score, settings: Settings) -> list[tuple[Run, Roll, NDArray[n
     """
     grid, by_name = settings.grid, settings.rules.bass_by_name
     found, used = [], np.zeros(grid.columns, np.bool_)
-    for run in rules.runs(song.meters, song.length_ticks, song.ticks_per_quarter, settings.rules):
+    tpq = song.ticks_per_quarter
+    for run in rules.runs(song.meters, song.length_ticks, tpq, settings.rules, grid.meter):
         roll = pianoroll.encode(song, grid, by_name=by_name, span=run[:2])
         starts = rules.find(roll, settings.rules, stride_bars=settings.stride_bars, grid=grid)
-        whole = (run.end_tick - run.start_tick) // (BEATS_PER_BAR * song.ticks_per_quarter)
+        whole = grid.meter.bars(run.end_tick - run.start_tick, tpq)
         if run.end_tick < song.length_ticks:  # a bar that is cut short is none
             starts = starts[starts + grid.bars <= whole]
         used |= roll.any(axis=0)
@@ -147,12 +150,12 @@ def mine(file: str, data: bytes, settings: Settings) -> SongRecord:
     """
     parsed, grid = score.parse(data), settings.grid
     # Half of all files end here: before their notes are turned into arrays.
-    if problem := rules.meter_problem(parsed.meters, None, settings.rules):
+    if problem := rules.meter_problem(parsed.meters, None, settings.rules, grid.meter):
         raise MidiError(*problem)
     parsed = parsed.merged(pianoroll.BASS_PROGRAMS)
     _check_usable(parsed.meters, None, parsed.instruments(), settings)
     song = parsed.score(partial(pianoroll.is_encoded, by_name=settings.rules.bass_by_name))
-    if problem := rules.meter_problem(song.meters, song.length_ticks, settings.rules):
+    if problem := rules.meter_problem(song.meters, song.length_ticks, settings.rules, grid.meter):
         raise MidiError(*problem)
     windows = _windows(song, settings)
     if not any(len(starts) for _, _, starts in windows):

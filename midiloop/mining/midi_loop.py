@@ -6,6 +6,7 @@ track is the bass, its name does.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 
 from midiloop.common import files
 from midiloop.errors import CallError, LoopError, MidiError
-from midiloop.grid import BEATS_PER_BAR, LOOP, Grid, Roll
+from midiloop.grid import LOOP, Grid, Roll, TimeSignature
 from midiloop.midi import pianoroll, score
 from midiloop.midi.score import Score
 from midiloop.mining import extract, rules
@@ -37,6 +38,24 @@ class MidiLoop(NamedTuple):
     tempo_bpm: float
 
 
+def grid_of(path: Path) -> Grid:
+    """The usual grid in the meter that most of a MIDI file is in, where it never is in the usual.
+
+    What cannot be read, or is in a meter that the usual steps do not fit, has the usual grid.
+    """
+    try:
+        song = score.read(path)
+        lengths = Counter[TimeSignature]()
+        ends = [*(meter.tick for meter in song.meters[1:]), song.length_ticks]
+        for meter, end in zip(song.meters, ends, strict=False):
+            lengths[TimeSignature(*meter[1:])] += end - meter.tick
+        if lengths and not any(meter.is_like(LOOP.meter) for meter in lengths):
+            return replace(LOOP, meter=max(lengths, key=lambda meter: lengths[meter]))
+    except (LoopError, OSError):
+        pass  # which whoever reads the loop says
+    return LOOP
+
+
 def read(path: Path, grid: Grid = LOOP, *, search: bool = False, shorter: bool = False) -> MidiLoop:
     """The loop of a MIDI file: the first bars of it, as many as a loop has.
 
@@ -55,8 +74,8 @@ def read(path: Path, grid: Grid = LOOP, *, search: bool = False, shorter: bool =
         raise CallError(f"{name}: no such file; give a MIDI file")
     try:
         song = score.read(path)
-        run = _first_run(song)
-        if search and _bars_begun(song, run) != grid.bars:
+        run = _first_run(song, grid)
+        if search and _bars_begun(song, run, grid) != grid.bars:
             try:
                 return _first_loop(path, grid)
             except MidiError:
@@ -65,8 +84,8 @@ def read(path: Path, grid: Grid = LOOP, *, search: bool = False, shorter: bool =
     except MidiError as error:
         raise LoopError(f"{name}: {error.reason}, {error.detail}; give another file") from error
     # A file of one loop is circular: what is early on its first step stands at its end.
-    circular = _bars_begun(song, run) == grid.bars
-    loop_end = run.start_tick + BEATS_PER_BAR * song.ticks_per_quarter * grid.bars
+    circular = _bars_begun(song, run, grid) == grid.bars
+    loop_end = run.start_tick + int(grid.meter.beats * song.ticks_per_quarter * grid.bars)
     end = min(song.length_ticks, loop_end) if circular else song.length_ticks
     roll = pianoroll.encode(
         song,
@@ -83,16 +102,17 @@ def read(path: Path, grid: Grid = LOOP, *, search: bool = False, shorter: bool =
     return MidiLoop(roll, run.first_bar, float(np.median(song.tempo_bpm_at(ticks))))
 
 
-def _first_run(song: Score) -> Run:
-    """Where its first bar begins; at tick 0 in a song without bars of four quarters."""
-    found = rules.runs(song.meters, song.length_ticks, song.ticks_per_quarter, OPEN.rules)
+def _first_run(song: Score, grid: Grid) -> Run:
+    """Where its first bar begins; at tick 0 in a song without bars of the grid's meter."""
+    tpq = song.ticks_per_quarter
+    found = rules.runs(song.meters, song.length_ticks, tpq, OPEN.rules, grid.meter)
     return found[0] if found else Run(0, song.length_ticks, 0)
 
 
-def _bars_begun(song: Score, run: Run) -> int:
+def _bars_begun(song: Score, run: Run, grid: Grid) -> int:
     """How many bars it is to the last note that begins."""
     last = max(int(track.onsets.max()) for track in song.tracks)
-    return (last - run.start_tick) // (BEATS_PER_BAR * song.ticks_per_quarter) + 1
+    return grid.meter.bars(last - run.start_tick, song.ticks_per_quarter) + 1
 
 
 def _first_loop(path: Path, grid: Grid) -> MidiLoop:
@@ -107,7 +127,7 @@ def _padded(roll: Roll, path: Path, start_quarters: float, grid: Grid) -> Roll:
     n_bars, wanted = len(roll) // grid.steps_per_bar, grid.bars - 1
     if n_bars < wanted:
         quarters = score.end_of_tracks_quarters(path) - start_quarters
-        if quarters < BEATS_PER_BAR * wanted:
+        if quarters < grid.meter.beats * wanted:
             raise LoopError(
                 f"{files.printable(path)}: ends in bar {n_bars}, a loop has {grid.bars}; "
                 "take it out of the folder, or make it longer"

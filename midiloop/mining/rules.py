@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midiloop.errors import CallError
-from midiloop.grid import LOOP, Grid, Roll
+from midiloop.grid import COMMON_TIME, LOOP, Grid, Roll, TimeSignature
 from midiloop.midi.score import Meter
 
 
@@ -24,14 +24,15 @@ class Rules:
 
     Attributes:
         name: of the preset.
-        max_distance_cells: cells in which its first bar and the one half-way may differ; 2 of
-            16 · 93 = 1,488 are the paper's normalised Hamming distance below 0.0015.
+        max_distance_cells: cells in which its first bar and the one half-way, `Grid.middle_bar`,
+            may differ; 2 of 16 · 93 = 1,488 are the paper's normalised Hamming distance below
+            0.0015. It is as many on any grid.
         first_step_drums: drums that play on its first step.
         meter_required: a song that states no time signature is not used; otherwise it is in 4/4,
             as the MIDI standard says.
-        bars_by_meter: a time signature begins a bar, and all meters of four quarters will do
-            (2/2 and 8/8); what lies in others is left out. Otherwise a song is in 4/4 throughout,
-            from tick 0.
+        bars_by_meter: a time signature begins a bar, and all meters that are as the grid's will do
+            (2/2 and 8/8 for 4/4, see `TimeSignature.is_like`); what lies in others is left out.
+            Otherwise a song is in the grid's meter throughout, from tick 0.
         bass_by_name: where no track has a bass program, those that are called bass count.
     """
 
@@ -42,6 +43,8 @@ class Rules:
     bars_by_meter: bool = False
     bass_by_name: bool = False
 
+
+ASSUMED = Meter(0, *COMMON_TIME)  # where no time signature is stated, as the MIDI standard says
 
 PRESETS = {
     "paper": Rules("paper"),
@@ -67,7 +70,10 @@ def preset(name: str) -> Rules:
 
 
 def meter_problem(
-    meters: Sequence[Meter], length_ticks: int | None, rules: Rules
+    meters: Sequence[Meter],
+    length_ticks: int | None,
+    rules: Rules,
+    wanted: TimeSignature = COMMON_TIME,
 ) -> tuple[str, str] | None:
     """Reason and detail where a song's meter rules it out, else None.
 
@@ -78,25 +84,29 @@ def meter_problem(
         meters: in order of tick; of several at one tick the last counts.
         length_ticks: where the song ends; None where that is not known yet, and only what holds
             for any length is a problem.
+        wanted: the meter of the grid; the reason ``not_4_4`` names it.
     """
-    if rules.bars_by_meter:
-        at_start = {0: Meter(0, 4, 4)} | {meter.tick: meter for meter in meters}
-        if any(_four_quarters(meter) for meter in at_start.values()):
-            return None
-        return "not_4_4", f"{meters[0].numerator}/{meters[0].denominator}, and no bar of 4/4"
-    end = 1 if length_ticks is None else length_ticks
+    reason = f"not_{wanted.numerator}_{wanted.denominator}"
     at_tick = {meter.tick: meter for meter in meters}
+    if rules.bars_by_meter:
+        whole = {0: ASSUMED} | at_tick
+        if any(_signature(meter).is_like(wanted) for meter in whole.values()):
+            return None
+        return reason, f"{_signature(meters[0] if meters else ASSUMED)}, and no bar of {wanted}"
+    end = 1 if length_ticks is None else length_ticks
     in_force = [meter for meter in at_tick.values() if meter.tick < end]
-    for meter in in_force:
-        if (meter.numerator, meter.denominator) != (4, 4):
-            return "not_4_4", f"{meter.numerator}/{meter.denominator} at tick {meter.tick:,}"
     if rules.meter_required and not (meters if length_ticks is None else in_force):
         return "no_meter", "no time signature is stated; rules 'open' take that as 4/4"
+    if length_ticks is not None and not any(meter.tick == 0 for meter in in_force):
+        in_force.insert(0, ASSUMED)
+    for meter in in_force:
+        if _signature(meter) != wanted:
+            return reason, f"{_signature(meter)} at tick {meter.tick:,}"
     return None
 
 
 class Run(NamedTuple):
-    """Bars of four quarters in a row: where they begin and end, and the number of the first."""
+    """Bars of one meter in a row: where they begin and end, and the number of the first."""
 
     start_tick: int
     end_tick: int
@@ -104,41 +114,47 @@ class Run(NamedTuple):
 
 
 def runs(
-    meters: Sequence[Meter], length_ticks: int, ticks_per_quarter: int, rules: Rules
+    meters: Sequence[Meter],
+    length_ticks: int,
+    ticks_per_quarter: int,
+    rules: Rules,
+    wanted: TimeSignature = COMMON_TIME,
 ) -> list[Run]:
     """Where loops may lie in a song, in order.
 
     Args:
         meters: in order of tick; of several at one tick the last counts.
+        wanted: the meter of the grid.
     """
     if not rules.bars_by_meter:
         return [Run(0, length_ticks, 0)]
-    at_tick = {0: Meter(0, 4, 4)} | {meter.tick: meter for meter in meters}
+    at_tick = {0: ASSUMED} | {meter.tick: meter for meter in meters}
     changes = [meter for meter in at_tick.values() if meter.tick < max(1, length_ticks)]
     found, n_bars, goes_on = list[Run](), 0, False
     for number, meter in enumerate(changes):
         end = changes[number + 1].tick if number + 1 < len(changes) else length_ticks
         bar_ticks = 4 * meter.numerator * ticks_per_quarter / meter.denominator
-        if _four_quarters(meter):
+        is_wanted = _signature(meter).is_like(wanted)
+        if is_wanted:
             # A time signature that is stated again on a bar line changes nothing.
             off_line = (meter.tick - found[-1].start_tick + 1) % bar_ticks if goes_on else bar_ticks
             if goes_on and off_line <= 2:
                 found[-1] = found[-1]._replace(end_tick=end)
             else:
                 found.append(Run(meter.tick, end, n_bars))
-        goes_on = _four_quarters(meter)
+        goes_on = is_wanted
         n_bars += ceil((end - meter.tick) / bar_ticks)
     return found
 
 
-def _four_quarters(meter: Meter) -> bool:
-    return meter.numerator == meter.denominator
+def _signature(meter: Meter) -> TimeSignature:
+    return TimeSignature(meter.numerator, meter.denominator)
 
 
 def bar_distances_cells(
     roll: Roll, start_bars: NDArray[np.int64], grid: Grid = LOOP
 ) -> NDArray[np.int64]:
-    """Hamming distance of the first bar of each window and the one half a loop later, in cells.
+    """Hamming distance of the first bar of each window and its `Grid.middle_bar`, in cells.
 
     Args:
         roll: bool (bars · steps a bar, columns), a whole song.
@@ -148,7 +164,7 @@ def bar_distances_cells(
         int64 (n,).
     """
     bars = roll.reshape(-1, grid.cells_per_bar)
-    differ = bars[start_bars] != bars[start_bars + grid.bars // 2]
+    differ = bars[start_bars] != bars[start_bars + grid.middle_bar]
     return np.asarray(np.count_nonzero(differ, axis=1), dtype=np.int64)
 
 

@@ -27,8 +27,8 @@ KINDS: dict[str, Kind] = {
     "cnn-vae": Kind(CNNVAE, CNNVAEConfig, GRID),
     "vq-vae": Kind(VQVAE, VQVAEConfig, GRID),
     "prior": Kind(Prior, PriorConfig, GRID),
-    "loop-transformer": Kind(LoopTransformer, LoopTransformerConfig),
-    "hands": Kind(Hands, HandsConfig),
+    "loop-transformer": Kind(LoopTransformer, LoopTransformerConfig, GRID),
+    "hands": Kind(Hands, HandsConfig, GRID),
 }
 
 # ``paper``: the appendix tables; ``full``: what ships; ``small``: less to wait for. A model's first

@@ -96,7 +96,7 @@ def possible_shifts(bass: Tensor, n_tokens: int) -> Tensor:
     return (lowest + shifts >= 1) & (highest + shifts < n_tokens) & (shifts != 0) & ~silent
 
 
-def relations(tokens: Tokens, order: Tensor, steps_per_beat: int) -> Relations:
+def relations(tokens: Tokens, order: Tensor, steps_per_pulse: int) -> Relations:
     """The relations of bars (B, bars, steps) that are written in an order (B, bars).
 
     Kinds are those of `metrics.relations`, transpositions up to `MAX_SHIFT`. Of the bars with which
@@ -104,11 +104,11 @@ def relations(tokens: Tokens, order: Tensor, steps_per_beat: int) -> Relations:
     """
     turn = order.argsort(1)
     earlier = turn[:, :, None] < turn[:, None]  # (B, source, bar)
-    drums = _alike(tokens.drums, steps_per_beat)
+    drums = _alike(tokens.drums, steps_per_pulse)
     cells = drum_cells(tokens.drums[:, :, None], tokens.drums[:, None]).sum(3)
     drums[Relation.NEAR] = cells <= NEAR_CELLS
     source, bar = tokens.bass[:, :, None], tokens.bass[:, None]  # (B, source, bar, steps)
-    bass = _alike(tokens.bass, steps_per_beat)
+    bass = _alike(tokens.bass, steps_per_pulse)
     bass[Relation.NEAR] = bass_cells(source, bar).sum(3) <= NEAR_CELLS
     goes_on = continues(tokens.bass)
     same_rhythm = ((source > 0) == (bar > 0)) & (goes_on[:, :, None] == goes_on[:, None])
@@ -144,14 +144,14 @@ def pick(values: Tensor, order: Tensor) -> Tensor:
     return values.gather(1, at)
 
 
-def _alike(tokens: Tensor, steps_per_beat: int) -> dict[Relation, Tensor]:
+def _alike(tokens: Tensor, steps_per_pulse: int) -> dict[Relation, Tensor]:
     """Which bars (B, bars, steps) begin alike, for how long: bool (B, source, bar)."""
     same = (tokens[:, :, None] == tokens[:, None]).cumprod(3).bool()
     sounds = (tokens > 0).cumsum(2)[:, None] > 0  # up to each step, (B, 1, bar, steps)
     steps = tokens.shape[2]
     return {
         Relation.EXACT: same[..., -1],
-        Relation.SAME_BEATS: (same & sounds)[..., steps - steps_per_beat - 1],
+        Relation.SAME_BEATS: (same & sounds)[..., steps - steps_per_pulse - 1],
         Relation.SAME_HALF: (same & sounds)[..., steps // 2 - 1],
     }
 

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from midiloop.common.configs import Depth, Heads, Range, Share, Width
 from midiloop.common.sampling import draw
-from midiloop.grid import BEATS_PER_BAR
 from midiloop.models.layers import Loss, Model, RollConfig
 
 ROLL, VELOCITY, OFFSET = 0, 1, 2  # planes of a played loop
@@ -134,7 +133,7 @@ class Hands(Model):
         if c.dim % c.heads:
             raise ValueError(f"{c.dim} channels are not {c.heads} heads")
         self.bin_width = OFFSETS / c.offset_bins
-        self.bar_steps = c.steps_per_beat * BEATS_PER_BAR
+        self.bar_steps = c.steps_per_bar
         self.velocity = nn.Embedding(VELOCITIES + 1, c.dim)  # the last one is not known
         self.offset = nn.Embedding(c.offset_bins + 1, c.dim)
         self.beat = nn.Embedding(self.bar_steps, c.dim)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from midiloop.common.configs import Range, Steps
-from midiloop.grid import BEATS_PER_BAR, LOOP, Grid
+from midiloop.grid import DENOMINATORS, LOOP, MAX_NUMERATOR, Grid, TimeSignature
 
 LEAK = 0.2
 
@@ -23,6 +23,10 @@ class RollConfig:
         bars, steps_per_beat: of a loop.
         drums: columns of them.
         lowest_pitch, highest_pitch: of the bass columns, both included.
+        numerator, denominator: of the meter.
+
+    Raises:
+        LoopError: there is no such meter, or a pulse of it is no whole number of steps.
     """
 
     bars: Steps = LOOP.bars
@@ -30,11 +34,31 @@ class RollConfig:
     drums: Annotated[int, Range(1, 128)] = LOOP.n_drums
     lowest_pitch: Annotated[int, Range(0, 127)] = LOOP.lowest_pitch
     highest_pitch: Annotated[int, Range(0, 127)] = LOOP.highest_pitch
+    numerator: Annotated[int, Range(1, MAX_NUMERATOR)] = LOOP.meter.numerator
+    denominator: Annotated[int, Range(1, DENOMINATORS[-1])] = LOOP.meter.denominator
+
+    def __post_init__(self) -> None:
+        Grid(self.bars, self.steps_per_beat, (), 0, 0, self.meter)
+
+    @property
+    def meter(self) -> TimeSignature:
+        """Of each bar."""
+        return TimeSignature(self.numerator, self.denominator)
+
+    @property
+    def steps_per_pulse(self) -> int:
+        """Steps in a pulse of the meter."""
+        return self.steps_per_bar // self.meter.pulses
+
+    @property
+    def steps_per_bar(self) -> int:
+        """Steps in a bar."""
+        return 4 * self.numerator * self.steps_per_beat // self.denominator
 
     @property
     def steps(self) -> int:
         """Of a loop."""
-        return self.bars * self.steps_per_beat * BEATS_PER_BAR
+        return self.bars * self.steps_per_bar
 
     @property
     def pitches(self) -> int:
@@ -55,6 +79,8 @@ class RollConfig:
             drums=grid.n_drums,
             lowest_pitch=grid.lowest_pitch,
             highest_pitch=grid.highest_pitch,
+            numerator=grid.meter.numerator,
+            denominator=grid.meter.denominator,
         )
 
 

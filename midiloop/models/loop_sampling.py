@@ -117,7 +117,7 @@ class _Writing:
         self.before = about
         for beat in range(c.beats):
             known = self._step(at, 1 + beat, self.before + aligned[:, beat])
-            steps = slice(beat * c.steps_per_beat, (beat + 1) * c.steps_per_beat)
+            steps = slice(beat * c.steps_per_pulse, (beat + 1) * c.steps_per_pulse)
             self._beat(at, steps, known, bar, copied[:, steps].flatten(1))
             said = Tokens(*(part[:, at : at + 1, steps] for part in self.tokens))
             embedded = torch.stack([model.drums(said.drums), model.bass(said.bass)], 3)
@@ -158,7 +158,7 @@ class _Writing:
         model, n = self.model, len(known)
         labels = None
         if self.kept[:, at].any():
-            every = relations(self.tokens, self.order.repeat(n, 1), self.config.steps_per_beat)
+            every = relations(self.tokens, self.order.repeat(n, 1), self.config.steps_per_pulse)
             labels = Relations(*(field[:, at : at + 1] for field in every))
         found: list[Tensor] = []
         words: list[Tensor] = []

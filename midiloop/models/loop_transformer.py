@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from midiloop.common.configs import Depth, Heads, Range, Share, Width
-from midiloop.grid import BEATS_PER_BAR
 from midiloop.metrics.relations import NEAR_CELLS, Relation
 from midiloop.models.bar_relations import (
     BASS_KINDS,
@@ -51,6 +50,7 @@ from midiloop.models.layers import Loss, Model, RollConfig
 
 SHIFT = 2  # the third word of a relation, after those of drums and bass
 SHIFTS = 2 * MAX_SHIFT + 1
+MAX_SLOTS = 96  # of a beat: weights from each to each later one grow with their square
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class LoopTransformerConfig(RollConfig):
 
     @property
     def beats(self) -> int:
-        """Of a bar."""
-        return BEATS_PER_BAR
+        """Of a bar, as its meter counts them: two of 6/8."""
+        return self.meter.pulses
 
     @property
     def slots(self) -> int:
         """Tokens of a beat: drums and bass of each step."""
-        return 2 * self.steps_per_beat
+        return 2 * self.steps_per_pulse
 
     @property
     def drum_tokens(self) -> int:
@@ -203,6 +203,8 @@ class LoopTransformer(Model):
         c, d, e = config, config.dim, config.token_dim
         if d % c.heads:
             raise ValueError(f"{d} channels are not {c.heads} heads")
+        if c.slots > MAX_SLOTS:
+            raise ValueError(f"{c.steps_per_pulse} steps a beat are over {MAX_SLOTS // 2}")
         self.n_words = [1 + len(kinds) * c.bars for kinds in (DRUM_KINDS, BASS_KINDS)]
         # One more token in each table: there is no source.
         self.drums = nn.Embedding(c.drum_tokens + 1, e)
@@ -268,7 +270,7 @@ class LoopTransformer(Model):
     def _nats(self, rolls: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of relations, drums and bass: (B,) each. Order (B, bars) is that of writing."""
         tokens = to_tokens(rolls, self.config)
-        found = relations(tokens, order, self.config.steps_per_beat)
+        found = relations(tokens, order, self.config.steps_per_pulse)
         ordered = Tokens(*(pick(part, order) for part in tokens))
         found = Relations(*(pick(field, order) for field in found))
         bar = self.bar(tokens, found)
@@ -346,7 +348,7 @@ class LoopTransformer(Model):
     def bar(self, tokens: Tokens, found: Relations) -> Bar:
         """What relations (B, n) leave to draw; tokens (B, bars, steps) hold the bars before."""
         c = self.config
-        spb = c.steps_per_beat
+        spb = c.steps_per_pulse
         drums = pick(tokens.drums, found.drum_source)
         bass = shifted(pick(tokens.bass, found.bass_source), found.shift)
         step = torch.arange(c.beats * spb, device=drums.device)
@@ -401,7 +403,7 @@ class LoopTransformer(Model):
     def embedded(self, tokens: Tokens) -> Tensor:
         """(B, n, steps) to (B, n, beats, slots, E)."""
         both = torch.stack([self.drums(tokens.drums), self.bass(tokens.bass)], 3)
-        spb = self.config.steps_per_beat
+        spb = self.config.steps_per_pulse
         return rearrange(both, "b n (beat step) part e -> b n beat (step part) e", step=spb)
 
     def content_of(self, tokens: Tokens) -> Tensor:
@@ -415,7 +417,7 @@ class LoopTransformer(Model):
         return sources
 
     def _token_nats(self, known: Tensor, tokens: Tokens, bar: Bar) -> tuple[Tensor, Tensor]:
-        spb = self.config.steps_per_beat
+        spb = self.config.steps_per_pulse
         by_beat = "b bar (beat step) -> (b bar beat) step"
 
         def beats(steps: Tensor) -> Tensor:

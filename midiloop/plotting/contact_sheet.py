@@ -33,23 +33,27 @@ def pictures(
 ) -> ContactSheet:
     """Loops to draw: of a dataset from songs evenly spread over it, of each MIDI file its first.
 
+    MIDI files are read on the grid of a dataset beside them, else on the usual one, in their meter
+    where they have one in common.
+
     Raises:
         CallError: a source is neither a dataset nor a MIDI file.
         LoopError: one cannot be read, nothing matches, or they lie on different grids.
     """
     found: list[Picture] = []
-    grids: set[Grid] = set()
+    grids = {parquet.LoopDataset(source).grid for source in sources if source.is_dir()}
+    of_files = {midi_loop.grid_of(source) for source in sources if not grids and _is_midi(source)}
+    grids = grids or (of_files if len(of_files) == 1 else {LOOP})
+    of_midi = next(iter(grids))
     for source in sources:
         if not source.exists():
             raise CallError(f"{source}: no such file or folder; check the path")
         if source.is_dir():
             dataset = parquet.LoopDataset(source)
-            grids.add(dataset.grid)
             spread = dataset.spread(limit or DEFAULT_LOOPS, per_song=1, song=song, split=split)
             found += [picture for batch in spread for picture in _of_batch(batch)]
-        elif source.name.lower().endswith(corpus.MIDI_SUFFIXES):
-            grids.add(LOOP)
-            found.append(_of_midi(source))
+        elif _is_midi(source):
+            found.append(_of_midi(source, of_midi))
         else:
             raise CallError(f"{source}: neither a loop dataset nor a MIDI file; give one of them")
     if not found:
@@ -82,7 +86,11 @@ def _of_batch(batch: parquet.LoopBatch) -> list[Picture]:
     ]
 
 
-def _of_midi(path: Path) -> Picture:
+def _is_midi(path: Path) -> bool:
+    return path.name.lower().endswith(corpus.MIDI_SUFFIXES)
+
+
+def _of_midi(path: Path, grid: Grid) -> Picture:
     """The loop of a file, or its first bars."""
-    loop = midi_loop.read(path, search=True, shorter=True)
+    loop = midi_loop.read(path, grid, search=True, shorter=True)
     return Picture(loop.roll, f"{path.stem} · bar {loop.start_bar + 1}", loop.tempo_bpm)

@@ -122,12 +122,12 @@ def draw(picture: Picture | Roll, path: Path, *, grid: Grid = LOOP) -> None:
         y = canvas.height - edge - 5
         if picture.reference is not None:
             _draw_marks(canvas, left + lane, y)
-        if len(picture.roll) == grid.steps:  # the rest has no tint to explain
+        if len(picture.roll) == grid.steps and grid.bars > 1:  # the rest has no tint to explain
             for inset, colour in ((0, BAR_LINE), (1, "white"), (1, TINT)):
                 canvas.boxes(
                     [(left + inset, y - 6 + inset, 12 - 2 * inset, 12 - 2 * inset)], colour
                 )
-            compared = f"bars 1 and {grid.bars // 2 + 1}: nearly equal in a loop"
+            compared = f"bars 1 and {grid.middle_bar + 1}: nearly equal in a loop"
             canvas.text(left + 20, y, compared, LARGE.label, FAINT)
 
 
@@ -355,15 +355,15 @@ class _Lane:
         return self.y(row - 0.5)
 
     def draw_ground(self, grid: Grid) -> None:
-        """Tint the first bar of each half, which the loop rule compares; longer rolls have none."""
-        if self.steps == grid.steps:
-            starts = (0, grid.bars // 2 * grid.steps_per_bar)
+        """Tint the two bars which the loop rule compares; rolls of other lengths have none."""
+        if self.steps == grid.steps and grid.bars > 1:
+            starts = (0, grid.middle_bar * grid.steps_per_bar)
             bar = self.width / grid.bars
             self.canvas.boxes([(self.x(s), self.top, bar, self.height) for s in starts], TINT)
 
     def draw_grid(self, grid: Grid) -> None:
-        """Draw beats thin and bars strong, the frame among them."""
-        for stride, colour in ((grid.steps_per_beat, BEAT_LINE), (grid.steps_per_bar, BAR_LINE)):
+        """Draw pulses thin and bars strong, the frame among them."""
+        for stride, colour in ((grid.steps_per_pulse, BEAT_LINE), (grid.steps_per_bar, BAR_LINE)):
             steps = range(0, self.steps + 1, stride)
             self.canvas.boxes(
                 [(self.x(s) - 0.5, self.top, 1.0, self.height) for s in steps], colour

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 
 from midiloop import models
-from midiloop.common import checkpoint, devices, files, trainer
+from midiloop.common import checkpoint, configs, devices, files, trainer
 from midiloop.common.train_config import Budget, TrainConfig
 from midiloop.common.trainer import Progress, Trainer
 from midiloop.common.training_record import check_folder
 from midiloop.dataset import tensors
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.dataset.tensors import PackedLoops
-from midiloop.errors import CallError, LoopError
-from midiloop.grid import Grid
+from midiloop.errors import CallError, LoopError, counted
+from midiloop.grid import LOOP, Grid
 from midiloop.models.hands import Hands, HandsConfig
 from midiloop.models.layers import CodeModel, Model, RollConfig, RollModel
 from midiloop.models.prior import PriorConfig
@@ -79,8 +79,8 @@ class Trained:
         }
 
 
-def stages(model: str, preset: str | None = None) -> list[Stage]:
-    """What has to be trained for a model, in order; without a preset its first one.
+def stages(model: str, preset: str | None = None, grid: Grid = LOOP) -> list[Stage]:
+    """What has to be trained for a model of a grid, in order; without a preset its first one.
 
     Raises:
         CallError: there is no such model, or it has no such preset.
@@ -92,10 +92,11 @@ def stages(model: str, preset: str | None = None) -> list[Stage]:
     preset = preset or next(iter(found))
     if preset not in found:
         raise CallError(f"{model} has no preset {preset!r}; choose from {', '.join(found)}")
-    first = Stage(model, model, found[preset])
+    config = found[preset].on(grid)
+    first = Stage(model, model, config)
     if model != CODEC:
         return [first]
-    prior = models.PRESETS[PRIOR][preset]
+    prior = replace(models.PRESETS[PRIOR][preset], code_steps=config.code_steps)
     return [first, Stage(PRIOR, PRIOR, prior)]
 
 
@@ -123,7 +124,7 @@ def run(
     Raises:
         CallError, LoopError: see `stages` and `run_stages`.
     """
-    plan = stages(model, preset)
+    plan = stages(model, preset, dataset.grid)
     if model == "loop-transformer":
         config = replace(config, warmup_steps=WARMUP_STEPS, ema_decay=EMA_DECAY)
     chosen = [stage for stage in plan if only in (None, stage.name)]
@@ -171,7 +172,7 @@ def run_stages(
     Raises:
         CallError: see `Trainer.fit`.
         LoopError: a split is empty, the first stage is missing, or the loss is not a number;
-            or the dataset is on another grid than the model.
+            or the dataset is on another grid than the model, or on one that it cannot have.
     """
     _check_start(chosen, dataset, out, resume=resume, events=events)
     if HANDS in {stage.name for stage in chosen} and (transpose or not distinct):
@@ -188,6 +189,7 @@ def run_stages(
             "rules": dataset.manifest["rules"]["name"],
             "counts": dataset.manifest["counts"],
             "fingerprint": dataset.fingerprint,
+            **({} if dataset.grid == LOOP else {"grid": dataset.grid.as_json()}),
         },
         "distinct": distinct,
     }
@@ -257,9 +259,11 @@ def _check_start(
         check_folder(out / stage.name, resume=resume)
         if isinstance(stage.config, RollConfig):
             check_grid(stage.config, dataset.grid, dataset.path)
+            _check_fits(stage, dataset)
     if PRIOR in {stage.name for stage in chosen} and CODEC not in {stage.name for stage in chosen}:
         (prior,) = (stage.config for stage in chosen if stage.name == PRIOR)
-        _codec(out / CODEC, prior, torch.device("cpu"))
+        codec = _codec(out / CODEC, prior, torch.device("cpu"))
+        check_grid(codec.config, dataset.grid, dataset.path)
     if events:
         trainer.event_writer()
 
@@ -268,10 +272,25 @@ def check_grid(config: RollConfig, grid: Grid, where: Path) -> None:
     """Raise `LoopError` unless loops of a grid are what a model takes."""
     if config.on(grid) != config:
         raise LoopError(
-            f"{files.printable(where)}: loops of {grid.bars} bars, {grid.steps} steps and "
-            f"{grid.columns} columns, and the model takes {config.bars}, {config.steps} and "
-            f"{config.columns}; extract the loops on the model's grid"
+            f"{files.printable(where)}: loops of {counted(grid.bars, 'bar')} of {grid.meter}, "
+            f"{grid.steps} steps and {grid.columns} columns, and the model takes {config.bars} of "
+            f"{config.meter}, {config.steps} and {config.columns}; extract the loops on the "
+            "model's grid"
         )
+
+
+def _check_fits(stage: Stage, dataset: LoopDataset) -> None:
+    """Raise `LoopError` where no model of a kind can be made for the grid of a dataset."""
+    try:
+        configs.from_json(type(stage.config), asdict(stage.config))
+        with checkpoint.shapes_alone():
+            models.build(stage.kind, stage.config)
+    except ValueError as error:
+        raise LoopError(
+            f"{files.printable(dataset.path)}: no {stage.kind} takes loops of "
+            f"{files.shortened(str(dataset.grid), 80)} ({error}); extract other --bars or "
+            "--steps-per-beat, or train another model"
+        ) from None
 
 
 def _objective(

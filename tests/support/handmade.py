@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from midiloop.grid import LOOP, Roll
+from midiloop.grid import LOOP, Grid, Roll, TimeSignature
 from midiloop.midi.score import Meter, Score, Tempo, Track
 
 if TYPE_CHECKING:
@@ -91,18 +91,38 @@ def groove(
     return score(track(hits, drum=True), track(line, program=33))
 
 
-def random_rolls(rng: np.random.Generator, n: int, *, monophonic: bool = True) -> Roll:
+WALTZ = Grid(bars=4, meter=TimeSignature(3, 4), steps_per_beat=6)
+JIG = Grid(bars=2, meter=TimeSignature(6, 8))
+GRIDS = (LOOP, WALTZ, JIG)
+
+
+def waltz(n_bars: int, *, pitches: Sequence[int] = (33, 36)) -> Score:
+    """A song in 3/4 with triplets, which repeats every two bars."""
+    bar, hits, line = 3 * TPQ, [], []
+    for number in range(n_bars):
+        at, pitch = number * bar, pitches[number % len(pitches)]
+        hits += [(at, STEP, KICK), (at + TPQ, STEP, HAT), (at + 2 * TPQ, STEP, HAT)]
+        hits += [(at + TPQ + third * TPQ // 3, STEP, SNARE) for third in range(3)]
+        hits += [(at, STEP, CRASH)] if number % 4 == 0 else []
+        line += [(at, 2 * TPQ, pitch), (at + 2 * TPQ, TPQ // 3, pitch + 7)]
+    drums, bass = track(hits, drum=True), track(line, program=33)
+    return score(drums, bass, meters=[Meter(0, 3, 4)], length=n_bars * bar)
+
+
+def random_rolls(
+    rng: np.random.Generator, n: int, *, monophonic: bool = True, grid: Grid = LOOP
+) -> Roll:
     """Rolls (n, steps, columns) with drums and bass anywhere, some steps and bars silent."""
-    rolls = np.zeros((n, LOOP.steps, LOOP.columns), dtype=np.bool_)
-    rolls[:, :, : LOOP.n_drums] = rng.random((n, LOOP.steps, LOOP.n_drums)) < 0.2
-    pitches = rng.integers(0, LOOP.n_pitches, (n, LOOP.steps))
-    held = np.repeat(pitches[:, ::4], 4, axis=1)
-    pitches = np.where(rng.random((n, LOOP.steps)) < 0.5, pitches, held)
-    playing = rng.random((n, LOOP.steps)) < 0.7
+    rolls = np.zeros((n, grid.steps, grid.columns), dtype=np.bool_)
+    rolls[:, :, : grid.n_drums] = rng.random((n, grid.steps, grid.n_drums)) < 0.2
+    pitches = rng.integers(0, grid.n_pitches, (n, grid.steps))
+    held = np.repeat(pitches[:, ::4], 4, axis=1)[:, : grid.steps]
+    pitches = np.where(rng.random((n, grid.steps)) < 0.5, pitches, held)
+    playing = rng.random((n, grid.steps)) < 0.7
     index, step = np.nonzero(playing)
-    rolls[index, step, LOOP.n_drums + pitches[index, step]] = True
+    rolls[index, step, grid.n_drums + pitches[index, step]] = True
     if not monophonic:
-        rolls[:, :, LOOP.n_drums :] |= rng.random((n, LOOP.steps, LOOP.n_pitches)) < 0.01
+        rolls[:, :, grid.n_drums :] |= rng.random((n, grid.steps, grid.n_pitches)) < 0.01
     return rolls
 
 

@@ -28,7 +28,7 @@ from audioloop.tokens import prefix
 from audioloop.tokens.magnet import decode, loops
 from audioloop.tokens.magnet.decode import DecodeConfig, Predict, Rescoring, TokenProbabilities
 from audioloop.tokens.model import Causal
-from midiloop.grid import BEATS_PER_BAR
+from midiloop.grid import LOOP
 
 SETTINGS = {
     "unconditioned": "the models are conditioned on beat, kit and bass, without notes",
@@ -174,7 +174,7 @@ def references(
     samples, foreign_samples = (codec.decode(one, circular=True) for one in (latent, foreign))
     frame, beat = (
         codec.config.frame,
-        round(method_input.n_frames / (method_input.bars * BEATS_PER_BAR)),
+        round(method_input.n_frames / (method_input.bars * LOOP.meter.pulses)),
     )
 
     n_cut = method_input.n_frames - beat // 2

@@ -18,8 +18,9 @@ from audioloop.pipelines import inputs
 from audioloop.rendering import synth
 from audioloop.rendering.render import Sound
 from audioloop.signal.beats import Pulse
-from handmade import groove
+from handmade import JIG, WALTZ, groove, random_rolls
 from midiloop.errors import LoopError
+from midiloop.grid import Grid, TimeSignature
 from midiloop.midi import pianoroll, score
 
 RATE = 8_000
@@ -62,6 +63,22 @@ def test_a_label_is_believed(suffix: str, tempo_bpm: float, saved: Saved) -> Non
     assert len(loop.wave) == label.samples(RATE) == loop.label.samples(RATE)
     assert (loop.conditioning.steps, loop.conditioning.roll, loop.score) == (36, None, None)
     assert loop.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("grid", "quarters"),
+    [(WALTZ, 12), (JIG, 6), (Grid(2, meter=TimeSignature(7, 8)), 7)],
+    ids=str,
+)
+def test_midi_of_other_meters_is_as_long_as_its_bars(
+    grid: Grid, quarters: int, font: synth.SoundFont, tmp_path: Path
+) -> None:
+    roll = random_rolls(np.random.default_rng(1), 1, grid=grid)[0]
+    score.write(pianoroll.decode(roll, 97.3, grid=grid), tmp_path / "loop.mid")
+    loop = inputs.read(tmp_path / "loop.mid", font)
+    assert (loop.label.bars, loop.label.meter) == (grid.bars, grid.meter)
+    assert len(loop.wave) == round(quarters * 60 / 97.3 * inputs.RATE)
+    assert loop.conditioning.steps == 4 * quarters  # sixteenths, whatever the grid
 
 
 def test_a_rounded_tempo_gives_way_to_the_length(saved: Saved) -> None:

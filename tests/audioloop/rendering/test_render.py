@@ -556,6 +556,21 @@ def test_loops_of_a_dataset(dataset: LoopDataset, tmp_path: Path) -> None:
     assert 0 < len(chosen) < len(batch.items([dataset.path]))
 
 
+def test_loops_of_a_dataset_in_three(waltzes: LoopDataset, tmp_path: Path) -> None:
+    found = batch.items([waltzes.path], limit=3)
+    result = batch.run(
+        found, tmp_path / "out", batch.Settings(bundled(), bpm=97.3), engine=Inline()
+    )
+    assert not result.failed
+    for made in result.made:
+        assert (made.label.bars, made.label.meter) == (4, (3, 4))
+        assert made.samples == round(4 * 3 * 60 / 97.3 * RATE)
+        midi = score.read(tmp_path / "out" / made.files[-1])
+        roll = pianoroll.encode(midi, waltzes.grid)
+        assert roll.shape == (waltzes.grid.steps, waltzes.grid.columns)
+        np.testing.assert_array_equal(roll, next(waltzes.batches()).rolls[int(made.label.number)])
+
+
 def test_names_are_never_the_same(midis: Path, tmp_path: Path) -> None:
     (midis / "L00 90BPM.mid").write_bytes((midis / "l00_90bpm.mid").read_bytes())
     found = batch.items([midis, tmp_path / "midi" / "l01_97bpm.mid"])

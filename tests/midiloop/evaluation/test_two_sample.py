@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from handmade import random_rolls
+from handmade import GRIDS, random_rolls
 from midiloop.errors import LoopError
 from midiloop.evaluation import two_sample
 from midiloop.evaluation.profile import LoopSet
@@ -137,7 +137,7 @@ def test_without_scikit_learn_it_says_what_to_do(
         two_sample.compare(enough, enough)
 
 
-@pytest.mark.parametrize("grid", [LOOP, Grid(bars=1), Grid(bars=4, steps_per_beat=6)], ids=str)
+@pytest.mark.parametrize("grid", [*GRIDS, Grid(bars=1), Grid(bars=4, steps_per_beat=6)], ids=str)
 def test_descriptors_are_numbers_of_each_loop(grid: Grid, rng: np.random.Generator) -> None:
     rolls = rng.random((12, grid.steps, grid.columns)) < 0.05
     rolls[0], rolls[1] = False, True

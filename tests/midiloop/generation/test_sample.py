@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from handmade import random_rolls
+from handmade import WALTZ, random_rolls
 from midiloop import models
 from midiloop.common import checkpoint
 from midiloop.dataset import parquet
@@ -21,9 +21,10 @@ from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
 from midiloop.generation import outputs, sample
 from midiloop.generation.sample import GenerationRequest, Generator
-from midiloop.grid import LOOP
+from midiloop.grid import LOOP, Grid
 from midiloop.metrics import paper
 from midiloop.metrics.key import estimate_key
+from midiloop.midi import score
 from midiloop.midi.key import CONFIDENT, parse_key
 from midiloop.mining import midi_loop, rules
 from midiloop.mining.rules import Rules
@@ -36,6 +37,7 @@ from midiloop.training import recipes
 
 TINY = LoopTransformerConfig(dim=16, layers=1, heads=1, token_dim=8, token_layers=1)
 LOOPS = VQVAEConfig(channels=8, embed_channels=8, codebook_size=32)
+LOOSE = Rules("loose", max_distance_cells=10**6, first_step_drums=())
 NONE_KNOWN = torch.zeros(0, dtype=torch.int64)
 
 
@@ -179,7 +181,7 @@ def test_a_key_of_new_basses_and_of_conditions() -> None:
     assert paper.first_note_drum(drawn.rolls, drums=("kick",)).all()
     for parts in ({}, {"keep": "bass"}, {"vary": "drums"}, {"keep": "1"}):
         with pytest.raises(CallError, match="--keep drums"):
-            anything(3, key=wanted, like=like, **parts)
+            sample.sample(generator, anything(3, key=wanted, like=like, **parts))
 
 
 def test_a_known_loop_is_not_new_in_another_key() -> None:
@@ -236,6 +238,15 @@ def test_a_loop_is_varied_where_it_is_not_kept() -> None:
     assert len(np.unique(LOOP.pack(rolls), axis=0)) > 10
 
 
+def test_codes_of_a_pattern_repeat_by_bars() -> None:
+    generator = loops_generator()
+    source = sample._Source(generator, anything(4, pattern="ABABABAC"))
+    codes = source._codes(sample.uniforms_of(0, 0, 4, generator)).reshape(4, 8, 4)
+    for bar, other in enumerate((0, 1, 0, 1, 0, 1, 0, 7)):
+        assert torch.equal(codes[:, bar], codes[:, other])
+    assert len(torch.unique(codes[0], dim=0)) > 2
+
+
 def test_codes_of_kept_bars_stay_in_a_prior_of_whole_loops() -> None:
     generator = loops_generator()
     like = random_rolls(np.random.default_rng(0), 1)[0]
@@ -263,6 +274,102 @@ def test_wishes_that_a_generator_cannot_fulfil() -> None:
     ):
         with pytest.raises(CallError, match=said):
             sample.sample(generator, anything(1, **wanted))
+
+
+def waltz_generator(kind: str) -> Generator:
+    """The same generators for loops in 3/4."""
+    torch.manual_seed(0)
+    made = GENERATORS[kind]()
+    if made.codec:
+        codec = VQVAE(LOOPS.on(WALTZ)).eval()
+        prior = Prior(replace(made.model.config, code_steps=18)).eval()
+        prior.fit_start(torch.randint(32, (50, 18)))
+        return replace(made, model=prior, codec=codec, grid=WALTZ)
+    model = type(made.model)(made.model.config.on(WALTZ)).eval()
+    return replace(made, model=model, grid=WALTZ)
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_loops_of_another_grid_are_written_on_it(kind: str, tmp_path: Path) -> None:
+    generator = waltz_generator(kind)
+    rolls = sample.sample(generator, anything(6, must=("bass",))).rolls
+    assert rolls.shape == (6, WALTZ.steps, WALTZ.columns)
+    rolls[:, -1, 0] = True
+    if kind != "bars":  # of several bass pitches a file holds the lowest
+        rolls[:, :, WALTZ.n_drums + 1 :] &= rolls[:, :, WALTZ.n_drums + 1 :].cumsum(2) == 1
+        rolls[:, :, WALTZ.n_drums + 1 :] &= ~rolls[:, :, WALTZ.n_drums : WALTZ.n_drums + 1]
+    found = outputs.write(
+        rolls, tmp_path / "out", tempo_bpm=97, seed=4, about={"run": "here"}, grid=WALTZ
+    )
+    loops = parquet.LoopDataset(found.dataset)
+    assert loops.grid == WALTZ
+    assert np.array_equal(next(loops.batches()).rolls, rolls)
+    files = sorted(found.midi.iterdir())
+    read = [midi_loop.read(path, WALTZ).roll for path in files]
+    assert np.array_equal(np.stack(read), rolls)
+    assert {score.read(path).meters for path in files} == {((0, 3, 4),)}
+    assert found.picture
+
+
+def test_bars_that_are_named_are_those_of_the_grid() -> None:
+    generator = waltz_generator("bars")
+    rolls = sample.sample(generator, anything(10, pattern="ABAC")).rolls.reshape(10, 4, -1)
+    assert np.array_equal(rolls[:, 2], rolls[:, 0])
+    like = random_rolls(np.random.default_rng(0), 1, grid=WALTZ)[0]
+    for keep, kept in ((None, [0, 1]), ("4", [3])):
+        drawn = sample.sample(generator, anything(10, like=like, keep=keep)).rolls
+        bars = drawn.reshape(10, 4, -1)
+        assert (bars[:, kept] == like.reshape(4, -1)[kept]).all()
+    loops = sample.sample(replace(generator, rules=LOOSE), GenerationRequest(5)).rolls
+    for roll in loops:
+        assert rules.find(roll, LOOSE, grid=WALTZ).tolist() == [0]
+    for wanted, said in (
+        ({"pattern": "ABABABAB"}, "expected 4 letters"),
+        ({"like": like, "keep": "5"}, "expected bars from 1 to 4"),
+    ):
+        with pytest.raises(CallError, match=said):
+            sample.sample(generator, anything(1, **wanted))
+    with pytest.raises(LoopError, match=r"expected a bool roll \(72, 93\)"):
+        sample.sample(generator, anything(1, like=np.zeros((128, 93), np.bool_)))
+
+
+def test_a_key_is_that_of_the_pitches_of_the_grid() -> None:
+    generator, wanted = waltz_generator("bars"), parse_key("--key", "Gm")
+    drawn = sample.sample(generator, anything(3, key=wanted))
+    assert {str(estimate_key(roll, WALTZ)) for roll in drawn.rolls} == {"Gm"}
+
+
+def test_bars_of_codes_that_are_not_whole_are_refused() -> None:
+    generator = waltz_generator("loops")  # 18 codes of 4 bars
+    like = random_rolls(np.random.default_rng(0), 1, grid=WALTZ)[0]
+    for wanted in ({"pattern": "ABAB"}, {"like": like}, {"copy_latents": True}):
+        with pytest.raises(CallError, match=r"a bar has 4\.5 of them"):
+            sample.sample(generator, anything(1, **wanted))
+
+
+def test_a_single_bar_is_varied_as_it_is_said() -> None:
+    grid = Grid(bars=1)
+    generator = Generator("one", LoopTransformer(TINY.on(grid)).eval(), None, NONE_KNOWN, grid=grid)
+    like = random_rolls(np.random.default_rng(0), 1, grid=grid)[0]
+    with pytest.raises(CallError, match="of a single bar, say what stays"):
+        sample.sample(generator, anything(1, like=like))
+    rolls = sample.sample(generator, anything(5, like=like, keep="drums")).rolls
+    assert (rolls[..., : LOOP.n_drums] == like[..., : LOOP.n_drums]).all()
+    assert sample.sample(generator, anything(5, like=like, vary="1")).rolls.shape == (5, 16, 93)
+
+
+def test_a_run_whose_grid_is_not_that_of_its_model(tmp_path: Path) -> None:
+    made = waltz_generator("bars")
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({}, "another grid than it names"), ({"grid": {}}, "no grid of bars"),
+    ]  # fmt: skip
+    for data, said in cases:
+        run = tmp_path / said[:2]
+        checkpoint.save_model(
+            run / "loop-transformer", "loop-transformer", made.model, {"data": data}
+        )
+        with pytest.raises(LoopError, match=said):
+            sample.load(run)
 
 
 def test_what_is_published_reads_back(tmp_path: Path) -> None:

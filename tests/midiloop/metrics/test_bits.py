@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from handmade import JIG, WALTZ
 from midiloop.grid import KIT, LOOP, Grid, Roll
 from midiloop.metrics.bits import LOOPS_AT_A_TIME, Bits, as_bits, count
 
@@ -15,6 +16,8 @@ GRIDS = [
     Grid(bars=4, drums=KIT[:1], lowest_pitch=24, highest_pitch=86),  # 64 columns: one word
     Grid(bars=3, steps_per_beat=1, drums=KIT[:7], lowest_pitch=1, highest_pitch=127),
     Grid(bars=2, drums=(), lowest_pitch=60, highest_pitch=60),
+    WALTZ,
+    JIG,
 ]
 
 

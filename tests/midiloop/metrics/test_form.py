@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from handmade import groove, random_rolls
+from handmade import JIG, WALTZ, groove, random_rolls
 from midiloop.grid import KIT, LOOP, Grid, Roll
 from midiloop.metrics import bass_line, form
 from midiloop.metrics.bits import Bits, as_bits
@@ -115,7 +115,9 @@ def test_intervals_stay_within_their_loops() -> None:
 
 
 @pytest.mark.parametrize(
-    "grid", [Grid(bars=1), Grid(bars=4, steps_per_beat=6), Grid(bars=2, drums=KIT[:1])], ids=str
+    "grid",
+    [Grid(bars=1), Grid(bars=4, steps_per_beat=6), Grid(bars=2, drums=KIT[:1]), WALTZ, JIG],
+    ids=str,
 )
 def test_other_grids(grid: Grid, rng: np.random.Generator) -> None:
     rolls = rng.random((10, grid.steps, grid.columns)) < 0.05

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from handmade import random_rolls
-from midiloop.grid import KIT, LOOP, Grid, Roll
+from handmade import JIG, WALTZ, random_rolls
+from midiloop.grid import KIT, LOOP, Grid, Roll, TimeSignature
 from midiloop.metrics import relations
 from midiloop.metrics.bits import Bits
 from midiloop.metrics.relations import OF_PART, BarRelations, Part, Relation
@@ -16,6 +16,9 @@ GRIDS = [
     Grid(bars=4, steps_per_beat=6),
     Grid(bars=3, steps_per_beat=2, lowest_pitch=1, highest_pitch=127),  # three words
     Grid(bars=2, drums=KIT[:1], lowest_pitch=24, highest_pitch=86),  # 64 columns: one word
+    WALTZ,
+    JIG,
+    Grid(bars=5, steps_per_beat=2, meter=TimeSignature(7, 8)),  # half of seven steps are three
 ]
 BASS, STEPS = LOOP.n_drums, LOOP.steps_per_bar
 PARTS: tuple[Part, ...] = ("drums", "bass")
@@ -85,6 +88,20 @@ def test_the_relation_counts_before_the_distance_and_then_the_nearest_bar() -> N
     assert found.semitones[0].tolist() == [0, 0, 2, 0, 0, 3, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("grid", "all_but_a_beat", "half"), [(LOOP, 12, 8), (WALTZ, 12, 9), (JIG, 6, 6)], ids=str
+)
+def test_beats_are_those_of_the_meter(grid: Grid, all_but_a_beat: int, half: int) -> None:
+    drums = np.random.default_rng(0).random((2, grid.steps_per_bar, grid.n_drums)) < 0.5
+    for same, kind in ((all_but_a_beat, Relation.SAME_BEATS), (half, Relation.SAME_HALF)):
+        roll = np.zeros((1, grid.bars, grid.steps_per_bar, grid.columns), dtype=np.bool_)
+        roll[0, :2, :, : grid.n_drums] = drums
+        roll[0, 1, :same] = roll[0, 0, :same]
+        found = relations.of_part(roll.reshape(1, grid.steps, -1), "drums", grid)
+        # of 6/8 the first half is all but a beat
+        assert Relation(found.kinds[0, 1]) == (Relation.SAME_BEATS if grid == JIG else kind)
+
+
 # Laws
 
 
@@ -97,7 +114,7 @@ def plain(rolls: Roll, part: Part, grid: Grid) -> BarRelations:
         np.full(bars.shape[:2], -1, np.int16),
         np.zeros(bars.shape[:2], np.int8),
     )
-    beats, half = grid.steps_per_bar - grid.steps_per_beat, grid.steps_per_bar // 2
+    beats, half = grid.steps_per_bar - grid.steps_per_pulse, grid.steps_per_bar // 2
 
     def holds(kind: Relation, one: Roll, other: Roll) -> bool:
         if kind is Relation.EXACT:

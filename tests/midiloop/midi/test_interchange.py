@@ -12,7 +12,7 @@ import pyarrow as pa
 import pypianoroll
 import pytest
 
-from handmade import BAR, TPQ, groove, random_rolls, rows, several_tracks
+from handmade import BAR, GRIDS, TPQ, groove, random_rolls, rows, several_tracks
 from midiloop.dataset import export, parquet
 from midiloop.errors import LoopError
 from midiloop.grid import KIT, LOOP, Grid
@@ -79,7 +79,8 @@ def loop_batch(grid: Grid, packed: np.ndarray, tempos_bpm: np.ndarray) -> parque
 
 
 @pytest.mark.parametrize(
-    "grid", [LOOP, Grid(bars=3, steps_per_beat=6, drums=KIT[2:5], lowest_pitch=0, highest_pitch=90)]
+    "grid",
+    [*GRIDS, Grid(bars=3, steps_per_beat=6, drums=KIT[2:5], lowest_pitch=0, highest_pitch=90)],
 )
 def test_an_npz_of_loops_is_what_pypianoroll_saves_of_them(
     grid: Grid, rng: np.random.Generator, tmp_path: Path

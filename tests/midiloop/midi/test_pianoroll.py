@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from handmade import BAR, STEP, TPQ, random_rolls, score, track
+from handmade import BAR, GRIDS, STEP, TPQ, random_rolls, score, track
 from midiloop.errors import LoopError
+from midiloop.grid import Grid, TimeSignature
 from midiloop.midi import pianoroll
 from midiloop.midi.score import read, to_bytes
 
@@ -78,6 +79,22 @@ def test_a_file_in_between_changes_nothing_but_silent_bars_at_the_end(
         back = pianoroll.encode(read(to_bytes(pianoroll.decode(roll))))
         np.testing.assert_array_equal(back, roll[: len(back)])
         assert not roll[len(back) :].any()
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [*GRIDS, Grid(3, steps_per_beat=7), Grid(2, steps_per_beat=64, meter=TimeSignature(7, 16))],
+    ids=str,
+)
+def test_any_grid_is_written_and_read(grid: Grid, rng: np.random.Generator) -> None:
+    for roll in random_rolls(rng, 5, grid=grid):
+        roll[-1, 0] = True
+        song = pianoroll.decode(roll, grid=grid)
+        np.testing.assert_array_equal(pianoroll.encode(song, grid), roll)
+        back = read(to_bytes(song))
+        np.testing.assert_array_equal(pianoroll.encode(back, grid), roll)
+        assert back.meters == ((0, *grid.meter),)
+        assert song.length_ticks == grid.bars * grid.meter.beats * song.ticks_per_quarter
 
 
 def test_repeated_steps_become_one_note() -> None:

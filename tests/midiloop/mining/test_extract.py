@@ -21,11 +21,25 @@ import psutil
 import pytest
 from engines import Elsewhere
 
-from handmade import BAR, TPQ, groove, note, score, smf, track
+from handmade import (
+    BAR,
+    GRIDS,
+    JIG,
+    TPQ,
+    WALTZ,
+    groove,
+    note,
+    random_rolls,
+    score,
+    smf,
+    track,
+    waltz,
+)
 from midiloop.common.engine import Engine, Inline
 from midiloop.common.processes import Processes
 from midiloop.dataset import parquet
 from midiloop.errors import CallError, LoopError, MidiError
+from midiloop.grid import Grid
 from midiloop.midi import pianoroll
 from midiloop.midi import score as scores
 from midiloop.midi.score import Meter, Tempo
@@ -107,6 +121,64 @@ def test_a_song_with_all_but_a_loop_has_none() -> None:
     assert extract.loops(score(BASS, DRUM)) == []
     with pytest.raises(MidiError, match="no_loop"):
         extract.mine("x", scores.to_bytes(score(BASS, DRUM)), extract.PAPER)
+
+
+IN_THREE = extract.Settings(OPEN.rules, grid=WALTZ)
+
+
+def test_loops_of_a_waltz_are_bars_of_three() -> None:
+    song = waltz(8)
+    whole = pianoroll.encode(song, WALTZ)
+    found = extract.loops(song, IN_THREE)
+    assert len(found) == 5
+    for start, roll in enumerate(found):
+        np.testing.assert_array_equal(roll, whole[18 * start :][:72])
+    assert whole[[6, 8, 10], 1].all()  # a triplet is where it is played
+    record = extract.mine("x", scores.to_bytes(song), IN_THREE)
+    assert record.start_bars.tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(WALTZ.unpack(record.rolls), np.stack(found))
+    with pytest.raises(MidiError, match="not_4_4: 3/4, and no bar of 4/4"):
+        extract.loops(song, OPEN)
+    with pytest.raises(MidiError, match="not_3_4: 4/4, and no bar of 3/4"):
+        extract.loops(groove(8), IN_THREE)
+    with pytest.raises(MidiError, match="not_6_8: 3/4, and no bar of 6/8"):
+        extract.loops(song, extract.Settings(OPEN.rules, grid=JIG))
+    paper = extract.Settings(grid=WALTZ)
+    assert len(extract.loops(song, paper)) == 2  # where its crashes are
+
+
+def test_a_bar_that_is_cut_short_is_none_in_any_meter() -> None:
+    song = waltz(12)
+    meters = (Meter(0, 3, 4), Meter(7 * 3 * TPQ - 1, 4, 4))
+    cut = scores.Score(TPQ, song.tracks, song.tempos, meters, song.length_ticks)
+    assert len(extract.loops(cut, IN_THREE)) == 3  # in six whole bars
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_what_a_grid_writes_is_found_on_it(
+    grid: Grid, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """A roll becomes a MIDI file, and the file a dataset that holds just that roll."""
+    folder = tmp_path / "songs"
+    folder.mkdir()
+    rolls = random_rolls(rng, 5, grid=grid)
+    bars = rolls.reshape(len(rolls), grid.bars, -1, grid.columns)
+    rolls[:, 0, [0, 6, 9]] = True
+    rolls[:, 0, 10:] = False
+    bars[:, [0, -1], -1, 0] = True  # the last step sounds, so that the file is as long as the roll
+    bars[:, grid.middle_bar] = bars[:, 0]
+    for number, roll in enumerate(rolls):
+        song = pianoroll.decode(roll, 97.0, grid=grid)
+        (folder / f"{number}.mid").write_bytes(scores.to_bytes(song))
+    for name in rules.PRESETS:
+        out = tmp_path / name
+        extract.run([folder], out, extract.Settings(rules.preset(name), grid=grid), engine=Inline())
+        loops = parquet.LoopDataset(out)
+        assert loops.grid == grid
+        batch = parquet.LoopBatch.joined([*loops.batches()])
+        order = np.argsort(batch.songs)
+        np.testing.assert_array_equal(batch.rolls[order], rolls)
+        assert not batch.distances_cells.any()
 
 
 def test_the_tempo_is_the_median_over_the_window() -> None:

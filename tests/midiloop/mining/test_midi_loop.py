@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from handmade import BAR, TPQ, groove, random_rolls
+from handmade import BAR, GRIDS, TPQ, WALTZ, groove, random_rolls, waltz
 from midiloop.errors import CallError, LoopError
-from midiloop.grid import LOOP
+from midiloop.grid import LOOP, Grid, TimeSignature
 from midiloop.midi import pianoroll, score
 from midiloop.midi.score import Meter, Score, Tempo
 from midiloop.mining import midi_loop
@@ -96,3 +96,40 @@ def test_a_file_without_a_loop_is_refused_or_shown_as_it_begins(tmp_path: Path) 
             midi_loop.read(tmp_path / "bad.mid", search=True, shorter=shorter)
     with pytest.raises(CallError, match="no such file"):
         midi_loop.read(tmp_path / "none.mid")
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_a_loop_of_any_grid_is_read_whole(
+    grid: Grid, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    for number, roll in enumerate(random_rolls(rng, 3, grid=grid)):
+        roll[-1, 0] = True
+        path = written(pianoroll.decode(roll, 97.0, grid=grid), tmp_path / f"{number}.mid")
+        for search, shorter in ((False, False), (True, False), (True, True)):
+            found = midi_loop.read(path, grid, search=search, shorter=shorter)
+            np.testing.assert_array_equal(found.roll, roll)
+
+
+def test_a_search_in_a_waltz_finds_its_first_loop(tmp_path: Path) -> None:
+    song = waltz(9)
+    found = midi_loop.read(written(song, tmp_path / "waltz.mid"), WALTZ, search=True)
+    np.testing.assert_array_equal(found.roll, pianoroll.encode(song, WALTZ)[: WALTZ.steps])
+    with pytest.raises(LoopError, match=r"short\.mid: ends in bar 2, a loop has 4"):
+        midi_loop.read(written(waltz(2), tmp_path / "short.mid"), WALTZ)
+
+
+@pytest.mark.parametrize(
+    ("meters", "meter"),
+    [
+        ([], (4, 4)), ([(0, 3, 4)], (3, 4)), ([(0, 2, 2)], (4, 4)), ([(0, 1, 64)], (4, 4)),
+        ([(0, 3, 4), (BAR, 4, 4)], (4, 4)), ([(0, 1, 4), (TPQ, 6, 8)], (6, 8)),
+    ],
+)  # fmt: skip
+def test_the_grid_of_a_file_is_in_its_meter(
+    meters: list[tuple[int, int, int]], meter: tuple[int, int], tmp_path: Path
+) -> None:
+    song = replace(groove(8), meters=tuple(Meter(*one) for one in meters))
+    assert midi_loop.grid_of(written(song, tmp_path / "a.mid")) == replace(
+        LOOP, meter=TimeSignature(*meter)
+    )
+    assert midi_loop.grid_of(tmp_path / "none.mid") == LOOP

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from handmade import BAR, groove, random_rolls, score, track
+from handmade import BAR, TPQ, WALTZ, groove, random_rolls, score, track, waltz
 from midiloop.errors import LoopError
 from midiloop.midi import pianoroll
 from midiloop.midi.score import Meter
@@ -90,6 +90,52 @@ def test_meters_in_force_before_the_end_decide(
         # what is a problem for any length is one for this length
         early = rules.meter_problem(song.meters, None, chosen)
         assert early is None or early[0] == reason
+
+
+WALTZ_BAR = 3 * TPQ
+
+
+@pytest.mark.parametrize(
+    ("meters", "paper", "loose"),
+    [
+        ([(0, 3, 4)], None, None),
+        ([], "no_meter", "not_3_4"),
+        ([(0, 4, 4)], "not_3_4", "not_3_4"),
+        ([(0, 6, 8)], "not_3_4", "not_3_4"),
+        ([(0, 4, 4), (0, 3, 4)], None, None),
+        ([(0, 3, 4), (BAR, 4, 4)], "not_3_4", None),
+        ([(BAR, 3, 4)], "not_3_4", None),  # the first bar is in 4/4, as nothing else is stated
+        ([(8 * BAR, 3, 4)], "no_meter", None),
+    ],
+)
+def test_another_meter_is_asked_for(
+    meters: list[tuple[int, int, int]], paper: str | None, loose: str | None
+) -> None:
+    song = score(NOTES, meters=[Meter(*meter) for meter in meters])
+    for chosen, reason in ((PAPER, paper), (OPEN, loose)):
+        problem = rules.meter_problem(song.meters, song.length_ticks, chosen, WALTZ.meter)
+        assert (problem and problem[0]) == reason
+        early = rules.meter_problem(song.meters, None, chosen, WALTZ.meter)
+        assert early is None or early[0] == reason
+
+
+def test_runs_are_those_of_the_meter() -> None:
+    meters = [Meter(0, 4, 4), Meter(BAR, 3, 4), Meter(BAR + 2 * WALTZ_BAR, 3, 4)]
+    meters += [Meter(BAR + 6 * WALTZ_BAR, 6, 8), Meter(BAR + 7 * WALTZ_BAR, 3, 4)]
+    found = rules.runs(meters, BAR + 9 * WALTZ_BAR, TPQ, OPEN, WALTZ.meter)
+    assert found == [
+        (BAR, BAR + 6 * WALTZ_BAR, 1),
+        (BAR + 7 * WALTZ_BAR, BAR + 9 * WALTZ_BAR, 8),
+    ]
+
+
+@pytest.mark.parametrize("bars", [1, 2, 3, 4, 5])
+def test_the_first_bar_is_compared_with_the_one_in_the_middle(bars: int) -> None:
+    grid = replace(WALTZ, bars=bars)
+    roll = pianoroll.encode(waltz(2 * bars, pitches=[33]), grid)
+    assert rules.find(roll, OPEN, grid=grid).tolist() == list(range(bars + 1))
+    roll[grid.middle_bar * grid.steps_per_bar + 1, 1:4] = True
+    assert (0 in rules.find(roll, OPEN, grid=grid)) == (bars == 1)
 
 
 def test_rules_are_data() -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from midiloop.grid import LOOP
+from handmade import GRIDS
+from midiloop.grid import LOOP, Grid, TimeSignature
 from midiloop.metrics.relations import Relation
 from midiloop.metrics.relations import of_part as measure
 from midiloop.models.bar_relations import (
@@ -20,13 +21,13 @@ from midiloop.models.bar_relations import (
 )
 from midiloop.models.layers import RollConfig
 
-SPB = LOOP.steps_per_beat
+SPB = LOOP.steps_per_pulse
 NATURAL = torch.arange(LOOP.bars)[None]
 
 
-def random_tokens(n: int, seed: int = 0) -> Tokens:
+def random_tokens(n: int, seed: int = 0, grid: Grid = LOOP) -> Tokens:
     drawn = torch.Generator().manual_seed(seed)
-    shape = n, LOOP.bars, LOOP.steps_per_bar
+    shape = n, grid.bars, grid.steps_per_bar
     drums = torch.randint(1 << LOOP.n_drums, shape, generator=drawn)
     bass = torch.randint(30, 50, shape, generator=drawn)
     return Tokens(drums, bass * (torch.rand(shape, generator=drawn) < 0.7))
@@ -52,19 +53,21 @@ def test_tokens_by_hand() -> None:
 
 
 @pytest.mark.parametrize("density", [0.02, 0.2])
-def test_kinds_are_those_that_are_measured(density: float) -> None:
+@pytest.mark.parametrize("grid", [*GRIDS, Grid(5, 2, meter=TimeSignature(7, 8))], ids=str)
+def test_kinds_are_those_that_are_measured(density: float, grid: Grid) -> None:
     drawn = torch.Generator().manual_seed(2)
-    tokens = random_tokens(200)
-    bars = torch.randint(3, (200, LOOP.bars), generator=drawn)  # three bars, over and over
-    drums, bass = (pick(part[:, :3], bars) for part in tokens)
+    tokens = random_tokens(200, grid=grid)
+    bars = torch.randint(2, (200, grid.bars), generator=drawn)  # two bars, over and over
+    drums, bass = (pick(part[:, :2], bars) for part in tokens)
     changed = torch.rand(drums.shape, generator=drawn) < density
-    shift = torch.randint(-2, 3, (200, LOOP.bars), generator=drawn)
+    shift = torch.randint(-2, 3, (200, grid.bars), generator=drawn)
     bass = shifted(torch.where(changed, 1 + bass % 60, bass), shift).clamp(min=0)
     tokens = Tokens(drums ^ changed.long(), bass)
-    found = relations(tokens, NATURAL.repeat(200, 1), SPB)
-    rolls = to_rolls(tokens, RollConfig()).numpy()
+    config = RollConfig().on(grid)
+    found = relations(tokens, torch.arange(grid.bars).repeat(200, 1), config.steps_per_pulse)
+    rolls = to_rolls(tokens, config).numpy()
     for part in ("drums", "bass"):
-        measured = measure(rolls, part).kinds
+        measured = measure(rolls, part, grid).kinds
         np.testing.assert_array_equal(getattr(found, part).numpy(), measured)
 
 

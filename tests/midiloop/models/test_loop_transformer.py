@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from midiloop.common.sampling import draw, nucleus
+from midiloop.errors import LoopError
 from midiloop.generation.form import parse_form
-from midiloop.grid import LOOP
+from midiloop.grid import LOOP, Grid, meter_from_text
 from midiloop.metrics.relations import Relation
 from midiloop.models import loop_sampling
 from midiloop.models.bar_relations import Relations, relations, to_tokens
@@ -27,8 +28,12 @@ TINY = LoopTransformerConfig(
 
 @pytest.fixture(scope="module")
 def model() -> LoopTransformer:
+    return wild(TINY)
+
+
+def wild(config: LoopTransformerConfig) -> LoopTransformer:
     torch.manual_seed(0)
-    made = LoopTransformer(TINY).eval()
+    made = LoopTransformer(config).eval()
     for parameter in made.parameters():  # further from even chances than fresh weights are
         parameter.data *= 3
     return made
@@ -49,6 +54,20 @@ def test_sizes() -> None:
     assert model.draws == LOOP.bars * (3 + 2 * LOOP.steps_per_bar)
 
 
+def test_a_position_is_a_beat_of_the_meter() -> None:
+    for text, spb, beats, slots in (("3/4", 6, 3, 12), ("6/8", 4, 2, 12), ("7/8", 2, 7, 2)):
+        grid = Grid(bars=2, meter=meter_from_text(text), steps_per_beat=spb)
+        config = TINY.on(grid)
+        assert (config.beats, config.slots, config.steps) == (beats, slots, grid.steps)
+        assert LoopTransformer(config).draws == 2 * (3 + 2 * grid.steps_per_bar)
+
+
+@pytest.mark.parametrize(("numerator", "denominator"), [(7, 12), (6, 3), (5, 32)])
+def test_a_meter_that_cannot_be_is_no_config(numerator: int, denominator: int) -> None:
+    with pytest.raises(LoopError):
+        replace(TINY, numerator=numerator, denominator=denominator)
+
+
 def test_a_loop_does_not_depend_on_those_beside_it(model: LoopTransformer) -> None:
     numbers = uniforms(model, 40)
     whole = sample(model, numbers)
@@ -56,10 +75,23 @@ def test_a_loop_does_not_depend_on_those_beside_it(model: LoopTransformer) -> No
     assert torch.equal(sample(model, numbers[13:33]), whole[13:33])
 
 
+@pytest.mark.parametrize(
+    "of",
+    [
+        {},
+        {"numerator": 3, "steps_per_beat": 6},
+        {"numerator": 6, "denominator": 8, "bars": 2},
+        {"numerator": 7, "denominator": 8, "steps_per_beat": 2, "bars": 3},
+        {"bars": 1},
+    ],
+    ids=str,
+)
 def test_surprise_of_a_loop_is_that_of_its_draws(
-    model: LoopTransformer, monkeypatch: pytest.MonkeyPatch
+    of: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps equal the whole: what `errors` says of a loop is the sum over what was drawn for it."""
+    config = replace(TINY, **of)
+    model = wild(config)
     nats: list[float] = []
     said: list[Relations] = []
 
@@ -80,8 +112,8 @@ def test_surprise_of_a_loop_is_that_of_its_draws(
         nats.clear()
         said.clear()
         roll = sample(model, uniforms(model, 1, seed))
-        order = torch.arange(TINY.bars)[None]
-        labels = relations(to_tokens(roll, TINY), order, TINY.steps_per_beat)
+        order = torch.arange(config.bars)[None]
+        labels = relations(to_tokens(roll, config), order, config.steps_per_pulse)
         drawn = [torch.cat(field, 1) for field in zip(*said, strict=True)]
         # What is drawn as new may happen to be like an earlier bar, and then has another name.
         if all(map(torch.equal, labels, drawn)):
@@ -130,7 +162,7 @@ def test_a_prime_is_a_variation(model: LoopTransformer) -> None:
     form = parse_form("ABA'A'", TINY.bars)
     rolls = sample(model, uniforms(model, 60), form=form)
     order = torch.arange(TINY.bars).repeat(60, 1)
-    found = relations(to_tokens(rolls, TINY), order, TINY.steps_per_beat)
+    found = relations(to_tokens(rolls, TINY), order, TINY.steps_per_pulse)
     bars = by_bars(rolls)
     assert torch.equal(bars[:, 2], bars[:, 3])
     assert (bars[:, 2] != bars[:, 0]).any(1).float().mean() > 0.8
@@ -180,7 +212,7 @@ def test_bars_that_are_varied_take_up_their_originals(
         pairs = torch.stack([original[bar].expand(40, -1), bars[:, bar]], 1)
         two = replace(TINY, bars=2)
         tokens = to_tokens(pairs.view(40, two.steps, two.columns), two)
-        found = relations(tokens, torch.arange(2).repeat(40, 1), TINY.steps_per_beat)
+        found = relations(tokens, torch.arange(2).repeat(40, 1), TINY.steps_per_pulse)
         assert (found.drums[:, 1] != int(Relation.NEW)).all()
         assert (found.bass[:, 1] != int(Relation.NEW)).all()
 

@@ -13,9 +13,10 @@ import pytest
 import handmade
 from handmade import TPQ
 from midiloop.common import canvas
+from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import LoopError
-from midiloop.grid import LOOP, Drum, Grid, Roll
-from midiloop.midi import score
+from midiloop.grid import LOOP, Drum, Grid, Roll, TimeSignature
+from midiloop.midi import pianoroll, score
 from midiloop.midi.score import Meter
 from midiloop.plotting import contact_sheet, plot
 from pictures import SIGNATURES, groove, outlines
@@ -286,6 +287,23 @@ def test_without_matplotlib_the_error_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install matplotlib"):
         plot.draw(plot.Picture(groove()), tmp_path / "loop.png")
+
+
+def test_a_waltz_is_drawn_in_bars_of_three(waltzes: LoopDataset, tmp_path: Path) -> None:
+    path = tmp_path / "waltz.mid"
+    path.write_bytes(score.to_bytes(handmade.waltz(6)))
+    alone = contact_sheet.pictures([path])
+    assert alone.grid == replace(LOOP, meter=TimeSignature(3, 4))
+    assert alone.pictures[0].roll.shape == (6 * 12, 93)
+    beside = contact_sheet.pictures([path, waltzes.path], limit=3)
+    assert beside.grid == waltzes.grid
+    whole = pianoroll.encode(handmade.waltz(6), waltzes.grid)
+    np.testing.assert_array_equal(beside.pictures[0].roll, whole[: waltzes.grid.steps])
+    contact_sheet.draw(beside, tmp_path / "sheet.png")
+    contact_sheet.draw(alone, tmp_path / "one.svg")
+    assert "nearly equal" not in (tmp_path / "one.svg").read_text()  # six bars, and not eight
+    (tmp_path / "four.mid").write_bytes(score.to_bytes(handmade.groove(8)))
+    assert contact_sheet.pictures([path, tmp_path / "four.mid"]).grid == LOOP
 
 
 def test_a_song_after_a_pickup_is_drawn_as_it_is_mined(tmp_path: Path) -> None:

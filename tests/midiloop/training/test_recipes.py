@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from handmade import groove
+from handmade import WALTZ, groove
 from midiloop import models
 from midiloop.common import checkpoint
 from midiloop.common.engine import Inline
@@ -23,9 +23,10 @@ from midiloop.common.train_config import Budget
 from midiloop.dataset import tensors
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
-from midiloop.grid import LOOP, Grid
+from midiloop.generation import outputs, sample
+from midiloop.grid import LOOP, Drum, Grid, TimeSignature
 from midiloop.midi import score
-from midiloop.mining import extract, rules
+from midiloop.mining import extract
 from midiloop.models.loop_transformer import LoopTransformerConfig
 from midiloop.models.prior import Prior, PriorConfig
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
@@ -401,21 +402,68 @@ def test_a_run_of_a_later_stage_is_seen_before_the_first_is_trained(
     assert not (tmp_path / "run" / "vq-vae").exists()
 
 
-@pytest.mark.usefixtures("tiny")
-def test_loops_on_another_grid_are_refused_before_anything_is_learned(
-    dataset: LoopDataset, tmp_path: Path
+BEAT_OF_THREE = TimeSignature(3, 4)
+TOO_MANY_DRUMS = tuple(Drum(f"drum {pitch}", pitch, (pitch,)) for pitch in range(35, 48))
+
+
+@pytest.mark.parametrize(
+    ("model", "grid", "said"),
+    [
+        ("vq-vae", Grid(1, 2, meter=BEAT_OF_THREE), "6 steps cannot be halved 2 times"),
+        ("cnn-vae", Grid(1, 4, meter=BEAT_OF_THREE), "12 steps cannot be halved three times"),
+        ("ar-lstm-vae", Grid(1, 100), "steps_per_beat is 100, and not a whole number from 1"),
+        ("loop-transformer", Grid(1, 96), "96 steps a beat are over 48"),
+        ("loop-transformer", Grid(1, drums=TOO_MANY_DRUMS), "drums is 13, and not a whole number"),
+    ],
+)
+def test_a_grid_that_a_model_cannot_take_is_refused_before_anything_is_learned(
+    model: str, grid: Grid, said: str, tmp_path: Path
 ) -> None:
-    other = tmp_path / "loops"
-    songs = [tmp_path / f"{number}.mid" for number in range(3)]
-    for song in songs:
-        song.write_bytes(score.to_bytes(groove(8)))
-    settings = extract.Settings(rules.preset("open"), grid=Grid(bars=4))
-    extract.run(songs, other, settings, engine=Inline())
-    done = call("vq-vae", other, "-o", tmp_path / "run")
+    loops = outputs.write(
+        np.zeros((2, grid.steps, grid.columns), np.bool_), tmp_path / "new", tempo_bpm=120, seed=0,
+        about={"run": "here"}, grid=grid,
+    ).dataset  # fmt: skip
+    done = call(model, loops, "-o", tmp_path / "run")
     assert done.exit_code == 1
     assert done.output.count("\n") == 1
-    assert "loops of 4 bars, 64 steps and 93 columns, and the model takes 8, 128" in done.output
+    assert said in done.output
+    assert "extract other --bars" in done.output
     assert not (tmp_path / "run").exists()
+
+
+def test_stages_are_on_the_grid_of_the_loops() -> None:
+    for model in recipes.MODELS:
+        for stage in recipes.stages(model, grid=WALTZ):
+            if isinstance(stage.config, PriorConfig):
+                assert stage.config.code_steps == 18
+            else:
+                assert (stage.config.steps, stage.config.steps_per_pulse) == (72, 6)
+                assert stage.config.on(LOOP) == recipes.stages(model)[0].config
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_names_a_grid_of_its_own_alone(
+    dataset: LoopDataset, waltzes: LoopDataset, tmp_path: Path
+) -> None:
+    for name, loops in (("usual", dataset), ("waltz", waltzes)):
+        trained(loops, tmp_path / name, model="loop-transformer", budget=Budget(epochs=1))
+        generator = sample.load(tmp_path / name)
+        assert generator.grid == loops.grid
+        data = checkpoint.read_config(tmp_path / name / "loop-transformer")["data"]
+        assert ("grid" in data) == (name == "waltz")
+    with pytest.raises(LoopError, match="bars 4, not 8; meter 3/4, not 4/4"):
+        sample.held_out_error(sample.load(tmp_path / "usual"), waltzes.path, "test")
+    error, nats = sample.held_out_error(generator, waltzes.path, "test")
+    assert (error, nats > 0) == ("nats_per_loop", True)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_prior_is_of_the_codes_of_its_own_grid(
+    dataset: LoopDataset, waltzes: LoopDataset, tmp_path: Path
+) -> None:
+    trained(dataset, tmp_path / "run", only="vq-vae")
+    with pytest.raises(LoopError, match="another preset"):
+        trained(waltzes, tmp_path / "run", only="prior")
 
 
 BAD: dict[str, tuple[list[str], int, str]] = {
