@@ -59,8 +59,8 @@ any_option = click.option(
     "keep_rules",
     flag_value=False,
     default=True,
-    help="Also what is no loop by the rules: of which the first and the middle bar differ, or that "
-    "does not begin with kick and bass.",
+    help="Also what is no loop by the rules: with other middle bars than first ones, or no kick or "
+    "bass on the first step.",
 )
 # `recipes.TRAINED`, which would load PyTorch for the help.
 TRAINED = ("ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae", "loop-transformer", "hands")
@@ -242,7 +242,7 @@ def train(
     "the first half.",
 )
 @click.option(
-    "--vary", metavar="BARS", help="What of --like is varied; what is neither is written anew."
+    "--vary", metavar="BARS", help="What of --like is varied; what is neither is generated."
 )
 @click.option("--key", metavar="Am", help="Key of every loop, as in C, Am, F#m or Bb.")
 @click.option("--novel", is_flag=True, help="No loop of the training set.")

@@ -243,9 +243,9 @@ class _Writing:
                 logits = model.token_logits(x, part)
                 allowed = self._allowed_tokens(those, at, step, part, bar)
                 logits = logits.masked_fill(~allowed, -torch.inf)
-                chances = self._chances(at, 3 + steps.start * 2 + slot)[those]
+                numbers = self._uniforms(at, 3 + steps.start * 2 + slot)[those]
                 top_p = min(self.top_p, c.bass_top_p) if part else self.top_p
-                drawn = draw(logits, chances, self.temperature, top_p)
+                drawn = draw(logits, numbers, self.temperature, top_p)
                 if part and step:
                     drawn = torch.where(
                         drawn == c.bass_tokens, self.tokens.bass[those, at, step - 1], drawn
@@ -274,11 +274,11 @@ class _Writing:
             allowed[near] &= allowed_changes(source[near, step], left, cells, before[near], n)
         return allowed
 
-    def _chances(self, bar: int, number: int) -> Tensor:
+    def _uniforms(self, bar: int, number: int) -> Tensor:
         return self.uniforms[:, bar * self.config.draws_per_bar + number]
 
     def _draw(self, logits: Tensor, bar: int, number: int) -> Tensor:
-        return draw(logits, self._chances(bar, number), self.temperature, self.top_p)
+        return draw(logits, self._uniforms(bar, number), self.temperature, self.top_p)
 
 
 @torch.no_grad()

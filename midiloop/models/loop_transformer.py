@@ -166,12 +166,12 @@ class Rhythm(NamedTuple):
 
     Attributes:
         held: they say what the step before says.
-        silent: they are silence.
+        rests: they are silence.
         struck: they are a pitch, and not that of the step before.
     """
 
     held: Tensor
-    silent: Tensor
+    rests: Tensor
     struck: Tensor
 
 
@@ -507,7 +507,7 @@ def allowed_bass(before: Tensor, rhythm: Rhythm, n: int) -> Tensor:
     sounds = (before > 0)[..., None]
     allowed = torch.where(token == n, sounds, ~sounds | (token != before[..., None]))
     allowed = torch.where(rhythm.held[..., None], token == n, allowed)
-    allowed = torch.where(rhythm.silent[..., None], token == 0, allowed)
+    allowed = torch.where(rhythm.rests[..., None], token == 0, allowed)
     return allowed & (~rhythm.struck[..., None] | ((token > 0) & (token < n)))
 
 

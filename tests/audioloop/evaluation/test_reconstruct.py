@@ -215,11 +215,11 @@ def test_bad_calls_are_one_line(
 
 
 def test_a_checkpoint_of_another_model_is_refused(loop: Path, tmp_path: Path) -> None:
-    shipped = sample.SHIPPED / "vq-vae"
+    shipped = sample.SHIPPED / "loop-transformer"
     done = audioloop("reconstruct", loop, "-o", tmp_path / "out", "--codec", shipped)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "vq-vae" in done.stderr
+    assert "loop-transformer" in done.stderr
 
 
 def test_a_loop_of_unknown_tempo_is_labelled_as_a_loop_only(tmp_path: Path) -> None:
