@@ -10,7 +10,7 @@ SYSTEM := libfluidsynth3 chromium libatomic1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo sounds docs results test test-slow test-audiocraft system lint fuzz torture bench bench-models bench-render \
-	check-real-loops bench-seams bench-codec bench-magnet bench-onsets bench-following bench-unconditioned \
+	check-real-loops bench-seams bench-hands bench-codec bench-magnet bench-onsets bench-following bench-unconditioned \
 	bench-attention clean
 .DELETE_ON_ERROR:
 
@@ -20,7 +20,7 @@ demo: $(VENV)/.demo  ## songs -> loops -> new loops -> audio -> a half made anew
 	$(BIN)/midiloop extract $(BUILD)/songbook -o $(BUILD)/loops
 	$(BIN)/midiloop inspect $(BUILD)/loops
 	$(BIN)/midiloop plot $(BUILD)/loops -o $(BUILD)/loops.png
-	$(BIN)/midiloop generate -n 8 -o $(BUILD)/new
+	$(BIN)/midiloop generate -n 8 --feel 1 -o $(BUILD)/new
 	$(BIN)/audioloop render $(BUILD)/new/midi -o $(BUILD)/audio
 	$(BIN)/audioloop refine $(BUILD)/new/midi/0000[01]_*.mid -o $(BUILD)/refined
 	$(BIN)/audioloop check $(BUILD)/audio $(BUILD)/refined
@@ -29,7 +29,7 @@ demo: $(VENV)/.demo  ## songs -> loops -> new loops -> audio -> a half made anew
 # One loop in three ways, and one without notes; docs/sounds is part of the repository.
 sounds: $(VENV)/.demo  ## the audio examples of the README, from the models that ship
 	@rm -rf $(BUILD)/sounds
-	$(BIN)/midiloop generate -n 4 -o $(BUILD)/sounds/new
+	$(BIN)/midiloop generate -n 4 --feel 1 -o $(BUILD)/sounds/new
 	$(BIN)/audioloop render $(BUILD)/sounds/new/midi/00003_*.mid --format ogg -o $(BUILD)/sounds/rendered
 	$(BIN)/audioloop refine $(BUILD)/sounds/new/midi/00003_*.mid --format ogg -o $(BUILD)/sounds/refined
 	$(BIN)/audioloop generate $(BUILD)/sounds/new/midi/00003_*.mid --format ogg -o $(BUILD)/sounds/generated
@@ -46,6 +46,7 @@ results: $(VENV)/.dev  ## measure again what does not take hours: make results L
 		{ echo "make results LOOPS=dataset: name a dataset that 'midiloop extract' wrote"; exit 2; }
 	@mkdir -p $(RESULTS)
 	$(BIN)/midiloop evaluate --reference $(LOOPS) --reference-split train -n 20000 > $(RESULTS)/loop-writer.txt
+	$(BIN)/python tests/benchmarks/hands.py $(LOOPS) --split test > $(RESULTS)/hands.txt
 	$(BIN)/python tests/benchmarks/seams.py > $(RESULTS)/renders.txt
 	$(BIN)/python tests/benchmarks/codec.py $(LOOPS) --loops 200 > $(RESULTS)/codec.txt
 	$(BIN)/python tests/benchmarks/magnet.py $(LOOPS) > $(RESULTS)/generation.txt
@@ -119,6 +120,9 @@ bench-unconditioned: $(VENV)/.dev  ## how loops without notes sound: make bench-
 
 bench-attention: $(VENV)/.dev  ## how fast attention learns on a CPU
 	$(BIN)/python tests/benchmarks/attention.py
+
+bench-hands: $(VENV)/.dev  ## hands beside those who played: make bench-hands LOOPS=dataset
+	$(BIN)/python tests/benchmarks/hands.py $(LOOPS)
 
 bench-codec: $(VENV)/.dev  ## how near the codec comes: make bench-codec LOOPS=dataset
 	$(BIN)/python tests/benchmarks/codec.py $(LOOPS)

@@ -21,6 +21,7 @@ PAGES = {
     "CHANGELOG.md": "CHANGELOG.md",
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "midiloop/pretrained/README.md": "cards/loop-writer.md",
+    "midiloop/pretrained/hands/README.md": "cards/hands.md",
     "audioloop/pretrained/codec/README.md": "cards/codec.md",
     "audioloop/pretrained/masked/README.md": "cards/masked.md",
     "audioloop/pretrained/causal/README.md": "cards/causal.md",

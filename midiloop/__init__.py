@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from midiloop.errors import LoopError
     from midiloop.evaluation.evaluate import compare as evaluate
     from midiloop.evaluation.profile import LoopSet
+    from midiloop.generation.humanize import Feel, humanize
     from midiloop.generation.sample import GenerationRequest
     from midiloop.generation.sample import load as load_generator
     from midiloop.generation.sample import sample as generate
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from midiloop.plotting.plot import draw as plot
 else:
     _PLACES = {
+        "Feel": "midiloop.generation.humanize.Feel",
         "GenerationRequest": "midiloop.generation.sample.GenerationRequest",
         "LoopDataset": "midiloop.dataset.parquet.LoopDataset",
         "LoopError": "midiloop.errors.LoopError",
@@ -45,6 +47,7 @@ else:
         "extract": "midiloop.mining.extract.loops",
         "extract_corpus": "midiloop.mining.extract.run",
         "generate": "midiloop.generation.sample.sample",
+        "humanize": "midiloop.generation.humanize.humanize",
         "load_generator": "midiloop.generation.sample.load",
         "plot": "midiloop.plotting.plot.draw",
         "read": "midiloop.midi.score.read",
@@ -62,6 +65,7 @@ else:
 
 
 __all__ = [
+    "Feel",
     "GenerationRequest",
     "LoopDataset",
     "LoopError",
@@ -72,6 +76,7 @@ __all__ = [
     "extract",
     "extract_corpus",
     "generate",
+    "humanize",
     "load_generator",
     "plot",
     "read",

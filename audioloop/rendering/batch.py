@@ -51,6 +51,7 @@ class Settings:
         bars: length of MIDI files whose end of track does not say it.
         transpose: semitones that all but the drums are moved by.
         template: of file names, see `LoopLabel.file_name`.
+        played: how the loops were humanised, for the record of the run; None: they were not.
     """
 
     soundfont: Path
@@ -61,6 +62,7 @@ class Settings:
     bars: int | None = None
     transpose: int = 0
     template: str = "default"
+    played: str | None = None
 
 
 class Item(NamedTuple):
@@ -217,6 +219,8 @@ def run(
     synth.load()
     files.check_parent(out)
     plain = asdict(settings) | {"soundfont": str(settings.soundfont)}
+    if settings.played is None:
+        del plain["played"]  # as earlier versions did not have it
     record = RunRecord(out / RECORD, {"settings": plain})
     with record.working(resume=resume):
         record.write(finished=False)

@@ -122,6 +122,32 @@ def transpose_option(what: str) -> Callable[[Command], Command]:
     )
 
 
+def feel_options(default: float) -> Callable[[Command], Command]:
+    """Options of how loops are played; ``default`` is that of ``--feel``."""
+
+    def add(command: Command) -> Command:
+        feel = (
+            click.option(
+                "--feel", type=click.FloatRange(0, 1), default=default, show_default=True,
+                help="How much of played velocities and timing, 0 to 1; 0: none.",
+            ),
+            click.option(
+                "--swing", type=click.FloatRange(0, 1), default=0.0, show_default=True,
+                help="How late every second 16th is, 0 to 1; 1: as in triplets.",
+            ),
+            click.option(
+                "--hands", "hands_folder", type=INPUT, metavar="RUN",
+                help="Play by a run of 'train hands', in place of the one that comes with "
+                "midiloop.",
+            ),
+        )  # fmt: skip
+        for option in reversed(feel):
+            command = option(command)
+        return command
+
+    return add
+
+
 def choice_options(command: Command) -> Command:
     """Options that choose loops, most of them of a dataset."""
     choice = (
@@ -261,9 +287,13 @@ def plot(sources: tuple[Path, ...], out: Path, columns: int, as_json: bool, **ch
 @click.command()
 @click.argument("dataset", type=INPUT, metavar="LOOPS")
 @click.option("--midi", "midi_folder", type=PATH, help="New folder for one MIDI file a loop.")
-@click.option("--npz", "npz_file", type=PATH, help="One pypianoroll file of all loops.")
+@click.option(
+    "--npz", "npz_file", type=PATH, help="One pypianoroll file of all loops, on the grid."
+)
 @click.option("--distinct", is_flag=True, help="Each loop once, however often it comes.")
 @transpose_option("the bass")
+@feel_options(0.0)
+@seed_option
 @choice_options
 @json_option
 def export(
@@ -271,6 +301,10 @@ def export(
     midi_folder: Path | None,
     npz_file: Path | None,
     transpose: int,
+    feel: float,
+    swing: float,
+    hands_folder: Path | None,
+    seed: int,
     as_json: bool,
     **choice: Any,
 ) -> None:
@@ -282,7 +316,16 @@ def export(
 
     if (midi_folder is None) == (npz_file is None):
         raise click.UsageError("Give one of --midi DIR and --npz FILE.")
+    if npz_file:
+        options.refuse("is for --midi; pypianoroll knows no timing", "feel", "swing")
+    options.refuse_unfelt(feel, swing)
     loops = parquet.LoopDataset(dataset)
+    play = None
+    if feel or swing:  # what plays needs PyTorch, and nothing else here does
+        from midiloop.generation import humanize
+
+        hands = humanize.load(hands_folder) if feel else None
+        play = humanize.player(humanize.Feel(feel, swing, seed), hands, loops.grid)
     total = min(len(loops), choice["limit"] or len(loops))
     if choice["distinct"] and choice["limit"]:
         chosen = loops.spread(choice.pop("limit"), **choice)
@@ -293,7 +336,7 @@ def export(
     written: dict[str, Any] = {"written": str(midi_folder or npz_file)}
     if midi_folder:
         with report.counting("loops", total) as count:
-            files = export.to_midi(chosen, midi_folder, on_loop=count)
+            files = export.to_midi(chosen, midi_folder, play=play, on_loop=count)
         n_loops = len(files)
         written |= {"loops": n_loops, "files": [file.as_json() for file in files]}
     elif npz_file:

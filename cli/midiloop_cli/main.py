@@ -127,6 +127,7 @@ for command in (
     dataset_commands.export,
     models_commands.train,
     models_commands.generate,
+    models_commands.humanize,
     models_commands.evaluate,
     models_commands.reproduce,
 ):

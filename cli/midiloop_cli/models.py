@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,8 +18,9 @@ from typing import Any
 
 import click
 
+from midiloop.errors import counted
 from midiloop_cli import options, report
-from midiloop_cli.dataset import INPUT, PATH, TOP_P, json_option, seed_option
+from midiloop_cli.dataset import INPUT, PATH, TOP_P, feel_options, json_option, seed_option
 
 
 class Device(click.ParamType[str]):
@@ -60,8 +62,8 @@ any_option = click.option(
     help="Also what is no loop by the rules: of which the first and the middle bar differ, or that "
     "does not begin with kick and bass.",
 )
-# Those of `recipes.MODELS`, which would load PyTorch for the help.
-MODELS = ("ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae", "loop-transformer")
+# `recipes.TRAINED`, which would load PyTorch for the help.
+TRAINED = ("ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae", "loop-transformer", "hands")
 epochs_option = click.option("--epochs", type=click.IntRange(1), default=20, show_default=True,
     help="Passes over the loops at most.",
 )  # fmt: skip
@@ -95,7 +97,7 @@ def _uncollected() -> Iterator[None]:
 
 
 @click.command()
-@click.argument("model", type=click.Choice(MODELS))
+@click.argument("model", type=click.Choice(TRAINED))
 @click.argument("dataset", type=INPUT, metavar="LOOPS")
 @click.option("-o", "--out", required=True, type=PATH, metavar="RUN", help="Folder for the run.")
 @click.option(
@@ -167,6 +169,8 @@ def train(
     **settings: Any,
 ) -> None:
     """Train a generator on a loop dataset; vq-vae also trains the prior of its codes.
+
+    hands learns to play loops, velocity and timing, from those that are played.
 
     Start it under torchrun to use several GPUs or machines.
     """
@@ -248,6 +252,7 @@ def train(
     help="What plays on the first step.",
 )
 @any_option
+@feel_options(0.0)
 @click.option("--batch-size", type=click.IntRange(1), help="Loops sampled at a time; default: 512.")
 @json_option
 def generate(
@@ -257,6 +262,9 @@ def generate(
     like: Path | None,
     must: str | None,
     key: str | None,
+    feel: float,
+    swing: float,
+    hands_folder: Path | None,
     batch_size: int | None,
     as_json: bool,
     **request: Any,
@@ -268,6 +276,8 @@ def generate(
     if like is None:
         options.refuse("is about --like; give --like as well", "keep", "vary")
     options.refuse_top_p(request["temperature"])
+    if feel == 0:
+        options.refuse("plays where --feel is above 0", "hands_folder")
     from midiloop.common import files, processes
     from midiloop.midi.key import parse_key
     from midiloop.plotting import plot
@@ -276,24 +286,76 @@ def generate(
     files.check_free(out)
     processes.warm_up(plot.MODULES)  # while this process loads PyTorch
     with _uncollected():
-        from midiloop.generation import outputs, sample
+        from midiloop.generation import humanize, outputs, sample
         from midiloop.mining import midi_loop
 
     request["must"] = _listed(must or "")
     generator = sample.load(run)
+    hands = humanize.load(hands_folder) if feel else None
+    play = humanize.player(humanize.Feel(feel, swing, request["seed"]), hands, generator.grid)
     varied = midi_loop.read(like, generator.grid, search=True).roll if like else None
     wanted = sample.GenerationRequest(**request, key=wanted_key, like=varied)
     with report.counting("loops", wanted.n) as count:
         drawn = sample.sample(generator, wanted, batch=batch_size or sample.BATCH, on_loops=count)
     about = {"run": run.name if run else "midiloop", "tried": drawn.tried, **request}
     about["key"] = wanted_key and str(wanted_key)
-    grid = generator.grid
-    found = outputs.write(drawn.rolls, out, tempo_bpm=bpm, seed=wanted.seed, about=about, grid=grid)
+    if play is not None:
+        about |= {"feel": feel, "swing": swing}
+    found = outputs.write(
+        drawn.rolls,
+        out,
+        tempo_bpm=bpm,
+        seed=wanted.seed,
+        about=about,
+        play=play,
+        grid=generator.grid,
+    )
     if as_json:
         shown = {"loops": wanted.n, "tried": drawn.tried, **found.as_json()}
         report.echo(report.to_json(shown))
     else:
         report.echo(report.generated(found, wanted, drawn.tried))
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, type=INPUT, metavar="MIDI...")
+@click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="New folder.")
+@feel_options(1.0)
+@seed_option
+@json_option
+def humanize(
+    sources: tuple[Path, ...],
+    out: Path,
+    feel: float,
+    swing: float,
+    hands_folder: Path | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Play MIDI files with velocities and timing, as someone might; what they play stays.
+
+    Drums and bass get velocities and timing, other tracks stay as they are. Sources may be folders
+    and archives too. Eight bars or fewer are a loop: what is early on its first step stands at its
+    end.
+    """
+    options.refuse_unfelt(feel, swing)
+    with _uncollected():
+        from midiloop.generation import humanize
+
+    hands = humanize.load(hands_folder) if feel else None
+    with report.counting("files", None) as count:
+        found = humanize.midi_files(
+            sources, out, humanize.Feel(feel, swing, seed), hands, on_file=count
+        )
+    written = {
+        "written": [str(path) for path in found.written],
+        "failed": [{"source": name, "cause": cause} for name, cause in found.failed],
+    }
+    text = f"{counted(len(found.written), 'file')} in {report.plain(out)}"
+    report.echo(report.to_json(written) if as_json else text)
+    for name, cause in found.failed:
+        report.error("midiloop", f"{name}: {cause}")
+    sys.exit(1 if found.failed else 0)
 
 
 def _listed(text: str) -> tuple[str, ...]:

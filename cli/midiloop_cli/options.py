@@ -34,3 +34,11 @@ def refuse_top_p(temperature: float | None) -> None:
 def is_dataset(source: Path) -> bool:
     """Whether a source is a loop dataset, and not a file or a folder of files."""
     return (source / "manifest.json").exists()
+
+
+def refuse_unfelt(feel: float, swing: float) -> None:
+    """Raise `click.UsageError` for options of what plays, where nothing is played."""
+    if feel == 0:
+        refuse("plays where --feel is above 0", "hands_folder")
+        if swing == 0:
+            refuse("changes nothing without --feel", "seed")

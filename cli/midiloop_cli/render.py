@@ -13,19 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from midiloop.errors import counted
+from midiloop.errors import LoopError, counted
 from midiloop_cli import options, report
 from midiloop_cli.dataset import (
     INPUT,
     PATH,
     choice_options,
+    feel_options,
     json_option,
+    seed_option,
     sf2_option,
     transpose_option,
 )
 
 if TYPE_CHECKING:
-    from audioloop.rendering.batch import Result
+    from audioloop.rendering.batch import FailedLoop, Item, Result
 
 
 def sound_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,6 +97,8 @@ def sound_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="How files are named: default, audacity, splice, or a text with {name}, {number}, {bpm}, "
     "{exact_bpm}, {bars}, {part}, {key}, {root}, {meter}.",
 )  # fmt: skip
+@feel_options(0.0)
+@seed_option
 @choice_options
 @click.option(
     "--workers",
@@ -113,6 +117,10 @@ def render(
     limit: int | None,
     song: str,
     split: str | None,
+    feel: float,
+    swing: float,
+    hands_folder: Path | None,
+    seed: int,
     n_workers: int | None,
     resume: bool,
     as_json: bool,
@@ -123,6 +131,7 @@ def render(
     Beside each audio file lies a MIDI file of the same name that ends at the bar line.
     """
     _check_used(sources)
+    options.refuse_unfelt(feel, swing)
     from audioloop.io.wave import Format
     from audioloop.rendering import batch, synth
     from audioloop.rendering.render import Sound
@@ -134,8 +143,12 @@ def render(
         form=Format(form, depth or ("lossy" if form == "ogg" else "24")),
         sound=Sound(**{name: value for name, value in settings.items() if name not in kept}),
         **{name: settings[name] for name in kept},
+        played=f"feel {feel:g}, swing {swing:g}, seed {seed}" if feel or swing else None,
     )
     items = batch.items(sources, limit=limit, song=song, split=split)
+    failed: list[batch.FailedLoop] = []
+    if wanted.played:  # what plays needs PyTorch, and nothing else here does
+        items, failed = _played(items, feel, swing, seed, hands_folder)
     began_s = time.monotonic()
     with report.counting("loops", len(items)) as count:
         result = batch.run(
@@ -147,10 +160,26 @@ def render(
             on_progress=report.steps(count),
         )
     took_s = time.monotonic() - began_s
+    result = result._replace(failed=[*failed, *result.failed])
     report.echo(report.to_json(_as_json(result)) if as_json else _summary(result, out, took_s))
     for name, cause in result.failed:
         report.error("audioloop", f"{name}: {cause}")
     sys.exit(1 if result.failed else 0)
+
+
+def _played(
+    items: list[Item], feel: float, swing: float, seed: int, hands_folder: Path | None
+) -> tuple[list[Item], list[FailedLoop]]:
+    """The loops that can be humanised, and those that cannot."""
+    from audioloop.pipelines import played
+    from midiloop.generation import humanize
+
+    hands = humanize.load(hands_folder) if feel else None
+    with report.counting("playing", len(items)) as count:
+        found, failed = played.items(items, humanize.Feel(feel, swing, seed), hands, on_loop=count)
+    if not found:
+        raise LoopError(f"{failed[0].source}: {failed[0].cause}")
+    return found, failed
 
 
 def _check_used(sources: Sequence[Path]) -> None:

@@ -13,9 +13,10 @@ from midiloop.common import files
 from midiloop.dataset import npz
 from midiloop.dataset.parquet import LoopBatch
 from midiloop.errors import CallError, LoopError
-from midiloop.grid import LOOP, pitch_name
-from midiloop.midi import pianoroll, score, transposition
+from midiloop.grid import LOOP, Roll, pitch_name
+from midiloop.midi import performance, pianoroll, score, transposition
 from midiloop.midi.key import Key, as_json, confident
+from midiloop.midi.performance import Performance
 
 # 10,000 loops. Whoever loads the file needs 256 bytes a step: pypianoroll's own arrays are dense.
 MAX_NPZ_STEPS = 10_000 * LOOP.steps
@@ -43,11 +44,15 @@ def to_midi(
     batches: Iterable[LoopBatch],
     folder: Path,
     *,
+    play: Callable[[int, Roll], Performance] | None = None,
     on_loop: Callable[[], None] = lambda: None,
 ) -> list[LoopFile]:
     """Write each loop as a MIDI file into a new folder, which is written whole or not at all.
 
     A file name has the index among the chosen loops, the song, its bar (from 1), tempo and key.
+
+    Args:
+        play: how to play each roll, by its place; None writes them on the grid.
 
     Raises:
         CallError: the folder exists, or the one it would lie in does not.
@@ -58,8 +63,12 @@ def to_midi(
         for batch in batches:
             loops = zip(batch.rolls, batch.songs, batch.start_bars, batch.tempos_bpm, strict=True)
             for roll, song, start_bar, tempo_bpm in loops:
-                loop = pianoroll.decode(roll, writable_tempo(float(tempo_bpm)), grid=batch.grid)
-                name = file_name(len(written), song, int(start_bar), float(tempo_bpm), loop.key)
+                number, bpm = len(written), writable_tempo(float(tempo_bpm))
+                if play is None:
+                    loop = pianoroll.decode(roll, bpm, grid=batch.grid)
+                else:
+                    loop = performance.decode(roll, play(number, roll), bpm, grid=batch.grid)
+                name = file_name(number, song, int(start_bar), float(tempo_bpm), loop.key)
                 (building / name).write_bytes(score.to_bytes(loop))
                 written.append(LoopFile(folder / name, loop.key))
                 on_loop()

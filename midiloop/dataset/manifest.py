@@ -15,6 +15,7 @@ from midiloop.common import configs, files
 from midiloop.dataset.splits import SPLITS
 from midiloop.errors import LoopError
 from midiloop.grid import grid_from_json
+from midiloop.midi.performance import OFFSETS_PER_STEP
 
 FORMAT = "midiloop-loops"
 FORMAT_VERSION = 1
@@ -64,6 +65,8 @@ def _check(manifest: dict[str, Any]) -> None:
     _want(manifest, "rules", lambda found: isinstance(found, dict) and _is_text(found.get("name")))
     _want(manifest, "grid", lambda found: isinstance(found, dict))
     grid_from_json(manifest["grid"])
+    wants_offsets = {"offsets_per_step": OFFSETS_PER_STEP}
+    _want(manifest, "performance", lambda found: found == wants_offsets, wants_offsets)
     counts = _want(manifest, "counts", lambda found: isinstance(found, dict))
     for name in COUNTED:
         _want(counts, name, _is_count)

@@ -34,6 +34,8 @@ from midiloop.dataset.records import Reject
 from midiloop.dataset.splits import SPLITS
 from midiloop.errors import LoopError, counted
 from midiloop.grid import LOOP, Grid, Roll, grid_from_json
+from midiloop.midi import performance
+from midiloop.midi.performance import Performance
 
 NUMPY_KINDS = {
     pa.int32(): np.int32,
@@ -45,8 +47,13 @@ NUMPY_KINDS = {
 REJECTS = pa.schema([("file", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
 
-def schema(grid: Grid = LOOP) -> pa.Schema:
-    """Columns of a loop dataset."""
+def schema(grid: Grid = LOOP, *, played: bool = False) -> pa.Schema:
+    """Columns of a loop dataset.
+
+    Args:
+        played: it says how its loops are played.
+    """
+    performance = [("onset_velocity", pa.binary()), ("onset_offset", pa.binary())]
     return pa.schema(
         [
             ("roll", pa.binary(grid.packed_bytes)),
@@ -56,20 +63,30 @@ def schema(grid: Grid = LOOP) -> pa.Schema:
             ("tempo_bpm", pa.float64()),
             ("bar_distance_cells", pa.int32()),
             ("split", pa.string()),
+            *(performance if played else []),
         ]
     )
 
 
 # Arrow's own conversions load pandas wherever it is installed: 0.2 s and 40 MB in every process.
-# These four do not.
+# These do not.
 
 
 def strings(values: Sequence[str]) -> pa.Array:
     """An Arrow array of strings."""
     encoded = [value.encode() for value in values]
-    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
-    buffers = [pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
-    return pa.StringArray.from_buffers(len(encoded), *buffers)
+    return pa.StringArray.from_buffers(len(encoded), *_joined(encoded))
+
+
+def byte_strings(values: Sequence[bytes]) -> pa.Array:
+    """An Arrow array of bytes, each of a length of its own."""
+    return pa.BinaryArray.from_buffers(pa.binary(), len(values), [None, *_joined(values)])
+
+
+def _joined(values: Sequence[bytes]) -> list[pa.Buffer]:
+    """Where each value ends, and all of them."""
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    return [pa.py_buffer(ends), pa.py_buffer(b"".join(values))]
 
 
 def blobs(values: NDArray[np.uint8]) -> pa.Array:
@@ -154,6 +171,30 @@ class LoopBatch:
         """Cells in which the first bar and the one half-way differ, int (n,)."""
         return as_numpy(self.records["bar_distance_cells"])
 
+    @cached_property
+    def performances(self) -> list[Performance] | None:
+        """How each loop is played; None where the dataset does not say it.
+
+        Raises:
+            LoopError: a loop has not a velocity and an offset for each of its onsets.
+        """
+        if "onset_velocity" not in self.records.schema.names:
+            return None
+        columns = zip(
+            self.rolls,
+            self.records["onset_velocity"].to_pylist(),
+            self.records["onset_offset"].to_pylist(),
+            strict=True,
+        )
+        found = []
+        for roll, velocities, offsets in columns:
+            played = Performance(
+                np.frombuffer(velocities, np.uint8), np.frombuffer(offsets, np.int8)
+            )
+            performance.check(played, roll, self.grid)
+            found.append(played)
+        return found
+
     def _strings(self, name: str) -> list[str]:
         found: list[str] = self.records[name].to_pylist()
         return found
@@ -216,6 +257,19 @@ class LoopDataset:
         """The grid of its loops."""
         return grid_from_json(self.manifest["grid"])
 
+    @property
+    def played(self) -> bool:
+        """Whether it says how its loops are played; earlier versions did not."""
+        return "performance" in self.manifest
+
+    def check_played(self) -> None:
+        """Raise `LoopError` unless the dataset says how its loops are played."""
+        if not self.played:
+            raise LoopError(
+                f"{files.printable(self.path)}: dataset without performance columns; extract it "
+                "again"
+            )
+
     @cached_property
     def fingerprint(self) -> str:
         """Equal for two datasets only if their loops are, in the same order.
@@ -257,7 +311,7 @@ class LoopDataset:
 
     def _read(self, shard: dict[str, Any], size: int) -> Iterator[LoopBatch]:
         """The loops of a shard, checked."""
-        wanted = schema(self.grid)
+        wanted = schema(self.grid, played=self.played)
         name = files.printable(self.path / shard["file"])
         if "sha256" in shard and shard["sha256"] != self._digest(shard):
             raise LoopError(
@@ -424,7 +478,7 @@ def _is_alike(found: pa.DataType, wanted: pa.DataType) -> bool:
         found = found.value_type
     if wanted == pa.string():
         return bool(types.is_large_string(found) or _is_view(found, "string") or found == wanted)
-    if types.is_fixed_size_binary(wanted):
+    if types.is_fixed_size_binary(wanted) or types.is_binary(wanted):
         kinds = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
         return any(kind(found) for kind in kinds) or _is_view(found, "binary")
     return bool(types.is_integer(found) or types.is_floating(found))
@@ -446,11 +500,32 @@ def check_values(batch: pa.RecordBatch, grid: Grid) -> None:
         bad = values[~((values >= lowest) & (values <= highest))]
         if len(bad):
             raise LoopError(f"column {name!r} cannot hold {bad[0]}")
+    if "onset_velocity" in batch.schema.names:
+        _check_performances(batch)
     if not {*batch["split"].dictionary_encode().dictionary.to_pylist()} <= {*SPLITS}:
         raise LoopError("a split that is not one of " + ", ".join(SPLITS))
     unused = -(grid.steps * grid.columns) % 8
     if unused and (LoopBatch(grid, batch).packed[:, -1] & (2**unused - 1)).any():
         raise LoopError("a roll with cells beyond its last")
+
+
+def _check_performances(batch: pa.RecordBatch) -> None:
+    """Raise `LoopError` where a loop's velocities are none, or not as many as its offsets."""
+    velocities, offsets = batch["onset_velocity"], batch["onset_offset"]
+    ends = _ends(velocities)
+    if not np.array_equal(np.diff(ends), np.diff(_ends(offsets))):
+        raise LoopError("a loop with another number of velocities than of offsets")
+    data = velocities.buffers()[2]
+    values = np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]]
+    if len(values) and not 1 <= values.min() <= values.max() <= performance.MAX_VELOCITY:
+        raise LoopError("column 'onset_velocity' holds what is not from 1 to 127")
+
+
+def _ends(column: pa.Array) -> NDArray[np.int32]:
+    """Where the values of a column of bytes lie: n + 1 places in its data."""
+    if not len(column):
+        return np.zeros(1, np.int32)
+    return np.frombuffer(column.buffers()[1], np.int32)[column.offset :][: len(column) + 1]
 
 
 def _matches(column: pa.Array, pattern: str) -> NDArray[np.bool_]:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from midiloop.midi.performance import WindowPerformances
+
 
 class SongRecord(NamedTuple):
     """The loops of one song, n of them.
@@ -19,6 +21,7 @@ class SongRecord(NamedTuple):
         tempos_bpm: float (n,), median over the loop's steps.
         distances_cells: int (n,), cells in which the first bar and `Grid.middle_bar` differ.
         rolls: uint8 (n, packed_bytes), see `Grid.pack`.
+        played: how they are played; None where nothing is known of it.
     """
 
     file: str
@@ -27,6 +30,7 @@ class SongRecord(NamedTuple):
     tempos_bpm: NDArray[np.float64]
     distances_cells: NDArray[np.int64]
     rolls: NDArray[np.uint8]
+    played: WindowPerformances | None = None
 
 
 class Reject(NamedTuple):

@@ -9,12 +9,14 @@ from typing import SupportsIndex
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP, Grid
+from midiloop.midi import performance
 
 
 class PackedLoops(Dataset[Tensor]):
@@ -68,6 +70,97 @@ def load(
     if not batches:
         raise no_loops(dataset, split)
     return PackedLoops(torch.from_numpy(np.concatenate(batches)).to(device), grid)
+
+
+class PlayedLoops(PackedLoops):
+    """Loops and how they are played: `rolls` gives both.
+
+    Args:
+        packed: uint8 (n, packed_bytes).
+        n_onsets: int64 (n,), of each loop.
+        velocities, offsets: uint8 and int8, of the onsets of all loops, one after the other.
+        songs: of each loop, (n,).
+    """
+
+    def __init__(
+        self,
+        packed: Tensor,
+        n_onsets: Tensor,
+        velocities: Tensor,
+        offsets: Tensor,
+        songs: NDArray[np.str_],
+        grid: Grid = LOOP,
+    ) -> None:
+        super().__init__(packed, grid)
+        self.songs = songs
+        self.n_onsets, self.velocities, self.offsets = n_onsets, velocities, offsets
+        self._first = n_onsets.cumsum(0) - n_onsets
+
+    def rolls(self, index: Tensor | slice) -> Tensor:
+        """The loops at ``index`` as int16 (B, 3, steps, columns).
+
+        The planes are the roll, velocities (0 where there is no onset) and offsets.
+        """
+        rolls = super().rolls(index)
+        sizes, first = self.n_onsets[index], self._first[index]
+        within = torch.arange(int(sizes.sum()), device=sizes.device)
+        at = within + (first - sizes.cumsum(0) + sizes).repeat_interleave(sizes)
+        planes = torch.zeros(
+            len(rolls), 3, *rolls.shape[1:], dtype=torch.int16, device=rolls.device
+        )
+        planes[:, 0] = rolls
+        struck = rolls.bool()
+        struck[:, 1:, self.grid.n_drums :] &= rolls[:, :-1, self.grid.n_drums :] == 0
+        planes[:, 1][struck] = self.velocities[at].to(torch.int16)
+        planes[:, 2][struck] = self.offsets[at].to(torch.int16)
+        return planes
+
+
+def load_played(
+    dataset: LoopDataset,
+    split: str,
+    device: torch.device,
+    *,
+    min_deviation: float,
+    min_values: int,
+) -> PlayedLoops:
+    """The distinct loops of a split whose drums have played dynamics.
+
+    Args:
+        min_deviation: standard deviation of the velocities of a loop's drums, or more.
+        min_values: different velocities of a loop's drums, or more.
+
+    Raises:
+        LoopError: there are none, or the dataset does not say how its loops are played.
+    """
+    dataset.check_played()
+    found, kept, songs = [], [], []
+    for batch in dataset.select(split=split, distinct=True):
+        assert batch.performances is not None  # as was checked
+        is_drum = np.arange(dataset.grid.columns) < dataset.grid.n_drums
+        struck = performance.onsets(batch.rolls, dataset.grid)
+        for number, played in enumerate(batch.performances):
+            drums = played.velocities[(struck[number] & is_drum)[struck[number]]]
+            if drums.std() > min_deviation and len(np.unique(drums)) >= min_values:
+                found.append(batch.packed[number])
+                kept.append(played)
+                songs.append(batch.songs[number])
+    if not kept:
+        raise LoopError(
+            f"{dataset.path}: no loop of the {split} split has played dynamics ({min_values} "
+            f"velocities of its drums that deviate by {min_deviation:g}); extract loops from more "
+            "files"
+        )
+    packed, n_onsets, velocities, offsets = (
+        torch.from_numpy(array).to(device)
+        for array in (
+            np.stack(found),
+            np.array([len(played.velocities) for played in kept]),
+            np.concatenate([played.velocities for played in kept]),
+            np.concatenate([played.offsets for played in kept]),
+        )
+    )
+    return PlayedLoops(packed, n_onsets, velocities, offsets, np.array(songs), dataset.grid)
 
 
 def no_loops(dataset: LoopDataset, split: str) -> LoopError:

@@ -154,16 +154,16 @@ def compare(
                 f"the {what} has distinct loops of {counted(of.n_songs, 'song')}, "
                 f"a classifier needs {MIN_SONGS}; widen the choice, or leave the classifier out"
             )
-    task = _Task.of(loops, reference)
-    groups = {name: _tell_apart(task.only(name), seed) for name in descriptors.GROUPS}
+    task = Task.of(loops, reference)
+    groups = {name: judge(task.only(name), seed) for name in descriptors.GROUPS}
     others = _halves(reference, seed) if control is None else (control, reference)
     return TwoSample(
         len(loops),
         len(reference),
-        _tell_apart(task, seed),
+        judge(task, seed),
         tell_apart(*others, seed),
         dict(sorted(groups.items(), key=lambda group: -group[1].value)),
-        _telltales(task),
+        telltales_of(task),
     )
 
 
@@ -173,7 +173,7 @@ def tell_apart(loops: Sample, reference: Sample, seed: int = 0) -> Estimate:
     Raises:
         ImportError: scikit-learn is not installed.
     """
-    return _tell_apart(_Task.of(loops, reference), seed)
+    return judge(Task.of(loops, reference), seed)
 
 
 def _halves(reference: Sample, seed: int) -> tuple[Sample, Sample]:
@@ -182,7 +182,7 @@ def _halves(reference: Sample, seed: int) -> tuple[Sample, Sample]:
     return reference.take(first), reference.take(~first)
 
 
-class _Task(NamedTuple):
+class Task(NamedTuple):
     """Loops to tell apart, n of them, with d numbers each.
 
     Attributes:
@@ -199,14 +199,14 @@ class _Task(NamedTuple):
     songs: NDArray[np.int64]
 
     @staticmethod
-    def of(loops: Sample, reference: Sample) -> _Task:
+    def of(loops: Sample, reference: Sample) -> Task:
         """Describe the loops of both sets."""
         packed = np.concatenate([loops.bits.packed, reference.bits.packed])
         described = descriptors.describe(Bits(packed, reference.bits.grid))
         named = [(group, name) for group, of in described.items() for name in of]
         # names of songs and fingerprints: as text, so that both kinds sort
         texts = np.concatenate([loops.songs.astype(str), reference.songs.astype(str)])
-        return _Task(
+        return Task(
             np.stack([described[group][name] for group, name in named], axis=1),
             [name for _, name in named],
             [group for group, _ in named],
@@ -214,7 +214,7 @@ class _Task(NamedTuple):
             np.unique(texts, return_inverse=True)[1],
         )
 
-    def only(self, group: str) -> _Task:
+    def only(self, group: str) -> Task:
         """The same with the numbers of one group alone."""
         of = np.array([name == group for name in self.groups])
         return self._replace(
@@ -224,7 +224,7 @@ class _Task(NamedTuple):
         )
 
 
-def _tell_apart(task: _Task, seed: int) -> Estimate:
+def judge(task: Task, seed: int) -> Estimate:
     """AUC of a classifier on loops whose songs it has not seen."""
     rng = np.random.default_rng(seed)
     folds = _folds(task, rng)
@@ -260,7 +260,7 @@ def _classifier(seed: int) -> Any:
     )
 
 
-def _folds(task: _Task, rng: np.random.Generator) -> NDArray[np.int64]:
+def _folds(task: Task, rng: np.random.Generator) -> NDArray[np.int64]:
     """The fold of each loop: songs as they come by chance, the largest first, to the emptiest."""
     fold_of = np.full(int(task.songs.max()) + 1, -1)
     for judged in (True, False):
@@ -275,7 +275,7 @@ def _folds(task: _Task, rng: np.random.Generator) -> NDArray[np.int64]:
     return found
 
 
-def _resamples(task: _Task, rng: np.random.Generator) -> Values:
+def _resamples(task: Task, rng: np.random.Generator) -> Values:
     """How often each loop counts where songs are drawn anew, from each set, float (rows, n)."""
     weights = np.zeros((N_RESAMPLES, len(task.songs)))
     for judged in (True, False):
@@ -310,7 +310,7 @@ def auc(scores: Values, positive: NDArray[np.bool_], weights: Values | None = No
     return found
 
 
-def _telltales(task: _Task) -> list[Telltale]:
+def telltales_of(task: Task) -> list[Telltale]:
     """Numbers by how well each alone tells loops apart, among the loops that have it."""
     found = []
     for name, group, values in zip(task.names, task.groups, task.numbers.T, strict=True):

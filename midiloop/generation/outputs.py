@@ -18,9 +18,11 @@ from midiloop.common import files, processes
 from midiloop.dataset import export
 from midiloop.dataset.export import LoopFile
 from midiloop.dataset.records import Counts, SongRecord
+from midiloop.generation.humanize import Play
 from midiloop.grid import LOOP, Grid, Roll
 from midiloop.metrics import paper
-from midiloop.midi import pianoroll, score
+from midiloop.midi import performance, pianoroll, score
+from midiloop.midi.performance import WindowPerformances
 from midiloop.mining import assemble, partials
 from midiloop.plotting import plot
 
@@ -54,7 +56,14 @@ class WrittenLoops(NamedTuple):
 
 
 def write(
-    rolls: Roll, out: Path, *, tempo_bpm: float, seed: int, about: dict[str, Any], grid: Grid = LOOP
+    rolls: Roll,
+    out: Path,
+    *,
+    tempo_bpm: float,
+    seed: int,
+    about: dict[str, Any],
+    play: Play | None = None,
+    grid: Grid = LOOP,
 ) -> WrittenLoops:
     """Write loops into a new folder, which is there whole or not at all.
 
@@ -64,6 +73,7 @@ def write(
         tempo_bpm: of the MIDI files.
         seed: that they were sampled with; file names contain it.
         about: provenance, for the dataset's manifest.
+        play: how to play each roll, by its number; None writes them on the grid.
 
     Raises:
         CallError: see `files.check_free`.
@@ -72,7 +82,9 @@ def write(
         pictured = importlib.util.find_spec("matplotlib") is not None
         sheet = _sheet(rolls, building / SHEET, tempo_bpm, grid) if pictured else nullcontext()
         with sheet:
-            loops = _write_loops(rolls, building, tempo_bpm, seed, about, grid)
+            (building / "midi").mkdir()
+            songs, loops = _songs(rolls, building / "midi", tempo_bpm, seed, play, grid)
+            _write_dataset(songs, building, about, grid, played=play is not None)
     midi = out / "midi"
     written = [LoopFile(midi / path.name, key) for path, key in loops]
     return WrittenLoops(midi, written, out / "dataset", out / SHEET if pictured else None)
@@ -87,12 +99,11 @@ def _sheet(rolls: Roll, path: Path, tempo_bpm: float, grid: Grid) -> AbstractCon
     return processes.beside(draw, preload=plot.MODULES)
 
 
-def _write_loops(
-    rolls: Roll, building: Path, tempo_bpm: float, seed: int, about: dict[str, Any], grid: Grid
-) -> list[LoopFile]:
-    """Write MIDI files and the dataset into an empty folder."""
+def _write_dataset(
+    songs: list[SongRecord], building: Path, about: dict[str, Any], grid: Grid, *, played: bool
+) -> None:
+    """Write the dataset of loops."""
     (building / "parts").mkdir()
-    songs, loops = _songs(rolls, building / "midi", tempo_bpm, seed, grid)
     part = building / "parts" / "0.part"
     partials.write(part, songs, [], "", grid)
     provenance = {
@@ -103,35 +114,41 @@ def _write_loops(
         "grid": grid.as_json(),
         "generator": about,
     }
+    if played:
+        provenance["performance"] = {"offsets_per_step": performance.OFFSETS_PER_STEP}
     counts = Counts(len(songs), len(songs), Counter())
     dataset = building / "dataset"
     assemble.assemble([part], dataset, provenance, counts, grid=grid, threads=1, by_split=False)
     shutil.rmtree(building / "parts")
-    return loops
 
 
 def _songs(
-    rolls: Roll, folder: Path, tempo_bpm: float, seed: int, grid: Grid
+    rolls: Roll, folder: Path, tempo_bpm: float, seed: int, play: Play | None, grid: Grid
 ) -> tuple[list[SongRecord], list[LoopFile]]:
-    """Write a MIDI file of each loop into a new folder; return records for the dataset as well."""
-    folder.mkdir()
+    """Write a MIDI file of each loop into a folder; return records for the dataset as well."""
     distances = (paper.bar_distance(rolls, grid) * grid.cells_per_bar).round().astype(np.int64)
     songs, loops = [], []
     for number, (roll, distance) in enumerate(zip(rolls, distances, strict=True)):
         name = f"{number:06d}/seed-{seed}.mid"
-        loop = pianoroll.decode(roll, tempo_bpm, grid=grid)
-        midi = score.to_bytes(loop)
+        if play is None:
+            loop, windows = pianoroll.decode(roll, tempo_bpm, grid=grid), None
+        else:
+            played = play(number, roll)
+            loop = performance.decode(roll, played, tempo_bpm, grid=grid)
+            windows = WindowPerformances(np.array([len(played.velocities)]), *played)
         path = folder / export.file_name(number, name, 0, tempo_bpm, loop.key)
-        path.write_bytes(midi)
+        content = score.to_bytes(loop)
+        path.write_bytes(content)
         loops.append(LoopFile(path, loop.key))
         songs.append(
             SongRecord(
                 name,
-                hashlib.md5(midi).hexdigest(),
+                hashlib.md5(content).hexdigest(),
                 np.zeros(1, dtype=np.int64),
                 np.full(1, tempo_bpm),
                 distance[None],
                 grid.pack(roll[None]),
+                windows,
             )
         )
     return songs, loops

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP, Grid, Roll
-from midiloop.midi import pianoroll
+from midiloop.midi import performance, pianoroll
+from midiloop.midi.performance import Performance
 from midiloop.midi.score import DEFAULT_BPM, Meter, Score, Tempo, Track
 
 if TYPE_CHECKING:
@@ -87,26 +88,30 @@ def from_pretty_midi(song: PrettyMIDI) -> Score:
 
 
 def to_multitrack(
-    roll: Roll, tempo_bpm: float | NDArray[np.float64] = 120.0, *, grid: Grid = LOOP
+    roll: Roll,
+    tempo_bpm: float | NDArray[np.float64] = 120.0,
+    *,
+    played: Performance | None = None,
+    grid: Grid = LOOP,
 ) -> Multitrack:
     """The roll as a ``pypianoroll.Multitrack`` of two tracks at the grid's resolution.
 
     Args:
         roll: bool (whole bars, columns).
         tempo_bpm: one tempo, or one for each step (steps,).
+        played: whose velocities it has; offsets have no place there.
 
     Raises:
         ImportError: pypianoroll is not installed.
+        LoopError: it is a performance of another roll.
     """
     pypianoroll = _library("pypianoroll")
+    played = performance.on_grid(roll, grid) if played is None else played
+    velocities = performance.velocities_of(roll, played, grid)
     drums = np.zeros((len(roll), 128), dtype=np.uint8)
-    drums[:, [drum.pitch for drum in grid.drums]] = (
-        roll[:, : grid.n_drums] * pianoroll.DRUM_VELOCITY
-    )
+    drums[:, [drum.pitch for drum in grid.drums]] = velocities[:, : grid.n_drums]
     bass = np.zeros((len(roll), 128), dtype=np.uint8)
-    bass[:, grid.lowest_pitch : grid.highest_pitch + 1] = (
-        roll[:, grid.n_drums :] * pianoroll.BASS_VELOCITY
-    )
+    bass[:, grid.lowest_pitch : grid.highest_pitch + 1] = velocities[:, grid.n_drums :]
     return pypianoroll.Multitrack(
         resolution=grid.steps_per_beat,
         tempo=np.broadcast_to(tempo_bpm, (len(roll),)).astype(np.float64).reshape(-1, 1),

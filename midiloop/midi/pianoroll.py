@@ -30,7 +30,12 @@ PIECE_CELLS = 1 << 20
 
 
 def encode(
-    score: Score, grid: Grid = LOOP, *, by_name: bool = False, span: tuple[int, int] | None = None
+    score: Score,
+    grid: Grid = LOOP,
+    *,
+    by_name: bool = False,
+    span: tuple[int, int] | None = None,
+    circular: bool = False,
 ) -> Roll:
     """Quantise the drums and the bass of a song.
 
@@ -45,6 +50,8 @@ def encode(
     Args:
         by_name: see `bass_tracks`.
         span: first and last tick of the part to encode; by default the whole song.
+        circular: the part is a loop, so a drum hit nearest to the step after its last one is on its
+            first step.
 
     Returns:
         bool (bars · steps a bar, columns), from the first tick to the step of the last one,
@@ -55,7 +62,8 @@ def encode(
     n_bars = -(-n_steps // grid.steps_per_bar)
     roll = np.zeros((n_bars * grid.steps_per_bar, grid.columns), dtype=np.bool_)
     drawn = roll if last >= score.length_ticks else roll[:n_steps]
-    _draw_drums(drawn, drum_tracks(score), score.ticks_per_quarter, grid, first)
+    drums = drum_tracks(score)
+    _draw_drums(drawn, drums, score.ticks_per_quarter, grid, first, circular=circular)
     _draw_bass(drawn, bass_tracks(score, by_name=by_name), score.ticks_per_quarter, grid, first)
     return roll
 
@@ -99,10 +107,14 @@ def to_steps(ticks: NDArray[np.integer[Any]], tpq: int, grid: Grid = LOOP) -> ND
     return (2 * grid.steps_per_beat * ticks.astype(np.int64) + tpq) // (2 * tpq)
 
 
-def _draw_drums(roll: Roll, tracks: list[Track], tpq: int, grid: Grid, first: int) -> None:
+def _draw_drums(
+    roll: Roll, tracks: list[Track], tpq: int, grid: Grid, first: int, *, circular: bool
+) -> None:
     for track in tracks:
         columns = grid.drum_columns[track.pitches]
         steps = to_steps(track.onsets - first, tpq, grid)
+        if circular:
+            steps[steps == len(roll)] = 0
         kept = (columns >= 0) & (steps >= 0) & (steps < len(roll))
         roll[steps[kept], columns[kept]] = True
 

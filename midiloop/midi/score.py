@@ -24,7 +24,7 @@ from midiloop.common import files
 from midiloop.errors import LoopError, MidiError, counted
 from midiloop.midi import channels
 from midiloop.midi.channels import DRUM_CHANNEL
-from midiloop.midi.events import END_OF_TRACK, end_ticks
+from midiloop.midi.events import END_OF_TRACK, SYSEX, Events, end_ticks
 from midiloop.midi.key import Key, confident
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ MAX_BARS = 5_000
 DEFAULT_BPM = 120.0
 MICROSECONDS_PER_MINUTE = 60_000_000
 TEMPO_DECIMALS = 4
+REMARKS = (0x01, 0x02, 0x05, 0x06, 0x07, 0x59)  # text, copyright, lyric, marker, cue, key
 NO_CONTROLS, NO_BENDS = np.zeros((0, 3), np.int32), np.zeros((0, 2), np.int32)
 
 Event = tuple[int, bytes]  # its tick, and its bytes with their status byte
@@ -221,6 +222,27 @@ def end_of_tracks_quarters(source: Path | str | bytes) -> float:
     except MidiError:
         return 0.0
     return ticks / int.from_bytes(data[12:14], "big")
+
+
+def remarks(source: Path | str | bytes) -> list[Event]:
+    """What a file holds that no note plays: texts, lyrics, markers, keys, and SysEx, of all tracks.
+
+    Raises:
+        MidiError: it is no MIDI file.
+        OSError: the path cannot be read.
+    """
+    data = _unwrap(source if isinstance(source, bytes) else Path(source).read_bytes())
+    found: list[Event] = []
+    for events in map(Events, _track_chunks(data)):
+        for kind in REMARKS:
+            found += [
+                (int(events.ticks[at]), _meta(kind, events.text(at)))
+                for at in events.metas(kind).tolist()
+            ]
+        for at in np.flatnonzero(events.statuses == SYSEX).tolist():
+            body = events.text(at)
+            found.append((int(events.ticks[at]), bytes((SYSEX,)) + _variable(len(body)) + body))
+    return _in_order(found)
 
 
 class Parsed(NamedTuple):
@@ -483,15 +505,20 @@ def write(score: Score, path: Path | str) -> None:
     files.write(Path(path), to_bytes(score))
 
 
-def to_bytes(score: Score) -> bytes:
+def to_bytes(score: Score, others: Iterable[Event] = ()) -> bytes:
     """The bytes that `write` writes.
+
+    Args:
+        others: more events for the conductor track, such as `remarks`; those after the end of the
+            score are left out.
 
     Raises:
         ValueError: the score holds what no MIDI file can.
     """
     parts = zip(score.tracks, channels_of(score.tracks), strict=True)
+    within = [event for event in others if event[0] <= score.length_ticks]
     chunks = [
-        _chunk(_conductor(score), score.length_ticks),
+        _chunk([*_conductor(score), *within], score.length_ticks),
         *(_chunk(_events(track, channel), score.length_ticks) for track, channel in parts),
     ]
     header = struct.pack(">4sIhhh", b"MThd", 6, 1, len(chunks), score.ticks_per_quarter)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from midiloop.common import files
 from midiloop.dataset import splits
 from midiloop.dataset.manifest import FORMAT, FORMAT_VERSION, fingerprint
-from midiloop.dataset.parquet import REJECTS, blobs, numbers, schema, strings
+from midiloop.dataset.parquet import REJECTS, blobs, byte_strings, numbers, schema, strings
 from midiloop.dataset.records import Counts
 from midiloop.dataset.splits import SPLITS, SongLoops
 from midiloop.errors import counted
@@ -81,7 +81,7 @@ def _assembled(
     write = partial(
         _write_shards,
         building / "loops",
-        schema=schema(grid),
+        schema=schema(grid, played="performance" in provenance),
         by_split=by_split and counts.loops > 0,
     )
     with ThreadPoolExecutor(threads) as pool:
@@ -183,6 +183,12 @@ def _table(
     }
     for name in ("start_bar", "tempo_bpm", "bar_distance_cells"):
         columns[name] = numbers(part.columns[name][rows], schema.field(name).type)
+    if "onset_velocity" in schema.names:
+        ends = np.cumsum(part.columns["n_onsets"])
+        spans = list(zip((ends - part.columns["n_onsets"])[rows], ends[rows], strict=True))
+        for name in ("onset_velocity", "onset_offset"):
+            of_all = part.columns[name].tobytes()
+            columns[name] = byte_strings([of_all[start:end] for start, end in spans])
     return pa.table([columns[name] for name in schema.names], schema)
 
 

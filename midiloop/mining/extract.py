@@ -27,7 +27,8 @@ from midiloop.common.processes import Processes
 from midiloop.dataset.records import Counts, Reject, SongRecord
 from midiloop.errors import CallError, LoopError, MidiError, counted
 from midiloop.grid import LOOP, Grid, Roll
-from midiloop.midi import pianoroll, score
+from midiloop.midi import performance, pianoroll, score
+from midiloop.midi.performance import OFFSETS_PER_STEP, WindowPerformances
 from midiloop.midi.score import Meter, Player, Score
 from midiloop.mining import corpus, partials, plan, rules
 from midiloop.mining.corpus import Item, Problem
@@ -173,7 +174,23 @@ def mine(file: str, data: bytes, settings: Settings) -> SongRecord:
         np.concatenate([_median_tempos(song, run, starts, grid) for run, _, starts in windows]),
         np.concatenate([rules.bar_distances_cells(r, starts, grid) for _, r, starts in windows]),
         np.stack(packed),
+        _played(song, windows, settings),
     )
+
+
+def _played(
+    song: Score, windows: list[tuple[Run, Roll, NDArray[np.int64]]], settings: Settings
+) -> WindowPerformances:
+    """How the loops of a song are played."""
+    grid, by_name = settings.grid, settings.rules.bass_by_name
+    found = [
+        performance.of_windows(
+            song, roll, starts * grid.steps_per_bar, grid, by_name=by_name, span=run[:2]
+        )
+        for run, roll, starts in windows
+        if len(starts)
+    ]
+    return WindowPerformances(*map(np.concatenate, zip(*found, strict=True)))
 
 
 def _median_tempos(
@@ -423,6 +440,7 @@ def _provenance(sources: Sequence[Path], settings: Settings) -> dict[str, Any]:
         "rules": asdict(settings.rules) | {"first_step_drums": [*settings.rules.first_step_drums]},
         "stride_bars": settings.stride_bars,
         "grid": settings.grid.as_json(),
+        "performance": {"offsets_per_step": OFFSETS_PER_STEP},
     }
 
 

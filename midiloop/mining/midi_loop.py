@@ -83,8 +83,17 @@ def read(path: Path, grid: Grid = LOOP, *, search: bool = False, shorter: bool =
                     raise
     except MidiError as error:
         raise LoopError(f"{name}: {error.reason}, {error.detail}; give another file") from error
-    span = run.start_tick, song.length_ticks
-    roll = pianoroll.encode(song, grid, by_name=OPEN.rules.bass_by_name, span=span)[: grid.steps]
+    # A file of one loop is circular: what is early on its first step stands at its end.
+    circular = _bars_begun(song, run, grid) == grid.bars
+    loop_end = run.start_tick + round(grid.bars * grid.meter.beats * song.ticks_per_quarter)
+    end = min(song.length_ticks, loop_end) if circular else song.length_ticks
+    roll = pianoroll.encode(
+        song,
+        grid,
+        by_name=OPEN.rules.bass_by_name,
+        span=(run.start_tick, end),
+        circular=circular,
+    )[: grid.steps]
     if not shorter:
         roll = _padded(roll, path, run.start_tick / song.ticks_per_quarter, grid)
     elif not len(roll):

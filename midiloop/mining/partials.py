@@ -24,7 +24,17 @@ from midiloop.dataset.records import Counts, Reject, SongRecord
 from midiloop.grid import Grid
 
 # In the order of the file: those that all parts are searched for come first.
-COLUMNS = ("song", "fingerprint", "start_bar", "tempo_bpm", "bar_distance_cells", "roll")
+COLUMNS = (
+    "song",
+    "fingerprint",
+    "start_bar",
+    "tempo_bpm",
+    "bar_distance_cells",
+    "roll",
+    "n_onsets",
+    "onset_velocity",
+    "onset_offset",
+)
 
 
 def write(
@@ -50,6 +60,13 @@ def write(
         "bar_distance_cells": _joined([song.distances_cells for song in songs]),
         "roll": rolls,
     }
+    # Of all loops one after the other; empty where nothing is known of how they are played.
+    played = [song.played for song in songs if song.played is not None]
+    columns |= {
+        "n_onsets": _joined([song.n_onsets for song in played]).astype(np.int64),
+        "onset_velocity": _joined([song.velocities for song in played]).astype(np.uint8),
+        "onset_offset": _joined([song.offsets for song in played]).astype(np.int8),
+    }
     data = io.BytesIO()  # into a file, NumPy writes by a way that does not say why it failed
     np.save(data, np.frombuffer(json.dumps(about).encode(), dtype=np.uint8))
     for name in COLUMNS:
@@ -70,7 +87,8 @@ class Part:
         files, md5s: of its songs.
         rejects: its files that gave no loops.
         columns: the first of `COLUMNS` by name, each (n,) for its n loops; ``song`` is an index
-            into ``files``, ``roll`` is (n, packed_bytes).
+            into ``files``, ``roll`` is (n, packed_bytes), and what is of onsets is of those of all
+            loops, one after the other.
     """
 
     digest: str

@@ -66,4 +66,5 @@ def _begun_with(provenance: Mapping[str, Any]) -> dict[str, Any]:
         "corpus": provenance["sources"],
         "grid": provenance["grid"],
         "version of midiloop": provenance["midiloop_version"],
+        "set of columns": provenance["performance"],
     }

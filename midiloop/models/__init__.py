@@ -11,6 +11,7 @@ import torch
 from midiloop.common import checkpoint
 from midiloop.common.checkpoint import Kind
 from midiloop.models.cnn_vae import CNNVAE, CNNVAEConfig
+from midiloop.models.hands import Hands, HandsConfig
 from midiloop.models.layers import Model, RollConfig
 from midiloop.models.loop_transformer import LoopTransformer, LoopTransformerConfig
 from midiloop.models.lstm_vae import ARLSTMVAE, ARLSTMVAEConfig, NonARLSTMVAE, NonARLSTMVAEConfig
@@ -27,6 +28,7 @@ KINDS: dict[str, Kind] = {
     "vq-vae": Kind(VQVAE, VQVAEConfig, GRID),
     "prior": Kind(Prior, PriorConfig, GRID),
     "loop-transformer": Kind(LoopTransformer, LoopTransformerConfig, GRID),
+    "hands": Kind(Hands, HandsConfig, GRID),
 }
 
 # ``paper``: the appendix tables; ``full``: what ships; ``small``: less to wait for. A model's first
@@ -52,6 +54,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "loop-transformer": {
         "full": LoopTransformerConfig(),
         "small": LoopTransformerConfig(dim=64, layers=2, heads=2, token_dim=16, token_layers=1),
+    },
+    "hands": {
+        "full": HandsConfig(),
+        "small": HandsConfig(dim=32, layers=2),
     },
 }
 

@@ -25,7 +25,8 @@ from midiloop.dataset.parquet import LoopDataset
 from midiloop.dataset.tensors import PackedLoops
 from midiloop.errors import CallError, LoopError, counted
 from midiloop.grid import LOOP, Grid
-from midiloop.models.layers import CodeModel, RollConfig, RollModel
+from midiloop.models.hands import Hands, HandsConfig
+from midiloop.models.layers import CodeModel, Model, RollConfig, RollModel
 from midiloop.models.prior import PriorConfig
 from midiloop.models.vq_vae import VQVAE, VQVAEConfig
 from midiloop.training.objective import LoopTask, Objective
@@ -33,6 +34,7 @@ from midiloop.training.objective import LoopTask, Objective
 PAPER_MODELS = ("ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae")
 MODELS = (*PAPER_MODELS, "loop-transformer")
 CODEC = "vq-vae"
+HANDS = "hands"  # what plays loops, and generates none
 PRIOR = "prior"  # the folder of the second stage, whichever kind of prior it holds
 ENCODED_TOGETHER = 512  # loops that are encoded at a time
 FINGERPRINTS = "fingerprints.safetensors"
@@ -83,8 +85,9 @@ def stages(model: str, preset: str | None = None, grid: Grid = LOOP) -> list[Sta
     Raises:
         CallError: there is no such model, or it has no such preset.
     """
-    if model not in MODELS:
-        raise CallError(f"no model is called {model!r}; choose from {', '.join(MODELS)}")
+    if model not in (*MODELS, HANDS):
+        names = ", ".join((*MODELS, HANDS))
+        raise CallError(f"no model is called {model!r}; choose from {names}")
     found = models.PRESETS[model]
     preset = preset or next(iter(found))
     if preset not in found:
@@ -140,7 +143,7 @@ def run(
         events=events,
         on_progress=on_progress,
     )
-    if devices.rank() == 0:
+    if devices.rank() == 0 and model != HANDS:
         write_fingerprints(out, dataset)
     return done
 
@@ -172,8 +175,12 @@ def run_stages(
             or the dataset is on another grid than the model, or on one that it cannot have.
     """
     _check_start(chosen, dataset, out, resume=resume, events=events)
+    if HANDS in {stage.name for stage in chosen} and (transpose or not distinct):
+        raise CallError(
+            "hands: learns from distinct loops as they are; leave out --transpose and --repeats"
+        )
     loops = {
-        split: tensors.load(dataset, split, device, distinct=distinct)
+        split: _loops(chosen, dataset, split, device, distinct=distinct)
         for split in ("train", "valid")
     }
     about = {
@@ -207,9 +214,36 @@ def run_stages(
             events=out / stage.name / "events" if events else None,
             on_progress=partial(on_progress, stage.name),
         )
-        measure = "reconstruction error" if isinstance(task.model, RollModel) else "nats a loop"
-        done.append(Trained(out / stage.name, measure, result))
+        done.append(Trained(out / stage.name, _measure(task.model), result))
     return done
+
+
+def _measure(model: Model) -> str:
+    """What the validation error of a model is."""
+    if isinstance(model, Hands):
+        return "nats an onset"
+    return "reconstruction error" if isinstance(model, RollModel) else "nats a loop"
+
+
+def _loops(
+    chosen: Sequence[Stage],
+    dataset: LoopDataset,
+    split: str,
+    device: torch.device,
+    *,
+    distinct: bool,
+) -> PackedLoops:
+    """What stages learn from: rolls, or for `HANDS` how they are played."""
+    for stage in chosen:
+        if isinstance(stage.config, HandsConfig):
+            return tensors.load_played(
+                dataset,
+                split,
+                device,
+                min_deviation=stage.config.min_velocity_deviation,
+                min_values=stage.config.min_velocity_values,
+            )
+    return tensors.load(dataset, split, device, distinct=distinct)
 
 
 def _check_start(
@@ -265,6 +299,8 @@ def _objective(
     codec = _codec(out / CODEC, stage.config, device) if stage.name == PRIOR else None
     torch.manual_seed(seed)
     model = models.build(stage.kind, stage.config).to(device)
+    if isinstance(model, Hands):
+        model.fit_styles(train.rolls, len(train))
     if isinstance(model, CodeModel) and codec is not None:
         model.fit_start(encoded(codec, train))
     return Objective(model, codec)

@@ -297,7 +297,7 @@ def test_an_identity_is_of_config_and_weights(saved: Path, tmp_path: Path) -> No
 
 def test_the_models_that_ship_name_their_hashes() -> None:
     shipped = [*ROOT.glob("*/pretrained/*/config.json")]
-    assert len(shipped) == 5
+    assert len(shipped) == 6
     for path in shipped:
         about = checkpoint.read_config(path.parent)
         assert about[checkpoint.SHA256] == digest(path.parent / WEIGHTS)

@@ -198,7 +198,7 @@ def first(value: Any) -> Callable[[pa.Array], pa.Array]:
     return lambda column: pa.array([value, *column.to_pylist()[1:]], column.type)
 
 
-NAMES = parquet.schema().names
+NAMES = parquet.schema(played=True).names
 DAMAGE: dict[str, Callable[[pa.Table], pa.Table]] = {
     **{f"no {name}": lambda t, name=name: t.drop_columns([name]) for name in NAMES},  # type: ignore[misc]
     **{f"null {name}": with_column(name, first(None)) for name in NAMES},

@@ -11,6 +11,8 @@ import duckdb
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from handmade import groove
@@ -18,7 +20,7 @@ from midiloop.common.engine import Inline
 from midiloop.dataset import parquet, splits
 from midiloop.errors import LoopError
 from midiloop.grid import LOOP
-from midiloop.midi import score
+from midiloop.midi import performance, score
 from midiloop.mining import extract, rules
 
 OPEN = extract.Settings(rules.preset("open"))
@@ -49,7 +51,7 @@ def test_pandas_polars_duckdb_and_hugging_face_open_it_as_it_is(
     shards = "loops/loops"
     expected = packed(dataset)
     songs = [song for batch in dataset.batches() for song in batch.songs]
-    columns = parquet.schema().names
+    columns = parquet.schema(played=True).names
 
     frame = pd.read_parquet(shards)
     assert list(frame.columns) == columns
@@ -239,3 +241,63 @@ def test_a_missing_or_damaged_shard_is_named(dataset: parquet.LoopDataset, tmp_p
     shard.unlink()
     with pytest.raises(LoopError, match=r"train-00000\.parquet"):
         list(parquet.LoopDataset(copy).batches())
+
+
+def test_loops_are_played_as_their_songs_are(dataset: parquet.LoopDataset) -> None:
+    assert dataset.played
+    for batch in dataset.batches():
+        assert batch.performances is not None
+        for roll, played in zip(batch.rolls, batch.performances, strict=True):
+            assert (played.velocities == 100).all()
+            assert not played.offsets.any()
+            assert len(played.offsets) == performance.onsets(roll).sum()
+        taken = batch.take([len(batch) - 1]).performances
+        assert taken is not None
+        np.testing.assert_array_equal(taken[0].velocities, batch.performances[-1].velocities)
+
+
+def test_a_dataset_of_earlier_versions_is_not_played(
+    dataset: parquet.LoopDataset, tmp_path: Path
+) -> None:
+    out = tmp_path / "old"
+    shutil.copytree(dataset.path, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["performance"], manifest["fingerprint"]
+    for shard in manifest["shards"]:
+        table = pq.read_table(out / shard["file"])
+        pq.write_table(table.drop_columns(["onset_velocity", "onset_offset"]), out / shard["file"])
+        del shard["sha256"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    old = parquet.LoopDataset(out)
+    assert packed(old) == packed(dataset)
+    assert all(batch.performances is None for batch in old.batches())
+    with pytest.raises(LoopError, match="old: dataset without performance columns; extract it ag"):
+        old.check_played()
+
+
+@pytest.mark.parametrize(
+    ("velocities", "offsets", "message"),
+    [
+        (b"\x01\x02", b"\0", "another number of velocities than of offsets"),
+        (b"\0", b"\0", "not from 1 to 127"),
+        (b"\x80", b"\0", "not from 1 to 127"),
+    ],
+)
+def test_what_no_one_can_play_is_refused(
+    dataset: parquet.LoopDataset, velocities: bytes, offsets: bytes, message: str
+) -> None:
+    records = next(dataset.batches(1)).records
+    for name, value in (("onset_velocity", velocities), ("onset_offset", offsets)):
+        at = records.schema.get_field_index(name)
+        records = records.set_column(at, name, pa.array([value], pa.binary()))
+    with pytest.raises(LoopError, match=message):
+        parquet.check_values(records, LOOP)
+
+
+def test_a_loop_is_played_onset_by_onset(dataset: parquet.LoopDataset) -> None:
+    records = next(dataset.batches(1)).records
+    for name in ("onset_velocity", "onset_offset"):
+        at = records.schema.get_field_index(name)
+        records = records.set_column(at, name, pa.array([b"\x05"], pa.binary()))
+    with pytest.raises(LoopError, match="one for each onset of the roll, got 1 and 1"):
+        _ = parquet.LoopBatch(LOOP, records).performances

@@ -17,6 +17,7 @@ from midiloop.dataset import export, parquet
 from midiloop.errors import LoopError
 from midiloop.grid import KIT, LOOP, Grid
 from midiloop.midi import interchange, pianoroll
+from midiloop.midi.performance import Performance
 from midiloop.midi.score import read, to_bytes
 
 
@@ -142,3 +143,15 @@ def test_a_multitrack_keeps_the_lowest_bass_and_folds_drums() -> None:
 def test_another_resolution_is_refused_with_the_remedy() -> None:
     with pytest.raises(LoopError, match=r"set_resolution\(4\)"):
         interchange.from_multitrack(pypianoroll.Multitrack(resolution=24))
+
+
+def test_a_multitrack_has_the_velocities_of_a_performance() -> None:
+    pytest.importorskip("pypianoroll")
+    roll = np.zeros((16, 93), np.bool_)
+    roll[[0, 4], 0] = roll[2:5, 20] = True
+    played = Performance(np.array([90, 70, 40], np.uint8), np.zeros(3, np.int8))
+    drums, bass = interchange.to_multitrack(roll, played=played).tracks
+    assert drums.pianoroll[[0, 4], 36].tolist() == [90, 40]
+    assert bass.pianoroll[1:6, 24 + 11].tolist() == [0, 70, 70, 70, 0]
+    with pytest.raises(LoopError, match="one for each onset of the roll"):
+        interchange.to_multitrack(roll[:4], played=played)

@@ -601,3 +601,15 @@ def test_archives_that_are_not_opened_are_named_where_there_is_nothing_else(tmp_
     assert rejects == {"unread_archive": 3, "nested_archive": 1, "no_meter": 1}
     with pytest.raises(CallError, match=r"a\.7z: an archive .* unpack it"):
         extract.run([folder / "a.7z"], tmp_path / "more")
+
+
+def test_a_dataset_without_the_columns_of_onsets_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Earlier versions did not write them, and parts of both would not fit together."""
+    (tmp_path / "song.mid").write_bytes(scores.to_bytes(groove(16)))
+    out, sources = tmp_path / "loops", [tmp_path / "song.mid"]
+    extract.run(sources, out, engine=Inline())
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["performance"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CallError, match="made with another set of columns; choose another name"):
+        extract.run(sources, out, engine=Inline(), resume=True)

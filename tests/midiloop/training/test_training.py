@@ -666,9 +666,13 @@ def test_compiled_it_learns_the_same(tmp_path: Path, request: pytest.FixtureRequ
     if not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("torch.compile wants a C++ compiler")
     script = f"""
-import sys; sys.path[:0] = {[str(ROOT / "tests" / "support"), str(ROOT)]!r} from
-tests.midiloop.training import test_training from pathlib import Path for name, kind, config in
-(("prior", "prior", test_training.PLAIN_PRIOR), ("vq-vae", "vq-vae", None)):
+import sys
+from pathlib import Path
+sys.path[:0] = {[str(ROOT / "tests" / "support"), str(ROOT)]!r}
+from tests.midiloop.training import test_training
+for name, kind, config in (
+    ("prior", "prior", test_training.PLAIN_PRIOR), ("vq-vae", "vq-vae", None)
+):
     for compiled in (False, True):
         settings = {{"epochs": 3, "batch_size": 20, "compile": compiled}}
         folder = Path({str(tmp_path)!r}) / f"{{name}}-{{compiled}}"
