@@ -29,14 +29,17 @@ def items(
     """
     if not feel.changes:
         return [*found], []
-    players = {grid: humanize.player(feel, hands, grid) for grid in {item.grid for item in found}}
+    hands = hands or (humanize.load() if feel.feel else None)
+    grids = {item.grid for item in found if item.roll is not None}
+    players = {grid: humanize.player(feel, hands, grid) for grid in grids}
     played, failed = list[Item](), list[FailedLoop]()
     for item in found:
         try:
             if item.roll is not None:
-                roll = item.grid.unpack(np.frombuffer(item.roll, np.uint8)[None])[0]
-                bpm, play = writable_tempo(item.tempo_bpm), players[item.grid]
+                play = players[item.grid]
                 assert play is not None  # as something changes
+                roll = item.grid.unpack(np.frombuffer(item.roll, np.uint8)[None])[0]
+                bpm = writable_tempo(item.tempo_bpm)
                 song = performance.decode(roll, play(item.number, roll), bpm, grid=item.grid)
                 data = score.to_bytes(song)
             else:

@@ -290,8 +290,8 @@ def generate(
         from midiloop.mining import midi_loop
 
     request["must"] = _listed(must or "")
-    generator = sample.load(run)
     hands = humanize.load(hands_folder) if feel else None
+    generator = sample.load(run)
     play = humanize.player(humanize.Feel(feel, swing, request["seed"]), hands, generator.grid)
     varied = midi_loop.read(like, generator.grid, search=True).roll if like else None
     wanted = sample.GenerationRequest(**request, key=wanted_key, like=varied)
@@ -307,8 +307,8 @@ def generate(
         tempo_bpm=bpm,
         seed=wanted.seed,
         about=about,
-        play=play,
         grid=generator.grid,
+        play=play,
     )
     if as_json:
         shown = {"loops": wanted.n, "tried": drawn.tried, **found.as_json()}

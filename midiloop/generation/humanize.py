@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from midiloop import models
 from midiloop.common import devices, files
-from midiloop.errors import CallError, LoopError, MidiError
+from midiloop.errors import CallError, LoopError, MidiError, counted
 from midiloop.grid import LOOP, Grid, Roll
 from midiloop.midi import performance, pianoroll, score
 from midiloop.midi.performance import LAST_OFFSET, MAX_VELOCITY, OFFSETS_PER_STEP, Performance
@@ -30,6 +30,7 @@ FINE_TICKS = 240  # a quarter note, below which a score gets more of them
 UNPRINTABLE = ("Cc", "Cf", "Zl", "Zp", "Cs")  # categories of characters
 # Chosen on validation songs: with all of the tail, performances repeat themselves too little.
 TEMPERATURE, TOP_P = 1.0, 0.95
+SIXTEENTHS = 4  # in a quarter note
 TRIPLET = OFFSETS_PER_STEP / 3  # how late the second of two steps is at full swing
 
 Play = Callable[[int, Roll], Performance]
@@ -165,9 +166,9 @@ def midi(source: Path | bytes, feel: Feel, hands: Hands | None = None, *, number
         humanize(song, feel)  # so that it is refused for the same reasons
         return data
     # A loop that ends in silence repeats after it.
-    beats = int(LOOP.meter.beats)
-    bar = beats * song.ticks_per_quarter
-    n_bars = int(score.end_of_tracks_quarters(data) / beats)
+    quarters = int(LOOP.meter.beats)
+    bar = quarters * song.ticks_per_quarter
+    n_bars = int(score.end_of_tracks_quarters(data) / quarters)
     if song.length_ticks < n_bars * bar <= score.MAX_BARS * bar:
         song = replace(song, length_ticks=n_bars * bar)
     played = humanize(song, feel, hands, number=number)
@@ -235,6 +236,11 @@ def _free_name(path: PurePosixPath, used: Collection[str]) -> str:
 
 def _hands(feel: Feel, hands: Hands | None, grid: Grid) -> Hands | None:
     """The hands that are needed, if any."""
+    if feel.swing and grid.steps_per_beat != SIXTEENTHS:
+        raise LoopError(
+            f"--swing moves sixteenths, and a quarter note of these loops has "
+            f"{counted(grid.steps_per_beat, 'step')}; leave it out"
+        )
     if feel.feel == 0:
         return None
     hands = hands or load()

@@ -62,8 +62,8 @@ def write(
     tempo_bpm: float,
     seed: int,
     about: dict[str, Any],
-    play: Play | None = None,
     grid: Grid = LOOP,
+    play: Play | None = None,
 ) -> WrittenLoops:
     """Write loops into a new folder, which is there whole or not at all.
 
@@ -82,9 +82,7 @@ def write(
         pictured = importlib.util.find_spec("matplotlib") is not None
         sheet = _sheet(rolls, building / SHEET, tempo_bpm, grid) if pictured else nullcontext()
         with sheet:
-            (building / "midi").mkdir()
-            songs, loops = _songs(rolls, building / "midi", tempo_bpm, seed, play, grid)
-            _write_dataset(songs, building, about, grid, played=play is not None)
+            loops = _write_loops(rolls, building, tempo_bpm, seed, about, grid, play)
     midi = out / "midi"
     written = [LoopFile(midi / path.name, key) for path, key in loops]
     return WrittenLoops(midi, written, out / "dataset", out / SHEET if pictured else None)
@@ -99,11 +97,18 @@ def _sheet(rolls: Roll, path: Path, tempo_bpm: float, grid: Grid) -> AbstractCon
     return processes.beside(draw, preload=plot.MODULES)
 
 
-def _write_dataset(
-    songs: list[SongRecord], building: Path, about: dict[str, Any], grid: Grid, *, played: bool
-) -> None:
-    """Write the dataset of loops."""
+def _write_loops(
+    rolls: Roll,
+    building: Path,
+    tempo_bpm: float,
+    seed: int,
+    about: dict[str, Any],
+    grid: Grid,
+    play: Play | None,
+) -> list[LoopFile]:
+    """Write MIDI files and the dataset into an empty folder."""
     (building / "parts").mkdir()
+    songs, loops = _songs(rolls, building / "midi", tempo_bpm, seed, grid, play)
     part = building / "parts" / "0.part"
     partials.write(part, songs, [], "", grid)
     provenance = {
@@ -114,18 +119,20 @@ def _write_dataset(
         "grid": grid.as_json(),
         "generator": about,
     }
-    if played:
+    if play is not None:
         provenance["performance"] = {"offsets_per_step": performance.OFFSETS_PER_STEP}
     counts = Counts(len(songs), len(songs), Counter())
     dataset = building / "dataset"
     assemble.assemble([part], dataset, provenance, counts, grid=grid, threads=1, by_split=False)
     shutil.rmtree(building / "parts")
+    return loops
 
 
 def _songs(
-    rolls: Roll, folder: Path, tempo_bpm: float, seed: int, play: Play | None, grid: Grid
+    rolls: Roll, folder: Path, tempo_bpm: float, seed: int, grid: Grid, play: Play | None
 ) -> tuple[list[SongRecord], list[LoopFile]]:
-    """Write a MIDI file of each loop into a folder; return records for the dataset as well."""
+    """Write a MIDI file of each loop into a new folder; return records for the dataset as well."""
+    folder.mkdir()
     distances = (paper.bar_distance(rolls, grid) * grid.cells_per_bar).round().astype(np.int64)
     songs, loops = [], []
     for number, (roll, distance) in enumerate(zip(rolls, distances, strict=True)):

@@ -85,7 +85,7 @@ def read(path: Path, grid: Grid = LOOP, *, search: bool = False, shorter: bool =
         raise LoopError(f"{name}: {error.reason}, {error.detail}; give another file") from error
     # A file of one loop is circular: what is early on its first step stands at its end.
     circular = _bars_begun(song, run, grid) == grid.bars
-    loop_end = run.start_tick + round(grid.bars * grid.meter.beats * song.ticks_per_quarter)
+    loop_end = run.start_tick + int(grid.meter.beats * song.ticks_per_quarter * grid.bars)
     end = min(song.length_ticks, loop_end) if circular else song.length_ticks
     roll = pianoroll.encode(
         song,
