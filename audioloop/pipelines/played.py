@@ -25,16 +25,18 @@ def items(
     """What `batch.items` gave, played, and what cannot be.
 
     Raises:
-        LoopError: see `humanize.load`.
+        LoopError: see `humanize.player`.
     """
     if not feel.changes:
         return [*found], []
     hands = hands or (humanize.load() if feel.feel else None)
+    grids = {item.grid for item in found if item.roll is not None}
+    players = {grid: humanize.player(feel, hands, grid) for grid in grids}
     played, failed = list[Item](), list[FailedLoop]()
     for item in found:
         try:
             if item.roll is not None:
-                play = humanize.player(feel, hands, item.grid)
+                play = players[item.grid]
                 assert play is not None  # as something changes
                 roll = item.grid.unpack(np.frombuffer(item.roll, np.uint8)[None])[0]
                 bpm = writable_tempo(item.tempo_bpm)

@@ -59,8 +59,8 @@ any_option = click.option(
     "keep_rules",
     flag_value=False,
     default=True,
-    help="Also what is no loop by the rules: with other middle bars than first ones, or no kick or "
-    "bass on the first step.",
+    help="Also what is no loop by the rules: of which the first and the middle bar differ, or "
+    "whose first step lacks kick or bass.",
 )
 # `recipes.TRAINED`, which would load PyTorch for the help.
 TRAINED = ("ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae", "loop-transformer", "hands")
@@ -241,9 +241,7 @@ def train(
     help="What stays of --like: bars, as in 1-4,8, or drums, or bass. Default: all but --vary, or "
     "the first half.",
 )
-@click.option(
-    "--vary", metavar="BARS", help="What of --like is varied; what is neither is generated."
-)
+@click.option("--vary", metavar="BARS", help="What of --like is varied; what is neither is new.")
 @click.option("--key", metavar="Am", help="Key of every loop, as in C, Am, F#m or Bb.")
 @click.option("--novel", is_flag=True, help="No loop of the training set.")
 @click.option(

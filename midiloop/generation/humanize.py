@@ -22,7 +22,7 @@ from midiloop.grid import LOOP, Grid, Roll
 from midiloop.midi import performance, pianoroll, score
 from midiloop.midi.performance import LAST_OFFSET, MAX_VELOCITY, OFFSETS_PER_STEP, Performance
 from midiloop.midi.score import Meter, Score, Tempo
-from midiloop.mining import corpus
+from midiloop.mining import corpus, midi_loop
 from midiloop.models.hands import OFFSET, ROLL, VELOCITY, Hands
 
 SHIPPED = Path(__file__).parents[1] / "pretrained" / "hands"
@@ -112,8 +112,9 @@ def humanize(
 ) -> Score:
     """Play the drums and the bass of a song with a feel; other tracks stay as they are.
 
-    Bars are those of four quarters from tick 0. What is as long as a loop, or shorter, is
-    circular: a drum hit that is early on its first step stands at its end.
+    Bars are those of the grid from tick 0. What is as long as a loop, or shorter, is circular: a
+    drum hit that is early on its first step stands at its end. The hands may be of another meter:
+    what they know of places in a bar is then of little use.
 
     >>> import midiloop, numpy as np
     >>> song = midiloop.decode(np.eye(16, 93, dtype=bool))
@@ -140,7 +141,7 @@ def humanize(
         )
     if not feel.changes:
         return song
-    hands = _hands(feel, hands, grid)
+    hands = _hands(feel, hands, grid, any_meter=True)
     played = _felt(feel, hands, roll, struck, own, number)
     return performance.perform(_finer(song), struck, played, grid, by_name=True, circular=circular)
 
@@ -162,16 +163,16 @@ def midi(source: Path | bytes, feel: Feel, hands: Hands | None = None, *, number
         song = score.read(data)
     except MidiError as error:
         raise LoopError(f"{error.reason}, {error.detail}; give another file") from error
+    grid = midi_loop.in_meter_of(song)
     if not feel.changes:
-        humanize(song, feel)  # so that it is refused for the same reasons
+        humanize(song, feel, grid=grid)  # so that it is refused for the same reasons
         return data
     # A loop that ends in silence repeats after it.
-    quarters = int(LOOP.meter.beats)
-    bar = quarters * song.ticks_per_quarter
-    n_bars = int(score.end_of_tracks_quarters(data) / quarters)
-    if song.length_ticks < n_bars * bar <= score.MAX_BARS * bar:
-        song = replace(song, length_ticks=n_bars * bar)
-    played = humanize(song, feel, hands, number=number)
+    n_bars = int(score.end_of_tracks_quarters(data) / grid.meter.beats)
+    end_ticks = round(n_bars * grid.meter.beats * song.ticks_per_quarter)
+    if song.length_ticks < end_ticks and n_bars <= score.MAX_BARS:
+        song = replace(song, length_ticks=end_ticks)
+    played = humanize(song, feel, hands, number=number, grid=grid)
     times = played.ticks_per_quarter // song.ticks_per_quarter
     remarks = [(tick * times, event) for tick, event in score.remarks(data)]
     return score.to_bytes(played, remarks)
@@ -234,7 +235,7 @@ def _free_name(path: PurePosixPath, used: Collection[str]) -> str:
     return name
 
 
-def _hands(feel: Feel, hands: Hands | None, grid: Grid) -> Hands | None:
+def _hands(feel: Feel, hands: Hands | None, grid: Grid, *, any_meter: bool = False) -> Hands | None:
     """The hands that are needed, if any."""
     if feel.swing and grid.steps_per_beat != SIXTEENTHS:
         raise LoopError(
@@ -245,11 +246,15 @@ def _hands(feel: Feel, hands: Hands | None, grid: Grid) -> Hands | None:
         return None
     hands = hands or load()
     config = hands.config
-    if replace(config.on(grid), bars=config.bars) != config:
+    on_grid = replace(config.on(grid), bars=config.bars)
+    if any_meter:
+        meter = {"numerator": config.numerator, "denominator": config.denominator}
+        on_grid = replace(on_grid, **meter)
+    if on_grid != config:
         raise LoopError(
-            f"hands for {config.steps_per_beat} steps a beat, {config.drums} drums and "
-            f"{config.pitches} bass pitches, and these loops have {grid.steps_per_beat}, "
-            f"{grid.n_drums} and {grid.n_pitches}; give others with --hands"
+            f"hands for {config.steps_per_beat} steps a beat in {config.meter}, {config.drums} "
+            f"drums and {config.pitches} bass pitches, and these loops have {grid.steps_per_beat} "
+            f"in {grid.meter}, {grid.n_drums} and {grid.n_pitches}; give others with --hands"
         )
     return hands
 

@@ -7,6 +7,7 @@ track is the bass, its name does.
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -39,20 +40,25 @@ class MidiLoop(NamedTuple):
 
 
 def grid_of(path: Path) -> Grid:
-    """The usual grid in the meter that most of a MIDI file is in, where it never is in the usual.
-
-    What cannot be read, or is in a meter that the usual steps do not fit, has the usual grid.
-    """
+    """The grid of a MIDI file, see `in_meter_of`; what cannot be read has the usual one."""
     try:
-        song = score.read(path)
-        lengths = Counter[TimeSignature]()
-        ends = [*(meter.tick for meter in song.meters[1:]), song.length_ticks]
-        for meter, end in zip(song.meters, ends, strict=False):
-            lengths[TimeSignature(*meter[1:])] += end - meter.tick
-        if lengths and not any(meter.is_like(LOOP.meter) for meter in lengths):
+        return in_meter_of(score.read(path))
+    except (LoopError, OSError):  # which whoever reads the loop says
+        return LOOP
+
+
+def in_meter_of(song: Score) -> Grid:
+    """The usual grid in the meter that most of a song is in, where it never is in the usual one.
+
+    A meter that the usual steps do not fit has the usual grid.
+    """
+    lengths = Counter[TimeSignature]()
+    ends = [*(meter.tick for meter in song.meters[1:]), song.length_ticks]
+    for meter, end in zip(song.meters, ends, strict=False):
+        lengths[TimeSignature(*meter[1:])] += end - meter.tick
+    if lengths and not any(meter.is_like(LOOP.meter) for meter in lengths):
+        with suppress(LoopError):
             return replace(LOOP, meter=max(lengths, key=lambda meter: lengths[meter]))
-    except (LoopError, OSError):
-        pass  # which whoever reads the loop says
     return LOOP
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,12 @@ def call(command: str, *args: object, code: int = 0) -> str:
 @pytest.fixture(scope="module")
 def loops(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What ``extract`` finds in waltzes."""
-    folder = tmp_path_factory.mktemp("songs")
+    folder, rng = tmp_path_factory.mktemp("songs"), np.random.default_rng(3)
     for number in range(30):
         song = waltz(4 + number % 3, pitches=[28 + number, 35])
+        drums, *others = song.tracks
+        loud = rng.integers(20, 120, drums.n_notes).astype(np.int8)
+        song = replace(song, tracks=(drums._replace(velocities=loud), *others))
         (folder / f"{number:02d}.mid").write_bytes(score.to_bytes(song))
     out = folder.parent / "waltzes"
     call("midiloop extract", folder, "-o", out, "--rules", "open", *GRID)
@@ -85,6 +89,30 @@ def test_files_of_a_waltz_are_rendered_and_judged_as_their_dataset_is(
     judged = ("--reference", loops, "--no-classifier", "--json")
     found = json.loads(call("midiloop evaluate", tmp_path / "midi", *judged))
     assert found["metrics"]["OS"]["value"] == 1
+
+
+def test_hands_play_the_grid_that_they_learned_from(loops: Path, tmp_path: Path) -> None:
+    run = tmp_path / "hands"
+    small = ("--epochs", 1, "--batch-size", 16, "--device", "cpu")
+    call("midiloop train", "hands", loops, "-o", run, *small)
+    felt = ("--feel", 1, "--hands", run)
+    call("midiloop export", loops, "--midi", tmp_path / "midi", "--limit", 2, *felt)
+    rolls = next(LoopDataset(loops).batches()).rolls
+    for path, roll in zip(sorted((tmp_path / "midi").iterdir()), rolls, strict=False):
+        song = score.read(path)
+        assert len(set(song.tracks[0].velocities.tolist())) > 1
+        drawn = pianoroll.encode(song, WALTZ, circular=True)
+        np.testing.assert_array_equal(drawn[: len(roll)], roll)
+    call("audioloop render", loops, "--limit", 1, *felt, "-o", tmp_path / "audio", "--rate", 8000)
+    (wave,) = (tmp_path / "audio").glob("*.wav")
+    assert soundfile.info(wave).frames == 4 * 3 * 60 * 8000 // 120
+    for command, *more in (
+        ("midiloop export", "--midi", tmp_path / "none"),
+        ("audioloop render", "-o", tmp_path / "none"),
+    ):
+        said = call(command, loops, "--feel", 1, *more, code=1)
+        assert "4 steps a beat in 4/4" in said
+        assert "6 in 3/4" in said
 
 
 BAD = {

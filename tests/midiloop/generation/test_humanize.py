@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from handmade import BAR, STEP, groove, random_rolls, rows, score, track
+from handmade import BAR, JIG, STEP, WALTZ, groove, random_rolls, rows, score, track
 from midiloop.dataset.parquet import LoopDataset
 from midiloop.errors import CallError, LoopError
 from midiloop.generation import humanize, outputs
@@ -179,3 +179,20 @@ def test_what_is_out_of_range_is_refused(hands: Hands) -> None:
     with pytest.raises(LoopError, match="hands for 4 steps a beat"):
         humanize.player(Feel(), hands, coarse)
     assert humanize.player(Feel(), hands, Grid(bars=2)) is not None
+
+
+@pytest.mark.parametrize("grid", [JIG, replace(WALTZ, steps_per_beat=4)], ids=str)
+def test_a_loop_in_another_meter_keeps_its_bars(
+    hands: Hands, grid: Grid, rng: np.random.Generator
+) -> None:
+    roll = random_rolls(rng, 1, grid=grid)[0]
+    roll[-1, 0] = True
+    song = pianoroll.decode(roll, grid=grid)
+    data = humanize.midi(to_bytes(song), Feel(), hands)
+    assert score_module.end_of_tracks_quarters(data) == grid.bars * grid.meter.beats
+    played = read(data)
+    assert played.meters == song.meters
+    back = pianoroll.encode(played, grid, circular=True)
+    np.testing.assert_array_equal(back[: len(roll)], roll)
+    with pytest.raises(LoopError, match="hands for 4 steps a beat in 4/4"):
+        humanize.player(Feel(), hands, grid)
