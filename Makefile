@@ -28,7 +28,7 @@ demo: $(VENV)/.demo  ## songs -> loops -> new loops -> audio -> a half made anew
 
 # One loop in three ways, and one without notes; docs/sounds is part of the repository.
 sounds: $(VENV)/.demo  ## the audio examples of the README, from the models that ship
-	@rm -rf $(BUILD)/sounds
+	@rm -rf $(BUILD)/sounds; mkdir -p $(BUILD)/sounds
 	$(BIN)/midiloop generate -n 4 --feel 1 -o $(BUILD)/sounds/new
 	$(BIN)/audioloop render $(BUILD)/sounds/new/midi/00003_*.mid --format ogg -o $(BUILD)/sounds/rendered
 	$(BIN)/audioloop refine $(BUILD)/sounds/new/midi/00003_*.mid --format ogg -o $(BUILD)/sounds/refined
