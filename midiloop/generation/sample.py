@@ -49,7 +49,7 @@ from midiloop.training.recipes import FINGERPRINTS, MODELS, PRIOR, knows
 SHIPPED = Path(__file__).parents[1] / "pretrained"
 BATCH = 512
 SMALL_BATCH = 64  # smaller batches are hardly faster
-BATCHES_PER_THREAD = 4  # where samples are rejected, so that few more are drawn than are needed
+BATCHES_PER_THREAD = 2  # where samples are rejected, so that few more are drawn than are needed
 PATIENCE, MIN_TRIED = 200, 5_000  # samples tried per loop, and at least
 
 Good = NDArray[np.bool_]

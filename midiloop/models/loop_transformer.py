@@ -326,7 +326,7 @@ class LoopTransformer(Model):
         """The word of a part's relation: 0 is new, then each kind with each source."""
         at = torch.full((len(Relation),), 0, device=kind.device)
         at[torch.tensor(kinds)] = torch.arange(len(kinds), device=kind.device)
-        return torch.where(kind == Relation.NEW, 0, 1 + at[kind] * self.config.bars + source)
+        return torch.where(is_kind(kind, Relation.NEW), 0, 1 + at[kind] * self.config.bars + source)
 
     def kind(self, word: Tensor, kinds: tuple[Relation, ...]) -> tuple[Tensor, Tensor]:
         """Undo `_word`: kind and source."""

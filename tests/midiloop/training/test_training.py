@@ -671,22 +671,25 @@ from pathlib import Path
 sys.path[:0] = {[str(ROOT / "tests" / "support"), str(ROOT)]!r}
 from tests.midiloop.training import test_training
 for name, kind, config in (
-    ("prior", "prior", test_training.PLAIN_PRIOR), ("vq-vae", "vq-vae", None)
+    ("prior", "prior", test_training.PLAIN_PRIOR),
+    ("vq-vae", "vq-vae", None),
+    ("loop-transformer", "loop-transformer", None),
 ):
     for compiled in (False, True):
         settings = {{"epochs": 3, "batch_size": 20, "compile": compiled}}
         folder = Path({str(tmp_path)!r}) / f"{{name}}-{{compiled}}"
         test_training.run(folder, kind, settings, config=config)
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=600)
     assert distance(weights(tmp_path / "prior-True"), weights(tmp_path / "prior-False")) < 1e-5
-    # the noise in the dictionary is another one, compiled
-    plain, compiled = (
-        json.loads((tmp_path / f"vq-vae-{c}" / HISTORY).read_text())["history"]
-        for c in (False, True)
-    )
-    assert compiled[-1]["nats"] < compiled[0]["nats"]
-    assert compiled[-1]["nats"] == pytest.approx(plain[-1]["nats"], rel=0.1)
+    # the noise in the dictionary and of the dropout is another one, compiled
+    for name in ("vq-vae", "loop-transformer"):
+        plain, compiled = (
+            json.loads((tmp_path / f"{name}-{c}" / HISTORY).read_text())["history"]
+            for c in (False, True)
+        )
+        assert compiled[-1]["nats"] < compiled[0]["nats"]
+        assert compiled[-1]["nats"] == pytest.approx(plain[-1]["nats"], rel=0.1)
 
 
 # Several processes.
