@@ -346,6 +346,9 @@ def run(
     plan.check_ours(folder)
     earlier = _finished(out, provenance, resume) if out.exists() else None
     if earlier and not earlier.lost:
+        if folder.exists():  # the run was killed as it removed it
+            with files.locked(folder):
+                plan.remove(folder)
         return earlier
     folder.mkdir(exist_ok=True)
     with files.locked(folder):
@@ -354,7 +357,7 @@ def run(
         plan.open_partial(folder, provenance, resume=resume)
         manifest = _mine(sources, folder, settings, engine, resume, on_progress, item_timeout_s)
         files.put(folder / WHOLE, out, folder / "earlier" if earlier else None)
-        shutil.rmtree(folder)
+        plan.remove(folder)
     return _result(out, manifest)
 
 
@@ -387,7 +390,7 @@ def _mine(
         on_progress(progress, 0)
     if progress.files == sum(progress.rejects[reason] for reason in corpus.UNREAD_ARCHIVES):
         archives = [reject.file for path in paths for reject in partials.read(path, 0).rejects]
-        shutil.rmtree(folder)
+        plan.remove(folder)
         raise LoopError(_no_midi(sources, archives))
     threads = min(engine.n_workers, MAX_SEALING_THREADS)
     whole = folder / WHOLE

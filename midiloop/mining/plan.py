@@ -7,6 +7,7 @@ dataset's manifest says of where its loops come from.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -50,6 +51,17 @@ def open_partial(folder: Path, provenance: Mapping[str, Any], *, resume: bool) -
             "or remove it"
         )
     plan.open(resume=resume)
+
+
+def remove(folder: Path) -> None:
+    """Remove the folder of a run, its plan last: what is left of it is known as ours meanwhile."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != PLAN and not files.is_passing(path.name):
+            path.unlink()
+    (folder / PLAN).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def check_made(manifest: Path, made_of: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:

@@ -258,7 +258,7 @@ def benchmark_killed(desk: Desk, n: int) -> Iterator[str]:
         "2",
         "--window-s",
         "6",
-        "--steps",
+        "--decode-steps",
         "2,1,1,1",
         "--unconditioned-decode-steps",
         "2,1,1,1",

@@ -35,6 +35,7 @@ from handmade import (
     track,
     waltz,
 )
+from midiloop.common import files
 from midiloop.common.engine import Engine, Inline
 from midiloop.common.processes import Processes
 from midiloop.dataset import parquet
@@ -518,6 +519,32 @@ def test_somebody_else_s_folder_is_refused_and_left_as_it_was(
         extract.run([songs], tmp_path / "loops", engine=Processes(1), resume=resume)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [precious]
     assert precious.read_text() == '{"precious": true}'
+
+
+@pytest.mark.parametrize("removed", [0, 1])
+def test_a_run_that_is_killed_as_it_cleans_up_goes_on(
+    removed: int, songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink, calls = Path.unlink, []
+
+    def until_killed(path: Path, missing_ok: bool = False) -> None:
+        if (tmp_path / "loops").exists() and path.name != files.LOCK:
+            calls.append(path)
+            if len(calls) > removed:
+                raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    few = tmp_path / "few"
+    shutil.copytree(songs / "0", few)
+    monkeypatch.setattr(Path, "unlink", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        extract.run([few], tmp_path / "loops", engine=Inline())
+    monkeypatch.undo()
+    assert (tmp_path / "loops.partial").exists()
+    extract.run([few], tmp_path / "loops", engine=Inline(), resume=True)
+    extract.run([few], tmp_path / "whole", engine=Inline())
+    assert digest(tmp_path / "loops") == digest(tmp_path / "whole")
+    assert not (tmp_path / "loops.partial").exists()
 
 
 def test_a_file_that_was_written_since_is_mined_again(songs: Path, tmp_path: Path) -> None:
