@@ -85,7 +85,7 @@ class MeterType(click.ParamType[Any]):
         try:
             return meter_from_text(value)
         except LoopError as error:
-            self.fail(str(error), param, ctx)
+            self.fail(f"{error}.", param, ctx)
 
 
 def grid_options(command: Command) -> Command:

@@ -62,7 +62,7 @@ any_option = click.option(
     help="Also what is no loop by the rules: of which the first and the middle bar differ, or "
     "whose first step lacks kick or bass.",
 )
-# `recipes.TRAINED`, which would load PyTorch for the help.
+# `recipes.MODELS`, and the hands: importing them would load PyTorch for the help.
 TRAINED = ("ar-lstm-vae", "nonar-lstm-vae", "cnn-vae", "vq-vae", "loop-transformer", "hands")
 epochs_option = click.option("--epochs", type=click.IntRange(1), default=20, show_default=True,
     help="Passes over the loops at most.",
